@@ -1,0 +1,272 @@
+// Backward attention of one task: one head, a range of keys, all queries. The score matrix is recomputed in blocks.
+//
+//   per 512 keys:  pack K, K^T, V; dK = dV = 0
+//     per block of 64 queries:  pack Q, Q^T, dO, dO^T
+//       per 128 of the keys:  S^T = K Q^T,  dP^T = V dO^T
+//                             P^T = 2^(S^T - lse),  dS^T = P^T (dP^T - delta)
+//                             dV += P^T dO,  dK += dS^T Q,  dQ^T += K^T dS^T
+//     write dK, dV
+//   write dQ, or leave it as this task's share where the keys of the head are split over tasks
+//
+// Blocks of scores are transposed (scores-inl.h), so none of the five products needs a transposed copy of them.
+// Working memory: dQ of the head in the compute type, and the packed blocks.
+#pragma once
+
+#include "xformers/kernels/cpu/base/scratch.h"
+#include "xformers/kernels/cpu/attention/scores-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace xformers::cpu::XFORMERS_ISA_NAMESPACE {
+
+inline constexpr ptrdiff_t kKeyBlocks = 4;  // of 128 keys, packed together
+
+template <class Gemm>
+class Backward {
+  using T = typename Gemm::Element;
+  using C = typename Gemm::Compute;
+  using Left = typename Gemm::Left;
+  using Right = typename Gemm::Right;
+  static constexpr ptrdiff_t kLanes = lanes<C>();
+
+ public:
+  HWY_INLINE Backward(const AttentionBwdParams& params, C* shares) : p_(params), shares_(shares) {}
+
+  // longest_own: BackwardPlan's.
+  HWY_INLINE size_t lay_out(void* memory, int64_t longest_own) {
+    Arena arena(memory);
+    const ptrdiff_t dim = p_.shape.head_dim, dim_v = p_.shape.head_dim_v;
+    for (ptrdiff_t b = 0; b < kKeyBlocks; ++b) {
+      key_blocks_[b].k_memory = arena.take<char>(Gemm::left_size(kBlockKeys, dim));
+      key_blocks_[b].kt_memory = arena.take<char>(Gemm::left_size(dim, kBlockKeys));
+      key_blocks_[b].v_memory = arena.take<char>(Gemm::left_size(kBlockKeys, dim_v));
+      key_blocks_[b].dk = arena.take<C>(kBlockKeys * round_up(dim, 16));
+      key_blocks_[b].dv = arena.take<C>(kBlockKeys * round_up(dim_v, 16));
+    }
+    q_memory_ = arena.take<char>(Gemm::right_size(kBlockColumns, dim));
+    qt_memory_ = arena.take<char>(Gemm::right_size(dim, kBlockColumns));
+    dout_memory_ = arena.take<char>(Gemm::right_size(kBlockColumns, dim_v));
+    doutt_memory_ = arena.take<char>(Gemm::right_size(dim_v, kBlockColumns));
+    scores_ = arena.take<C>(kBlockKeys * kBlockColumns);
+    dprobs_ = arena.take<C>(kBlockKeys * kBlockColumns);
+    p_memory_ = arena.take<char>(Gemm::probs_size(kBlockKeys, kBlockColumns));
+    ds_memory_ = arena.take<char>(Gemm::probs_size(kBlockKeys, kBlockColumns));
+    dst_memory_ = arena.take<char>(Gemm::probs_size(kBlockKeys, kBlockColumns));
+    const ptrdiff_t rows = max_of(round_up(dim, 32), round_up(dim_v, 32)) * kBlockColumns;
+    staging_ = arena.take<C>(max_of(rows, 2 * kBlockKeys * kBlockColumns));
+    keep_ = p_.dropout.p > 0 ? arena.take<C>(kBlockKeys * kBlockColumns) : nullptr;
+    own_dq_ = arena.take<C>(dq_size(longest_own, dim));
+    return arena.bytes();
+  }
+
+  HWY_NOINLINE void run(const BackwardTask& task) {
+    const Sequence sequence = sequence_at(p_.shape, p_.seq, task.sequence);
+    const Band band(p_.band, sequence);
+    C* const dq = task.partial >= 0 ? shares_ + task.partial : own_dq_;
+    zero_row(dq, dq_size(sequence.seqlen_q, p_.shape.head_dim));
+
+    for (int64_t key = task.keys.begin; key < task.keys.end; key += kKeyBlocks * kBlockKeys) {
+      const Range keys{key, min_of(key + kKeyBlocks * kBlockKeys, task.keys.end)};
+      for (ptrdiff_t b = 0; key + b * kBlockKeys < keys.end; ++b) {
+        const int64_t begin = key + b * kBlockKeys;
+        start(key_blocks_[b], {begin, min_of(begin + kBlockKeys, keys.end)}, task, sequence);
+      }
+      const Range queries = band.query_range(keys);
+      for (int64_t query = queries.begin / kBlockColumns * kBlockColumns; query < queries.end; query += kBlockColumns) {
+        const Range rows{query, min_of(query + kBlockColumns, sequence.seqlen_q)};
+        load_queries(rows, task, sequence);
+        const Range seen = band.key_range(rows);
+        for (ptrdiff_t b = 0; key + b * kBlockKeys < keys.end; ++b) {
+          const KeyBlock& block = key_blocks_[b];
+          const int64_t first = block.keys.begin;
+          const ptrdiff_t begin = max_of(seen.begin - first, 0) / 32 * 32, end = min_of(seen.end, block.keys.end) - first;
+          if (begin < end) add_block(block, begin, end - begin, task, band, sequence, dq_block(dq, query));
+        }
+      }
+      for (ptrdiff_t b = 0; key + b * kBlockKeys < keys.end; ++b) finish(key_blocks_[b], task, sequence);
+    }
+    if (task.partial < 0) write_dq(dq, task.sequence, task.group, task.head);
+  }
+
+  // Sums the shares of dQ in order and writes it.
+  HWY_NOINLINE void merge(const BackwardMerge& merge) {
+    const Sequence sequence = sequence_at(p_.shape, p_.seq, merge.sequence);
+    C* const total = shares_ + merge.partial;
+    const Tag<C> d;
+    for (int64_t split = 1; split < merge.num_splits; ++split) {
+      const C* share = total + split * merge.stride;
+      for (int64_t i = 0; i < dq_size(sequence.seqlen_q, p_.shape.head_dim); i += kLanes) {
+        hn::StoreU(hn::Add(hn::LoadU(d, total + i), hn::LoadU(d, share + i)), d, total + i);
+      }
+    }
+    write_dq(total, merge.sequence, merge.group, merge.head);
+  }
+
+ private:
+  struct KeyBlock {
+    Range keys;
+    char *k_memory, *kt_memory, *v_memory;
+    Left k, kt, v;  // [keys, head_dim], [head_dim, keys], [keys, head_dim_v]
+    C *dk, *dv;     // [keys, head_dim to 16], [keys, head_dim_v to 16]
+  };
+
+  HWY_INLINE C* dq_block(C* dq, int64_t query) const { return dq + query * round_up(p_.shape.head_dim, 16); }
+
+  HWY_INLINE void start(KeyBlock& block, Range keys, const BackwardTask& task, const Sequence& sequence) {
+    const ptrdiff_t dim = p_.shape.head_dim, dim_v = p_.shape.head_dim_v, count = keys.end - keys.begin;
+    const T* k = row_of<const T>(p_.k, sequence.batch, sequence.k_begin + keys.begin, task.group, task.head);
+    const T* v = row_of<const T>(p_.v, sequence.batch, sequence.k_begin + keys.begin, task.group, task.head);
+    block.keys = keys;
+    block.k = Gemm::pack_left(block.k_memory, k, p_.k.seq_stride, count, dim);
+    block.kt = Gemm::pack_left_transposed(block.kt_memory, k, p_.k.seq_stride, count, dim);
+    block.v = Gemm::pack_left(block.v_memory, v, p_.v.seq_stride, count, dim_v);
+    zero_row(block.dk, kBlockKeys * round_up(dim, 16));
+    zero_row(block.dv, kBlockKeys * round_up(dim_v, 16));
+  }
+
+  HWY_INLINE void load_queries(Range rows, const BackwardTask& task, const Sequence& sequence) {
+    const ptrdiff_t dim = p_.shape.head_dim, dim_v = p_.shape.head_dim_v;
+    fill_columns(columns_, 0, rows.end - rows.begin, 32, rows, task.head);
+    T* const gathered = reinterpret_cast<T*>(staging_);
+    gather_rows(gathered, dim, p_.q, sequence, task.group, columns_);
+    q_ = Gemm::pack_right(q_memory_, gathered, dim, columns_.padded, dim);
+    qt_ = Gemm::pack_right_transposed(qt_memory_, gathered, dim, columns_.padded, dim);
+    gather_rows(gathered, dim_v, p_.dout, sequence, task.group, columns_);
+    dout_ = Gemm::pack_right(dout_memory_, gathered, dim_v, columns_.padded, dim_v);
+    doutt_ = Gemm::pack_right_transposed(doutt_memory_, gathered, dim_v, columns_.padded, dim_v);
+
+    for (ptrdiff_t c = 0; c < columns_.padded; ++c) {
+      delta_[c] = 0;
+      lse_log2_[c] = kInfinity<C>;  // 2^(S - inf) = 0: unused columns, and rows that see no key
+      if (c >= columns_.count) continue;
+      const int64_t row = sequence.q_begin + rows.begin + c;
+      const C lse = *row_of<const C>(p_.lse, sequence.batch, row, task.group, task.head);
+      if (lse == -kInfinity<C>) continue;
+      lse_log2_[c] = lse * static_cast<C>(kLog2e);
+      delta_[c] = dot(gathered + c * dim_v, row_of<const T>(p_.out, sequence.batch, row, task.group, task.head), dim_v);
+      if (p_.dlse.data) delta_[c] -= *row_of<const C>(p_.dlse, sequence.batch, row, task.group, task.head);
+    }
+  }
+
+  static HWY_INLINE C dot(const T* a, const T* b, ptrdiff_t count) {
+    const Tag<C> d;
+    auto sum = hn::Zero(d);
+    ptrdiff_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) sum = hn::MulAdd(load_vec(a + i), load_vec(b + i), sum);
+    C total = hn::GetLane(hn::SumOfLanes(d, sum));
+    for (; i < count; ++i) total += static_cast<C>(to_compute(a[i])) * static_cast<C>(to_compute(b[i]));
+    return total;
+  }
+
+  // Keys [begin, begin + rows) of the block with the loaded queries.
+  HWY_INLINE void add_block(const KeyBlock& block, ptrdiff_t begin, ptrdiff_t rows, const BackwardTask& task, const Band& band,
+                            const Sequence& sequence, C* dq) {
+    const ptrdiff_t dim = p_.shape.head_dim, dim_v = p_.shape.head_dim_v, cols = columns_.padded;
+    const int64_t key = block.keys.begin + begin;
+    Gemm::multiply(scores_, cols, block.k.at_row(begin), qt_, rows, cols, dim, false);
+    Gemm::multiply(dprobs_, cols, block.v.at_row(begin), doutt_, rows, cols, dim_v, false);
+
+    const C scale_log2 = finish_scores<T>(scores_, rows, p_.softmax_scale, p_.bias, band, sequence.batch, task.group, columns_, key,
+                                          staging_);
+    if (p_.dropout.p > 0) {
+      fill_keep(keep_, rows, p_.dropout, task.sequence, p_.shape.num_heads(), task.group * p_.shape.heads_per_group, columns_,
+                key);
+    }
+    const Left probs = Gemm::probs_left(p_memory_, scores_, kBlockKeys, cols);
+    const Left ds = Gemm::probs_left(ds_memory_, dprobs_, kBlockKeys, cols);
+    const Right ds_right = Gemm::probs_right(dst_memory_, dprobs_, kBlockKeys, cols);
+    differentiate(probs, ds, ds_right, scale_log2, rows);
+    if (p_.dbias.data) store_dbias(rows, key, task, sequence);
+
+    Gemm::multiply(block.dv + begin * round_up(dim_v, 16), round_up(dim_v, 16), probs, dout_, rows, round_up(dim_v, 16), cols, true);
+    Gemm::multiply(block.dk + begin * round_up(dim, 16), round_up(dim, 16), ds, q_, rows, round_up(dim, 16), cols, true);
+    Gemm::multiply(dq, cols, block.kt.at_depth(begin), ds_right, dim, cols, rows, true);
+  }
+
+  // scores -> P (with dropout), dprobs -> dS.
+  HWY_INLINE void differentiate(const Left& probs, const Left& ds, const Right& ds_right, C scale_log2, ptrdiff_t rows) {
+    const Tag<C> d;
+    const ptrdiff_t cols = columns_.padded;
+    const auto scale = hn::Set(d, scale_log2), zero = hn::Zero(d);
+    const auto kept = hn::Set(d, p_.dropout.p < 1 ? static_cast<C>(1 / (1 - p_.dropout.p)) : C(0));
+    const bool keep_ds = p_.dbias.data && !Gemm::kProbsInPlace;
+    for (ptrdiff_t c = 0; c < cols; c += kLanes) {
+      const auto lse = hn::Load(d, lse_log2_ + c), delta = hn::Load(d, delta_ + c);
+      const auto one = [&](ptrdiff_t n, Vec<C>& p, Vec<C>& s) HWY_ATTR {
+        p = exp2_vec<Gemm::kExp2Degree>(hn::MulSub(hn::LoadU(d, scores_ + n * cols + c), scale, lse));
+        auto dp = hn::LoadU(d, dprobs_ + n * cols + c);
+        if (keep_) {
+          const auto factor = hn::Mul(hn::LoadU(d, keep_ + n * cols + c), kept);
+          s = hn::Mul(p, hn::Sub(hn::Mul(dp, factor), delta));
+          p = hn::Mul(p, factor);
+        } else {
+          s = hn::Mul(p, hn::Sub(dp, delta));
+        }
+        if (keep_ds) hn::StoreU(s, d, dprobs_ + n * cols + c);
+      };
+      for (ptrdiff_t n = 0; n < rows; n += 2) {
+        Vec<C> p0, s0, p1 = zero, s1 = zero;
+        one(n, p0, s0);
+        if (n + 1 < rows) one(n + 1, p1, s1);
+        Gemm::template store_probs<true, false>(probs, {}, scores_, cols, n, c, p0, p1);
+        Gemm::template store_probs<true, true>(ds, ds_right, dprobs_, cols, n, c, s0, s1);
+      }
+      for (ptrdiff_t n = round_up(rows, 2); n < round_up(rows, Gemm::kDepthAlign); n += 2) {
+        Gemm::template store_probs<true, false>(probs, {}, scores_, cols, n, c, zero, zero);
+        Gemm::template store_probs<true, true>(ds, ds_right, dprobs_, cols, n, c, zero, zero);
+      }
+    }
+  }
+
+  HWY_INLINE void store_dbias(ptrdiff_t rows, int64_t key, const BackwardTask& task, const Sequence& sequence) {
+    const ptrdiff_t stride = round_up(rows, 16);
+    transpose(dprobs_, columns_.padded, staging_, stride, rows, columns_.padded);
+    for (ptrdiff_t c = 0; c < columns_.count; ++c) {
+      T* to = bias_row<T>(p_.dbias, sequence.batch, columns_.origin + c, task.group, task.head) + key * p_.dbias.k_stride;
+      const C* from = staging_ + c * stride;
+      if (p_.dbias.k_stride == 1) {
+        store_row(from, C(1), to, rows);
+      } else {
+        for (ptrdiff_t n = 0; n < rows; ++n) to[n * p_.dbias.k_stride] = from_compute<T>(from[n]);
+      }
+    }
+  }
+
+  HWY_INLINE void finish(const KeyBlock& block, const BackwardTask& task, const Sequence& sequence) {
+    const ptrdiff_t dim = p_.shape.head_dim, dim_v = p_.shape.head_dim_v;
+    const C scale = static_cast<C>(p_.softmax_scale);
+    for (int64_t key = block.keys.begin; key < block.keys.end; ++key) {
+      const ptrdiff_t n = key - block.keys.begin;
+      const int64_t row = sequence.k_begin + key;
+      store_row(block.dk + n * round_up(dim, 16), scale, row_of<T>(p_.dk, sequence.batch, row, task.group, task.head), dim);
+      store_row(block.dv + n * round_up(dim_v, 16), C(1), row_of<T>(p_.dv, sequence.batch, row, task.group, task.head), dim_v);
+    }
+  }
+
+  HWY_INLINE void write_dq(C* dq, int64_t sequence_index, int64_t group, int64_t head) {
+    const Sequence sequence = sequence_at(p_.shape, p_.seq, sequence_index);
+    const ptrdiff_t dim = p_.shape.head_dim, stride = round_up(dim, 16);
+    const C scale = static_cast<C>(p_.softmax_scale);
+    for (int64_t query = 0; query < sequence.seqlen_q; query += kBlockColumns) {
+      const ptrdiff_t count = min_of(kBlockColumns, sequence.seqlen_q - query), cols = round_up(count, 32);
+      transpose(dq_block(dq, query), cols, staging_, stride, dim, cols);
+      for (ptrdiff_t c = 0; c < count; ++c) {
+        store_row(staging_ + c * stride, scale, row_of<T>(p_.dq, sequence.batch, sequence.q_begin + query + c, group, head), dim);
+      }
+    }
+  }
+
+  const AttentionBwdParams& p_;
+  C* shares_;
+  KeyBlock key_blocks_[kKeyBlocks];
+  char *q_memory_, *qt_memory_, *dout_memory_, *doutt_memory_;
+  Right q_, qt_, dout_, doutt_;  // [queries, head_dim], [head_dim, queries], the same of dout
+  char *p_memory_, *ds_memory_, *dst_memory_;
+  C *scores_, *dprobs_;  // [128 keys, 64 queries]
+  C *staging_, *keep_, *own_dq_;
+  Columns<C> columns_;
+  alignas(64) C delta_[kBlockColumns];
+  alignas(64) C lse_log2_[kBlockColumns];
+};
+
+}  // namespace xformers::cpu::XFORMERS_ISA_NAMESPACE
+HWY_AFTER_NAMESPACE();

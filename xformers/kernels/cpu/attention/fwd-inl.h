@@ -1,0 +1,237 @@
+// Forward attention of one task: online softmax over blocks of 128 keys, for up to 8 blocks of 64 columns ((head, query)
+// pairs that share keys and values), so that a packed block of keys serves 512 rows.
+//
+//   per block of keys:  pack K [keys, head_dim] and V^T [head_dim_v, keys]
+//     per block of columns:  S^T = K Q^T -> bias, mask -> column maxima -> P^T = 2^(S^T - max) -> O^T += V^T P^T
+//   at the end:  out = O / sum, lse = max + ln(sum)
+//
+// The maximum in use is only raised when a score exceeds it by more than 2^8: until then the sums cannot overflow, and O
+// needs no rescaling. Working memory: O^T and Q^T of the columns and one packed block of K and V.
+#pragma once
+
+#include "xformers/kernels/cpu/base/scratch.h"
+#include "xformers/kernels/cpu/attention/scores-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace xformers::cpu::XFORMERS_ISA_NAMESPACE {
+
+// Partial results of tasks that see only some of the keys: normalised rows and their log-sum-exp, in the compute type.
+template <class C>
+struct ForwardPartials {
+  C* out = nullptr;  // [rows, head_dim_v]
+  C* lse = nullptr;  // [rows]
+};
+
+template <class Gemm>
+class Forward {
+  using T = typename Gemm::Element;
+  using C = typename Gemm::Compute;
+  static constexpr ptrdiff_t kLanes = lanes<C>();
+
+  struct ColumnBlock {
+    Columns<C> columns;
+    typename Gemm::Right q;  // [head_dim, columns]
+    C* out;                  // [head_dim_v to 16, columns]
+    alignas(64) C row_max[kBlockColumns];
+    alignas(64) C row_sum[kBlockColumns];
+    bool started;
+  };
+
+ public:
+  HWY_INLINE Forward(const AttentionFwdParams& params, ForwardPartials<C> partials) : p_(params), partials_(partials) {}
+
+  HWY_INLINE size_t lay_out(void* memory) {
+    Arena arena(memory);
+    const ptrdiff_t dim = p_.shape.head_dim, dim_v = p_.shape.head_dim_v;
+    blocks_ = arena.take<ColumnBlock>(kMaxColumnBlocks);
+    for (ptrdiff_t b = 0; b < column_blocks(p_.shape); ++b) {
+      q_memory_[b] = arena.take<char>(Gemm::right_size(dim, kBlockColumns));
+      out_memory_[b] = arena.take<C>(round_up(dim_v, 16) * kBlockColumns);
+    }
+    k_memory_ = arena.take<char>(Gemm::left_size(kBlockKeys, dim));
+    v_memory_ = arena.take<char>(Gemm::left_size(dim_v, kBlockKeys));
+    scores_ = arena.take<C>(kBlockKeys * kBlockColumns);
+    probs_ = arena.take<char>(Gemm::probs_size(kBlockKeys, kBlockColumns));
+    const ptrdiff_t rows = max_of(round_up(dim, 32), round_up(dim_v, 32)) * kBlockColumns;
+    staging_ = arena.take<C>(max_of(rows, 2 * kBlockKeys * kBlockColumns));
+    keep_ = p_.dropout.p > 0 ? arena.take<C>(kBlockKeys * kBlockColumns) : nullptr;
+    return arena.bytes();
+  }
+
+  HWY_NOINLINE void run(const ForwardTask& task) {
+    const Sequence sequence = sequence_at(p_.shape, p_.seq, task.sequence);
+    const Band band(p_.band, sequence);
+    const ptrdiff_t dim = p_.shape.head_dim, dim_v = p_.shape.head_dim_v;
+    const ptrdiff_t total = (task.head_end - task.head_begin) * (task.queries.end - task.queries.begin);
+    const ptrdiff_t num_blocks = (total + kBlockColumns - 1) / kBlockColumns;
+    for (ptrdiff_t b = 0; b < num_blocks; ++b) start(blocks_[b], b, total, task, sequence);
+
+    for (int64_t key = task.keys.begin; key < task.keys.end; key += kBlockKeys) {
+      const ptrdiff_t num_keys = min_of(kBlockKeys, task.keys.end - key);
+      const T* k = row_of<const T>(p_.k, sequence.batch, sequence.k_begin + key, task.group, task.head_begin);
+      const T* v = row_of<const T>(p_.v, sequence.batch, sequence.k_begin + key, task.group, task.head_begin);
+      const auto packed_k = Gemm::pack_left(k_memory_, k, p_.k.seq_stride, num_keys, dim);
+      const auto packed_v = Gemm::pack_left_transposed(v_memory_, v, p_.v.seq_stride, num_keys, dim_v);
+      for (ptrdiff_t b = 0; b < num_blocks; ++b) {
+        ColumnBlock& block = blocks_[b];
+        const Range seen = band.key_range(block.columns.queries);
+        const ptrdiff_t begin = max_of(seen.begin - key, 0) / 32 * 32, end = min_of(seen.end - key, num_keys);
+        if (begin >= end) continue;
+        add_keys(block, task, band, sequence, packed_k.at_row(begin), packed_v.at_depth(begin), key + begin, end - begin);
+      }
+    }
+    for (ptrdiff_t b = 0; b < num_blocks; ++b) finish(blocks_[b], task, sequence);
+  }
+
+ private:
+  HWY_INLINE void start(ColumnBlock& block, ptrdiff_t index, ptrdiff_t total, const ForwardTask& task, const Sequence& sequence) {
+    const ptrdiff_t first = index * kBlockColumns;
+    fill_columns(block.columns, first, min_of(kBlockColumns, total - first), 16, task.queries, task.head_begin);
+    T* const rows = reinterpret_cast<T*>(staging_);
+    gather_rows(rows, p_.shape.head_dim, p_.q, sequence, task.group, block.columns);
+    block.q = Gemm::pack_right_transposed(q_memory_[index], rows, p_.shape.head_dim, block.columns.padded, p_.shape.head_dim);
+    block.out = out_memory_[index];
+    block.started = false;
+    for (ptrdiff_t c = 0; c < kBlockColumns; ++c) {
+      block.row_max[c] = -kInfinity<C>;
+      block.row_sum[c] = 0;
+    }
+  }
+
+  // Keys [key, key + rows) of the sequence, all of which some column of the block may see.
+  HWY_INLINE void add_keys(ColumnBlock& block, const ForwardTask& task, const Band& band, const Sequence& sequence,
+                           const typename Gemm::Left& k, const typename Gemm::Left& v, int64_t key, ptrdiff_t rows) {
+    const ptrdiff_t cols = block.columns.padded;
+    Gemm::multiply(scores_, cols, k, block.q, rows, cols, p_.shape.head_dim, false);
+
+    const C scale_log2 = finish_scores<T>(scores_, rows, p_.softmax_scale, p_.bias, band, sequence.batch, task.group, block.columns, key,
+                                          staging_);
+    if (p_.dropout.p > 0) {
+      fill_keep(keep_, rows, p_.dropout, task.sequence, p_.shape.num_heads(), task.group * p_.shape.heads_per_group,
+                block.columns, key);
+    }
+    const auto probs = Gemm::probs_right(probs_, scores_, kBlockKeys, cols);
+    softmax(block, probs, scale_log2, rows);
+    Gemm::multiply(block.out, cols, v, probs, p_.shape.head_dim_v, cols, rows, block.started);
+    block.started = true;
+  }
+
+  // Scores (times scale_log2: exponents of 2) to probabilities relative to the block's maximum; updates maxima and sums.
+  HWY_INLINE void softmax(ColumnBlock& block, const typename Gemm::Right& probs, C scale_log2, ptrdiff_t rows) {
+    const Tag<C> d;
+    const ptrdiff_t cols = block.columns.padded;
+    const auto scale = hn::Set(d, scale_log2), zero = hn::Zero(d);
+    const auto lowest = hn::Set(d, -hwy::HighestValue<C>());
+    const auto headroom = hn::Set(d, C(8) / scale_log2);
+    alignas(64) C rescale[kBlockColumns];
+    bool any_rescale = false;
+    for (ptrdiff_t c = 0; c < cols; c += kLanes) {
+      const C* const scores = scores_ + c;
+      auto max0 = hn::LoadU(d, scores), max1 = max0, max2 = max0, max3 = max0;
+      ptrdiff_t n = 0;
+      for (; n + 4 <= rows; n += 4) {
+        max0 = hn::Max(max0, hn::LoadU(d, scores + n * cols));
+        max1 = hn::Max(max1, hn::LoadU(d, scores + (n + 1) * cols));
+        max2 = hn::Max(max2, hn::LoadU(d, scores + (n + 2) * cols));
+        max3 = hn::Max(max3, hn::LoadU(d, scores + (n + 3) * cols));
+      }
+      for (; n < rows; ++n) max0 = hn::Max(max0, hn::LoadU(d, scores + n * cols));
+      const auto seen_max = hn::Max(hn::Max(max0, max1), hn::Max(max2, max3));
+
+      auto row_max = hn::Load(d, block.row_max + c), row_sum = hn::Load(d, block.row_sum + c);
+      if (!hn::AllFalse(d, hn::Gt(seen_max, hn::Add(row_max, headroom)))) {
+        const auto raised = hn::Max(row_max, seen_max);
+        // Of a column that has seen no key yet, row_max is -inf: the factor is 0. Where raised is -inf too, likewise.
+        const auto factor =
+            exp2_vec<Gemm::kExp2Degree>(hn::Mul(hn::Sub(row_max, hn::Max(raised, lowest)), scale));
+        row_sum = hn::Mul(row_sum, factor);
+        hn::Store(factor, d, rescale + c);
+        hn::Store(raised, d, block.row_max + c);
+        row_max = raised;
+        any_rescale = true;
+      } else {
+        hn::Store(hn::Set(d, C(1)), d, rescale + c);
+      }
+      // -inf as the maximum would make -inf minus itself: such columns are taken relative to 0.
+      const auto base = hn::Mul(hn::IfThenElse(hn::Lt(row_max, lowest), zero, row_max), scale);
+
+      auto sum0 = row_sum, sum1 = zero;
+      for (n = 0; n + 2 <= rows; n += 2) {
+        auto p0 = exp2_vec<Gemm::kExp2Degree>(hn::MulSub(hn::LoadU(d, scores + n * cols), scale, base));
+        auto p1 = exp2_vec<Gemm::kExp2Degree>(hn::MulSub(hn::LoadU(d, scores + (n + 1) * cols), scale, base));
+        sum0 = hn::Add(sum0, p0);
+        sum1 = hn::Add(sum1, p1);
+        if (keep_) {
+          p0 = hn::Mul(p0, hn::LoadU(d, keep_ + n * cols + c));
+          p1 = hn::Mul(p1, hn::LoadU(d, keep_ + (n + 1) * cols + c));
+        }
+        Gemm::template store_probs<false, true>({}, probs, scores_, cols, n, c, p0, p1);
+      }
+      if (n < rows) {
+        auto p0 = exp2_vec<Gemm::kExp2Degree>(hn::MulSub(hn::LoadU(d, scores + n * cols), scale, base));
+        sum0 = hn::Add(sum0, p0);
+        if (keep_) p0 = hn::Mul(p0, hn::LoadU(d, keep_ + n * cols + c));
+        Gemm::template store_probs<false, true>({}, probs, scores_, cols, n, c, p0, zero);
+        n += 2;
+      }
+      for (; n < round_up(rows, Gemm::kDepthAlign); n += 2) {
+        Gemm::template store_probs<false, true>({}, probs, scores_, cols, n, c, zero, zero);
+      }
+      hn::Store(hn::Add(sum0, sum1), d, block.row_sum + c);
+    }
+    if (any_rescale && block.started) {
+      for (ptrdiff_t r = 0; r < p_.shape.head_dim_v; ++r) {
+        for (ptrdiff_t c = 0; c < cols; c += kLanes) {
+          C* const at = block.out + r * cols + c;
+          hn::StoreU(hn::Mul(hn::LoadU(d, at), hn::Load(d, rescale + c)), d, at);
+        }
+      }
+    }
+  }
+
+  HWY_INLINE void finish(ColumnBlock& block, const ForwardTask& task, const Sequence& sequence) {
+    const Tag<C> d;
+    const Columns<C>& columns = block.columns;
+    const ptrdiff_t cols = columns.padded, dim_v = p_.shape.head_dim_v, stride = round_up(dim_v, 16);
+    alignas(64) C inverse[kBlockColumns], lse[kBlockColumns];
+    const C kept = p_.dropout.p > 0 && p_.dropout.p < 1 ? static_cast<C>(1 / (1 - p_.dropout.p)) : C(1);
+    const bool scaled = needs_scaling(static_cast<C>(p_.softmax_scale * kLog2e), p_.bias);
+    const auto to_natural = hn::Set(d, static_cast<C>(scaled ? kLn2 : p_.softmax_scale));
+    for (ptrdiff_t c = 0; c < cols; c += kLanes) {
+      const auto sum = hn::Load(d, block.row_sum + c);
+      const auto empty = hn::Eq(sum, hn::Zero(d));
+      hn::Store(hn::IfThenZeroElse(empty, hn::Div(hn::Set(d, kept), sum)), d, inverse + c);
+      const auto positive = hn::IfThenElse(empty, hn::Set(d, C(1)), sum);
+      const auto row_lse = hn::MulAdd(hn::Load(d, block.row_max + c), to_natural, hn::Log(d, positive));
+      hn::Store(hn::IfThenElse(empty, hn::Set(d, -kInfinity<C>), row_lse), d, lse + c);
+    }
+    if (block.started) {
+      transpose(block.out, cols, staging_, stride, dim_v, cols);
+    } else {
+      zero_row(staging_, columns.count * stride);
+    }
+    const int64_t num_queries = task.queries.end - task.queries.begin;
+    for (ptrdiff_t c = 0; c < columns.count; ++c) {
+      if (task.partial_row >= 0) {
+        const int64_t row = task.partial_row + (columns.head[c] - task.head_begin) * num_queries + columns.query[c];
+        store_row(staging_ + c * stride, inverse[c], partials_.out + row * dim_v, dim_v);
+        partials_.lse[row] = lse[c];
+        continue;
+      }
+      const int64_t row = sequence.q_begin + columns.origin + columns.query[c];
+      store_row(staging_ + c * stride, inverse[c], row_of<T>(p_.out, sequence.batch, row, task.group, columns.head[c]), dim_v);
+      if (p_.lse.data) *row_of<C>(p_.lse, sequence.batch, row, task.group, columns.head[c]) = lse[c];
+    }
+  }
+
+  const AttentionFwdParams& p_;
+  ForwardPartials<C> partials_;
+  ColumnBlock* blocks_;
+  char* q_memory_[kMaxColumnBlocks];
+  C* out_memory_[kMaxColumnBlocks];
+  char *k_memory_, *v_memory_, *probs_;
+  C *scores_, *staging_, *keep_;
+};
+
+}  // namespace xformers::cpu::XFORMERS_ISA_NAMESPACE
+HWY_AFTER_NAMESPACE();

@@ -1,0 +1,25 @@
+// The tiled kernels, one pair per instruction set. Each lives in its own unit with its own compiler flags.
+#pragma once
+
+#include "xformers/kernels/cpu/attention/plan.h"
+#include "xformers/kernels/cpu/base/parallel_for.h"
+#include "xformers/kernels/params/attention.h"
+
+namespace xformers::cpu {
+
+using ForwardFn = void (*)(const AttentionFwdParams& params, const ForwardPlan& plan, const Threads& threads);
+using BackwardFn = void (*)(const AttentionBwdParams& params, const BackwardPlan& plan, const Threads& threads);
+
+#define XFORMERS_DECLARE_ISA(isa)                                                                        \
+  namespace isa {                                                                                        \
+  void forward(const AttentionFwdParams& params, const ForwardPlan& plan, const Threads& threads);       \
+  void backward(const AttentionBwdParams& params, const BackwardPlan& plan, const Threads& threads);     \
+  }
+XFORMERS_DECLARE_ISA(isa_portable)
+XFORMERS_DECLARE_ISA(isa_avx2)
+XFORMERS_DECLARE_ISA(isa_avx512)
+XFORMERS_DECLARE_ISA(isa_avx512_bf16)
+XFORMERS_DECLARE_ISA(isa_amx)
+#undef XFORMERS_DECLARE_ISA
+
+}  // namespace xformers::cpu

@@ -1,0 +1,109 @@
+#include "xformers/kernels/cpu/attention/plan.h"
+
+#include <algorithm>
+
+namespace xformers::cpu {
+namespace {
+
+constexpr int64_t kMinKeysPerSplit = 512;  // below this, merging costs more than the split gains
+constexpr int64_t kMaxShareBytes = int64_t{1} << 29;  // memory for shares of dq
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+}  // namespace
+
+ForwardPlan plan_forward(const AttentionFwdParams& params, int num_threads) {
+  const int64_t max_columns = column_blocks(params.shape) * kBlockColumns;
+  const AttentionShape& shape = params.shape;
+  const bool shared = shape.heads_per_group > 1 && params.k.head_stride == 0 && params.v.head_stride == 0;
+  const int64_t num_seqs = num_sequences(shape, params.seq);
+  int64_t total_queries = 0, longest_q = 0;
+  for (int64_t s = 0; s < num_seqs; ++s) {
+    const int64_t seqlen_q = sequence_at(shape, params.seq, s).seqlen_q;
+    total_queries += seqlen_q;
+    longest_q = std::max(longest_q, seqlen_q);
+  }
+  ForwardPlan plan;
+  if (total_queries == 0 || shape.num_heads() == 0) return plan;
+
+  // Heads of a group go together while their rows fit; then as many blocks of queries as leave each thread some tasks.
+  const int64_t short_q = std::min(longest_q, kBlockColumns);
+  const int64_t heads = shared ? std::clamp(max_columns / short_q, int64_t{1}, shape.heads_per_group) : 1;
+  const int64_t head_tasks = shape.num_groups * ceil_div(shape.heads_per_group, heads);
+  int64_t queries = std::max(max_columns / heads / kBlockColumns, int64_t{1}) * kBlockColumns;
+  const int64_t wanted_tasks = num_threads > 1 ? int64_t{4} * num_threads : 1;
+  while (queries > kBlockColumns && head_tasks * ceil_div(total_queries, queries) < wanted_tasks) queries /= 2;
+  queries = std::max(queries / kBlockColumns, int64_t{1}) * kBlockColumns;
+
+  int64_t num_tasks = 0;
+  for (int64_t s = 0; s < num_seqs; ++s) {
+    num_tasks += head_tasks * ceil_div(sequence_at(shape, params.seq, s).seqlen_q, queries);
+  }
+  const int64_t wanted_splits = num_tasks < 2 * num_threads && num_threads > 1 ? ceil_div(2 * num_threads, num_tasks) : 1;
+
+  plan.tasks.reserve(num_tasks);
+  for (int64_t s = 0; s < num_seqs; ++s) {
+    const Sequence sequence = sequence_at(shape, params.seq, s);
+    const Band band(params.band, sequence);
+    for (int64_t group = 0; group < shape.num_groups; ++group) {
+      for (int64_t head = 0; head < shape.heads_per_group; head += heads) {
+        const int64_t head_end = std::min(head + heads, shape.heads_per_group);
+        for (int64_t q_end = sequence.seqlen_q; q_end > 0;) {  // from the end: with causal masks the longest rows
+          const int64_t q_begin = (q_end - 1) / queries * queries;
+          const Range rows{q_begin, q_end};
+          Range keys = band.key_range(rows);
+          keys.begin = keys.begin / kBlockColumns * kBlockColumns;  // kernels number keys from multiples of 32
+          const int64_t splits = std::clamp((keys.end - keys.begin) / kMinKeysPerSplit, int64_t{1}, wanted_splits);
+          if (splits == 1) {
+            plan.tasks.push_back({s, group, head, head_end, rows, keys, -1});
+          } else {
+            plan.merges.push_back({s, group, head, head_end, rows, plan.partial_rows, splits});
+            const int64_t step = ceil_div(ceil_div(keys.end - keys.begin, splits), kBlockColumns) * kBlockColumns;
+            for (int64_t split = 0; split < splits; ++split) {
+              const Range part{std::min(keys.begin + split * step, keys.end), std::min(keys.begin + (split + 1) * step, keys.end)};
+              plan.tasks.push_back({s, group, head, head_end, rows, part, plan.partial_rows});
+              plan.partial_rows += plan.merges.back().num_rows();
+            }
+          }
+          q_end = q_begin;
+        }
+      }
+    }
+  }
+  return plan;
+}
+
+BackwardPlan plan_backward(const AttentionBwdParams& params, int num_threads) {
+  const AttentionShape& shape = params.shape;
+  const int64_t num_seqs = num_sequences(shape, params.seq);
+  BackwardPlan plan;
+  const int64_t whole_tasks = num_seqs * shape.num_heads();
+  const int64_t wanted = num_threads > 1 && whole_tasks > 0 && whole_tasks % num_threads != 0 && whole_tasks < 4 * num_threads
+                             ? ceil_div(4 * num_threads, whole_tasks)
+                             : 1;
+  for (int64_t s = 0; s < num_seqs; ++s) {
+    const Sequence sequence = sequence_at(shape, params.seq, s);
+    const int64_t share = dq_size(sequence.seqlen_q, shape.head_dim);
+    const int64_t affordable = std::max(kMaxShareBytes / 4 / std::max(share * whole_tasks, int64_t{1}), int64_t{1});
+    const int64_t splits = std::clamp(std::min(sequence.seqlen_k / kBlockKeys, affordable), int64_t{1}, wanted);
+    const int64_t step = ceil_div(ceil_div(sequence.seqlen_k, splits), kBlockKeys) * kBlockKeys;
+    for (int64_t group = 0; group < shape.num_groups; ++group) {
+      for (int64_t head = 0; head < shape.heads_per_group; ++head) {
+        if (splits == 1) {
+          plan.tasks.push_back({s, group, head, {0, sequence.seqlen_k}, -1});
+          plan.longest_own = std::max(plan.longest_own, sequence.seqlen_q);
+          continue;
+        }
+        plan.merges.push_back({s, group, head, plan.partial_size, share, splits});
+        for (int64_t split = 0; split < splits; ++split) {
+          const Range keys{std::min(split * step, sequence.seqlen_k), std::min((split + 1) * step, sequence.seqlen_k)};
+          plan.tasks.push_back({s, group, head, keys, plan.partial_size});
+          plan.partial_size += share;
+        }
+      }
+    }
+  }
+  return plan;
+}
+
+}  // namespace xformers::cpu

@@ -1,0 +1,75 @@
+// Cuts an attention problem into tasks for the workers. Tasks depend on the shapes and on the number of threads alone,
+// so results repeat bit for bit.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "xformers/kernels/cpu/attention/band.h"
+#include "xformers/kernels/params/attention.h"
+
+namespace xformers::cpu {
+
+// The kernels' blocks: columns are (head, query) pairs.
+inline constexpr int64_t kBlockColumns = 64, kBlockKeys = 128;
+inline constexpr int64_t kMaxColumnBlocks = 8;
+
+// Column blocks that a forward task may hold: fewer for wide heads, so that its memory stays near the second-level cache.
+XFORMERS_BAND_INLINE int64_t column_blocks(const AttentionShape& shape) {
+  const int64_t widest = shape.head_dim > shape.head_dim_v ? shape.head_dim : shape.head_dim_v;
+  return widest <= 128 ? kMaxColumnBlocks : widest <= 256 ? kMaxColumnBlocks / 2 : kMaxColumnBlocks / 4;
+}
+
+// Numbers in dq of one head as backward accumulates it: blocks of [head_dim to 16][64 queries].
+XFORMERS_BAND_INLINE int64_t dq_size(int64_t seqlen_q, int64_t head_dim) {
+  return (seqlen_q + kBlockColumns - 1) / kBlockColumns * kBlockColumns * ((head_dim + 15) / 16 * 16);
+}
+
+// Forward: queries [q_begin, q_end) of heads [head_begin, head_end) of one group, over keys [k_begin, k_end).
+// The heads of a task share key and value.
+struct ForwardTask {
+  int64_t sequence, group, head_begin, head_end;
+  Range queries, keys;
+  int64_t partial_row;  // first row in the partial results, -1: the task sees all its keys and writes out and lse itself
+};
+
+// Rows whose keys were split over several tasks: their partial results are merged in order.
+struct ForwardMerge {
+  int64_t sequence, group, head_begin, head_end;
+  Range queries;
+  int64_t partial_row;  // of the first split; split s starts num_rows() * s later
+  int64_t num_splits;
+  int64_t num_rows() const { return (head_end - head_begin) * (queries.end - queries.begin); }
+};
+
+struct ForwardPlan {
+  std::vector<ForwardTask> tasks;  // heaviest first within a head
+  std::vector<ForwardMerge> merges;
+  int64_t partial_rows = 0;
+};
+
+ForwardPlan plan_forward(const AttentionFwdParams& params, int num_threads);
+
+// Backward: keys [k_begin, k_end) of one head, all its queries.
+struct BackwardTask {
+  int64_t sequence, group, head;
+  Range keys;
+  int64_t partial;  // index of the task's share of dq, in floats; -1: the task has all keys and writes dq itself
+};
+
+// dq of one head is the sum over num_splits shares, `stride` floats apart.
+struct BackwardMerge {
+  int64_t sequence, group, head;
+  int64_t partial, stride, num_splits;
+};
+
+struct BackwardPlan {
+  std::vector<BackwardTask> tasks;
+  std::vector<BackwardMerge> merges;
+  int64_t partial_size = 0;  // elements of all shares
+  int64_t longest_own = 0;   // queries of the longest sequence among tasks that write dq themselves
+};
+
+BackwardPlan plan_backward(const AttentionBwdParams& params, int num_threads);
+
+}  // namespace xformers::cpu
