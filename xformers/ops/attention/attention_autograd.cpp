@@ -102,7 +102,8 @@ class AttentionNode final : public torch::autograd::Node {
       return gradients(inputs, unpacked);
     };
     const auto& compiler = dynamo::getPyCompilerInterface();
-    const std::string function = compiler->bind_function(swap.get_py_compiler(), name(), call, types);
+    const std::string function = compiler->bind_function(swap.get_py_compiler(), name(), call, types,
+                                                         /*is_custom_function=*/true, /*is_traceable=*/true);
     const auto output_metadata = dynamo::IValuePacker<std::vector<std::optional<torch::autograd::InputMetadata>>>::pack(
         dynamo::get_input_metadata(next_edges()));
     variable_list result = compiler->call_function(swap.get_py_compiler(), "apply_functional", function, grads,

@@ -9,9 +9,9 @@ namespace xformers::cpu::isa_amx {
 
 void forward(const AttentionFwdParams& params, const ForwardPlan& plan, const Threads& threads) {
   switch (params.shape.dtype) {
-    case DType::kFloat32: return run_forward<Bf16Gemm<float, AmxEngine>>(params, plan, threads);
-    case DType::kBFloat16: return run_forward<Bf16Gemm<BFloat16, AmxEngine>>(params, plan, threads);
-    case DType::kFloat16: return run_forward<Bf16Gemm<Float16, AmxEngine>>(params, plan, threads);
+    case DType::kFloat32: return run_forward<Forward<Bf16Gemm<float, AmxEngine>>>(params, plan, threads);
+    case DType::kBFloat16: return run_forward<Forward<Bf16Gemm<BFloat16, AmxEngine>>>(params, plan, threads);
+    case DType::kFloat16: return run_forward<Forward<Bf16Gemm<Float16, AmxEngine>>>(params, plan, threads);
     case DType::kFloat64: return;  // not in this kernel's list of dtypes
   }
 }

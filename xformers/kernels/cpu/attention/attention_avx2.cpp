@@ -13,6 +13,9 @@ struct GemmFor {
 void forward(const AttentionFwdParams& params, const ForwardPlan& plan, const Threads& threads) {
   forward_any<GemmFor>(params, plan, threads);
 }
+void decode(const AttentionFwdParams& params, const ForwardPlan& plan, const Threads& threads) {
+  decode_any(params, plan, threads);
+}
 void backward(const AttentionBwdParams& params, const BackwardPlan& plan, const Threads& threads) {
   backward_any<GemmFor>(params, plan, threads);
 }

@@ -7,7 +7,7 @@
 namespace xformers::cpu::isa_avx512_bf16 {
 
 void forward(const AttentionFwdParams& params, const ForwardPlan& plan, const Threads& threads) {
-  run_forward<Bf16Gemm<BFloat16, Dpbf16Engine>>(params, plan, threads);
+  run_forward<Forward<Bf16Gemm<BFloat16, Dpbf16Engine>>>(params, plan, threads);
 }
 void backward(const AttentionBwdParams& params, const BackwardPlan& plan, const Threads& threads) {
   run_backward<Bf16Gemm<BFloat16, Dpbf16Engine>>(params, plan, threads);

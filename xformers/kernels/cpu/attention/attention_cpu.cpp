@@ -1,6 +1,6 @@
 #include "xformers/kernels/cpu/attention/attention_cpu.h"
 
-#include <cmath>
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
@@ -17,27 +17,49 @@ namespace {
 constexpr unsigned bit(DType dtype) { return 1u << static_cast<unsigned>(dtype); }
 constexpr unsigned kAllDTypes = bit(DType::kFloat32) | bit(DType::kFloat64) | bit(DType::kBFloat16) | bit(DType::kFloat16);
 
+// One row of a kernel list. Fn is ForwardFn or BackwardFn.
+template <class Fn>
 struct Kernel {
-  const char *forward_name, *backward_name;
+  const char* name;
   Isa isa;
   unsigned dtypes;
+  bool few_rows;         // only where at most kDecodeRows rows share their keys, without dropout
   bool only_when_asked;  // by XFORMERS_KERNEL or XFORMERS_CPU_ISA
-  ForwardFn forward;
-  BackwardFn backward;
+  Fn run;
 };
 
-// Best first; the last one takes everything. On Intel's cores vdpbf16ps has half the rate of fp32 FMA (measured: 85
-// against 175 GFLOP/s a core), so bf16 is widened instead; other vendors' cores run it at twice the fp32 rate.
-const std::vector<Kernel>& kernels() {
-  static const std::vector<Kernel> list = {
+// On Intel's cores vdpbf16ps has half the rate of fp32 FMA (measured: 85 against 175 GFLOP/s a core), so bf16 is widened
+// instead; other vendors' cores run it at twice the fp32 rate.
+bool slow_bf16_dot() { return cpu_features().is_intel; }
+
+constexpr unsigned kAmxDTypes = kAllDTypes & ~bit(DType::kFloat64), kBf16 = bit(DType::kBFloat16);
+
+// Best first; the last one takes everything.
+const std::vector<Kernel<ForwardFn>>& forward_list() {
+  static const std::vector<Kernel<ForwardFn>> list = {
 #if defined(XFORMERS_X86_KERNELS)
-      {"fwd_amx", "bwd_amx", Isa::kAmx, kAllDTypes & ~bit(DType::kFloat64), false, isa_amx::forward, isa_amx::backward},
-      {"fwd_avx512_bf16", "bwd_avx512_bf16", Isa::kAvx512Bf16, bit(DType::kBFloat16), cpu_features().is_intel,
-       isa_avx512_bf16::forward, isa_avx512_bf16::backward},
-      {"fwd_avx512", "bwd_avx512", Isa::kAvx512, kAllDTypes, false, isa_avx512::forward, isa_avx512::backward},
-      {"fwd_avx2", "bwd_avx2", Isa::kAvx2, kAllDTypes, false, isa_avx2::forward, isa_avx2::backward},
+      {"decode_avx512", Isa::kAvx512, kAllDTypes, true, false, isa_avx512::decode},
+      {"fwd_amx", Isa::kAmx, kAmxDTypes, false, false, isa_amx::forward},
+      {"fwd_avx512_bf16", Isa::kAvx512Bf16, kBf16, false, slow_bf16_dot(), isa_avx512_bf16::forward},
+      {"fwd_avx512", Isa::kAvx512, kAllDTypes, false, false, isa_avx512::forward},
+      {"decode_avx2", Isa::kAvx2, kAllDTypes, true, false, isa_avx2::decode},
+      {"fwd_avx2", Isa::kAvx2, kAllDTypes, false, false, isa_avx2::forward},
 #endif
-      {"fwd_portable", "bwd_portable", Isa::kPortable, kAllDTypes, false, isa_portable::forward, isa_portable::backward},
+      {"decode_portable", Isa::kPortable, kAllDTypes, true, false, isa_portable::decode},
+      {"fwd_portable", Isa::kPortable, kAllDTypes, false, false, isa_portable::forward},
+  };
+  return list;
+}
+
+const std::vector<Kernel<BackwardFn>>& backward_list() {
+  static const std::vector<Kernel<BackwardFn>> list = {
+#if defined(XFORMERS_X86_KERNELS)
+      {"bwd_amx", Isa::kAmx, kAmxDTypes, false, false, isa_amx::backward},
+      {"bwd_avx512_bf16", Isa::kAvx512Bf16, kBf16, false, slow_bf16_dot(), isa_avx512_bf16::backward},
+      {"bwd_avx512", Isa::kAvx512, kAllDTypes, false, false, isa_avx512::backward},
+      {"bwd_avx2", Isa::kAvx2, kAllDTypes, false, false, isa_avx2::backward},
+#endif
+      {"bwd_portable", Isa::kPortable, kAllDTypes, false, false, isa_portable::backward},
   };
   return list;
 }
@@ -50,12 +72,27 @@ std::string_view setting(const char* name) {
   return value ? std::string_view(value) : std::string_view();
 }
 
-const char* kernel_name(const Kernel& kernel, bool backward) { return backward ? kernel.backward_name : kernel.forward_name; }
-
-std::vector<std::string> why_not(const Kernel& kernel, DType dtype) {
-  std::vector<std::string> reasons;
+template <class Fn>
+void add_machine_reasons(const Kernel<Fn>& kernel, DType dtype, std::vector<std::string>& reasons) {
   if (!has_isa(kernel.isa)) reasons.push_back(std::string("this processor has no ") + name_of(kernel.isa));
   if (!(kernel.dtypes & bit(dtype))) reasons.push_back(std::string("dtype is ") + name_of(dtype));
+}
+
+std::vector<std::string> why_not(const Kernel<ForwardFn>& kernel, const AttentionFwdParams& params) {
+  std::vector<std::string> reasons;
+  add_machine_reasons(kernel, params.shape.dtype, reasons);
+  if (!kernel.few_rows) return reasons;
+  if (const int64_t rows = rows_per_key(params); rows > kDecodeRows) {
+    reasons.push_back(std::to_string(rows) + " rows (queries x heads of a group) share their keys, expected at most " +
+                      std::to_string(kDecodeRows));
+  }
+  if (params.dropout.p > 0) reasons.push_back("dropout");
+  return reasons;
+}
+
+std::vector<std::string> why_not(const Kernel<BackwardFn>& kernel, const AttentionBwdParams& params) {
+  std::vector<std::string> reasons;
+  add_machine_reasons(kernel, params.shape.dtype, reasons);
   return reasons;
 }
 
@@ -72,49 +109,60 @@ std::optional<Isa> wanted_isa() {
               ".  Fix: unset it, or name one of these");
 }
 
-// What the environment asks for: a kernel by name (of either direction, "fwd_amx" or "bwd_amx"), or an instruction set.
-bool is_wanted(const Kernel& kernel, std::string_view wanted_kernel, std::optional<Isa> wanted, std::vector<std::string>& reasons) {
-  if (!wanted_kernel.empty()) {
-    const bool named = wanted_kernel == kernel.forward_name || wanted_kernel == kernel.backward_name;
-    if (!named) reasons.push_back("XFORMERS_KERNEL asks for " + std::string(wanted_kernel));
-    return named;
+// The environment's objections: XFORMERS_KERNEL names one kernel, of either direction ("fwd_amx" leaves backward free).
+template <class Fn>
+void add_environment_reasons(const Kernel<Fn>& kernel, const std::vector<Kernel<Fn>>& list, std::optional<Isa> isa,
+                             std::vector<std::string>& reasons) {
+  const std::string_view wanted = setting("XFORMERS_KERNEL");
+  const bool in_list = std::any_of(list.begin(), list.end(), [&](const auto& each) { return wanted == each.name; });
+  if (in_list) {
+    if (wanted != kernel.name) reasons.push_back("XFORMERS_KERNEL asks for " + std::string(wanted));
+    return;
   }
-  if (wanted && *wanted < kernel.isa) reasons.push_back(std::string("XFORMERS_CPU_ISA asks for ") + name_of(*wanted) + " or less");
-  if (kernel.only_when_asked && wanted != kernel.isa) reasons.push_back("slower than fp32 on this processor");
-  return reasons.empty();
+  if (isa && *isa < kernel.isa) reasons.push_back(std::string("XFORMERS_CPU_ISA asks for ") + name_of(*isa) + " or less");
+  if (kernel.only_when_asked && isa != kernel.isa) reasons.push_back("slower than fp32 on this processor");
 }
 
-const Kernel& choose(DType dtype, bool backward) {
-  const std::string_view wanted_kernel = setting("XFORMERS_KERNEL");
-  const std::optional<Isa> wanted = wanted_isa();
+bool is_known(std::string_view kernel) {
+  const auto named = [&](const auto& each) { return kernel == each.name; };
+  return std::any_of(forward_list().begin(), forward_list().end(), named) ||
+         std::any_of(backward_list().begin(), backward_list().end(), named);
+}
+
+template <class Fn, class Params>
+const Kernel<Fn>& choose(const std::vector<Kernel<Fn>>& list, const Params& params) {
+  const std::string_view wanted = setting("XFORMERS_KERNEL");
+  const std::optional<Isa> isa = wanted_isa();
   std::string report;
-  for (const Kernel& kernel : kernels()) {
-    std::vector<std::string> reasons = why_not(kernel, dtype);
-    if (is_wanted(kernel, wanted_kernel, wanted, reasons) && reasons.empty()) return kernel;
-    report += std::string("\n  ") + kernel_name(kernel, backward) + ":";
-    for (size_t i = 0; i < reasons.size(); ++i) report += (i ? "; " : " ") + reasons[i];
+  if (wanted.empty() || is_known(wanted)) {
+    for (const Kernel<Fn>& kernel : list) {
+      std::vector<std::string> reasons = why_not(kernel, params);
+      add_environment_reasons(kernel, list, isa, reasons);
+      if (reasons.empty()) return kernel;
+      report += std::string("\n  ") + kernel.name + ":";
+      for (size_t i = 0; i < reasons.size(); ++i) report += (i ? "; " : " ") + reasons[i];
+    }
+  } else {
+    for (const Kernel<Fn>& kernel : list) report += std::string("\n  ") + kernel.name;
   }
-  throw Error("attention: no CPU kernel takes this call.  Fix: unset XFORMERS_KERNEL and XFORMERS_CPU_ISA, or name one that fits." +
-              report);
+  throw Error("attention: no CPU kernel takes this call" +
+              (wanted.empty() ? "" : " with XFORMERS_KERNEL=" + std::string(wanted)) +
+              ".  Fix: unset XFORMERS_KERNEL and XFORMERS_CPU_ISA, or name one that fits." + report);
 }
 
-const Kernel* find(std::string_view name, bool backward) {
-  for (const Kernel& kernel : kernels()) {
-    if (name == kernel_name(kernel, backward)) return &kernel;
-  }
-  return nullptr;
-}
-
-std::vector<std::string> names(bool backward) {
+template <class Fn>
+std::vector<std::string> names(const std::vector<Kernel<Fn>>& list) {
   std::vector<std::string> result;
-  for (const Kernel& kernel : kernels()) result.push_back(kernel_name(kernel, backward));
+  for (const Kernel<Fn>& kernel : list) result.push_back(kernel.name);
   return result;
 }
 
-std::vector<std::string> reasons_of(std::string_view name, DType dtype, bool backward) {
-  const Kernel* kernel = find(name, backward);
-  if (!kernel) return {"no kernel of this name"};
-  return why_not(*kernel, dtype);
+template <class Fn, class Params>
+std::vector<std::string> reasons_of(const std::vector<Kernel<Fn>>& list, std::string_view name, const Params& params) {
+  for (const Kernel<Fn>& kernel : list) {
+    if (name == kernel.name) return why_not(kernel, params);
+  }
+  return {"no kernel of this name"};
 }
 
 void check_shape(const AttentionShape& shape, const SeqLayout& seq) {
@@ -208,21 +256,21 @@ void attention_forward(const AttentionFwdParams& params, const Threads& threads)
   check_shape(params.shape, params.seq);
   check_band(params.band);
   check_dropout(params.dropout);
-  const Kernel& kernel = choose(params.shape.dtype, false);
+  const Kernel<ForwardFn>& kernel = choose(forward_list(), params);
   if (params.seq.packed()) {
     const std::vector<char> rows = uncovered_rows(params.shape, params.seq, false);
     zero_rows(params.out, params.shape, params.shape.head_dim_v, rows);
     if (params.lse.data) clear_lse_rows(params.lse, params.shape, rows);
   }
-  kernel.forward(params, plan_forward(params, threads.num_threads), threads);
-  last_forward = kernel.forward_name;
+  kernel.run(params, kernel.few_rows ? plan_decode(params, threads.num_threads) : plan_forward(params, threads.num_threads), threads);
+  last_forward = kernel.name;
 }
 
 void attention_backward(const AttentionBwdParams& params, const Threads& threads) {
   check_shape(params.shape, params.seq);
   check_band(params.band);
   check_dropout(params.dropout);
-  const Kernel& kernel = choose(params.shape.dtype, true);
+  const Kernel<BackwardFn>& kernel = choose(backward_list(), params);
   if (params.seq.packed()) {
     const std::vector<char> keys = uncovered_rows(params.shape, params.seq, true);
     zero_rows(params.dq, params.shape, params.shape.head_dim, uncovered_rows(params.shape, params.seq, false));
@@ -230,18 +278,18 @@ void attention_backward(const AttentionBwdParams& params, const Threads& threads
     zero_rows(params.dv, params.shape, params.shape.head_dim_v, keys);
   }
   if (params.dbias.data) zero_dbias(params, threads);
-  kernel.backward(params, plan_backward(params, threads.num_threads), threads);
-  last_backward = kernel.backward_name;
+  kernel.run(params, plan_backward(params, threads.num_threads), threads);
+  last_backward = kernel.name;
 }
 
-std::vector<std::string> forward_kernels() { return names(false); }
-std::vector<std::string> backward_kernels() { return names(true); }
+std::vector<std::string> forward_kernels() { return names(forward_list()); }
+std::vector<std::string> backward_kernels() { return names(backward_list()); }
 
 std::vector<std::string> why_not_forward(std::string_view kernel, const AttentionFwdParams& params) {
-  return reasons_of(kernel, params.shape.dtype, false);
+  return reasons_of(forward_list(), kernel, params);
 }
 std::vector<std::string> why_not_backward(std::string_view kernel, const AttentionBwdParams& params) {
-  return reasons_of(kernel, params.shape.dtype, true);
+  return reasons_of(backward_list(), kernel, params);
 }
 
 std::string_view last_forward_kernel() { return last_forward; }

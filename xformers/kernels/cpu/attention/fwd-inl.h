@@ -38,6 +38,10 @@ class Forward {
   };
 
  public:
+  using Compute = C;
+  static HWY_INLINE void begin() { Gemm::begin(); }
+  static HWY_INLINE void end() { Gemm::end(); }
+
   HWY_INLINE Forward(const AttentionFwdParams& params, ForwardPartials<C> partials) : p_(params), partials_(partials) {}
 
   HWY_INLINE size_t lay_out(void* memory) {
@@ -68,8 +72,8 @@ class Forward {
 
     for (int64_t key = task.keys.begin; key < task.keys.end; key += kBlockKeys) {
       const ptrdiff_t num_keys = min_of(kBlockKeys, task.keys.end - key);
-      const T* k = row_of<const T>(p_.k, sequence.batch, sequence.k_begin + key, task.group, task.head_begin);
-      const T* v = row_of<const T>(p_.v, sequence.batch, sequence.k_begin + key, task.group, task.head_begin);
+      const T* k = row_of<const T>(p_.k, sequence.batch, sequence.k_begin + key, task.group_begin, task.head_begin);
+      const T* v = row_of<const T>(p_.v, sequence.batch, sequence.k_begin + key, task.group_begin, task.head_begin);
       const auto packed_k = Gemm::pack_left(k_memory_, k, p_.k.seq_stride, num_keys, dim);
       const auto packed_v = Gemm::pack_left_transposed(v_memory_, v, p_.v.seq_stride, num_keys, dim_v);
       for (ptrdiff_t b = 0; b < num_blocks; ++b) {
@@ -88,7 +92,7 @@ class Forward {
     const ptrdiff_t first = index * kBlockColumns;
     fill_columns(block.columns, first, min_of(kBlockColumns, total - first), 16, task.queries, task.head_begin);
     T* const rows = reinterpret_cast<T*>(staging_);
-    gather_rows(rows, p_.shape.head_dim, p_.q, sequence, task.group, block.columns);
+    gather_rows(rows, p_.shape.head_dim, p_.q, sequence, task.group_begin, block.columns);
     block.q = Gemm::pack_right_transposed(q_memory_[index], rows, p_.shape.head_dim, block.columns.padded, p_.shape.head_dim);
     block.out = out_memory_[index];
     block.started = false;
@@ -104,10 +108,10 @@ class Forward {
     const ptrdiff_t cols = block.columns.padded;
     Gemm::multiply(scores_, cols, k, block.q, rows, cols, p_.shape.head_dim, false);
 
-    const C scale_log2 = finish_scores<T>(scores_, rows, p_.softmax_scale, p_.bias, band, sequence.batch, task.group, block.columns, key,
+    const C scale_log2 = finish_scores<T>(scores_, rows, p_.softmax_scale, p_.bias, band, sequence.batch, task.group_begin, block.columns, key,
                                           staging_);
     if (p_.dropout.p > 0) {
-      fill_keep(keep_, rows, p_.dropout, task.sequence, p_.shape.num_heads(), task.group * p_.shape.heads_per_group,
+      fill_keep(keep_, rows, p_.dropout, task.sequence, p_.shape.num_heads(), task.group_begin * p_.shape.heads_per_group,
                 block.columns, key);
     }
     const auto probs = Gemm::probs_right(probs_, scores_, kBlockKeys, cols);
@@ -219,8 +223,8 @@ class Forward {
         continue;
       }
       const int64_t row = sequence.q_begin + columns.origin + columns.query[c];
-      store_row(staging_ + c * stride, inverse[c], row_of<T>(p_.out, sequence.batch, row, task.group, columns.head[c]), dim_v);
-      if (p_.lse.data) *row_of<C>(p_.lse, sequence.batch, row, task.group, columns.head[c]) = lse[c];
+      store_row(staging_ + c * stride, inverse[c], row_of<T>(p_.out, sequence.batch, row, task.group_begin, columns.head[c]), dim_v);
+      if (p_.lse.data) *row_of<C>(p_.lse, sequence.batch, row, task.group_begin, columns.head[c]) = lse[c];
     }
   }
 

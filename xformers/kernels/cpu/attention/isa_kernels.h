@@ -1,4 +1,5 @@
-// The tiled kernels, one pair per instruction set. Each lives in its own unit with its own compiler flags.
+// The kernels of each instruction set: tiled forward and backward, and decode for few rows. Each set lives in its own unit
+// with its own compiler flags.
 #pragma once
 
 #include "xformers/kernels/cpu/attention/plan.h"
@@ -14,12 +15,13 @@ using BackwardFn = void (*)(const AttentionBwdParams& params, const BackwardPlan
   namespace isa {                                                                                        \
   void forward(const AttentionFwdParams& params, const ForwardPlan& plan, const Threads& threads);       \
   void backward(const AttentionBwdParams& params, const BackwardPlan& plan, const Threads& threads);     \
+  void decode(const AttentionFwdParams& params, const ForwardPlan& plan, const Threads& threads);        \
   }
 XFORMERS_DECLARE_ISA(isa_portable)
 XFORMERS_DECLARE_ISA(isa_avx2)
 XFORMERS_DECLARE_ISA(isa_avx512)
-XFORMERS_DECLARE_ISA(isa_avx512_bf16)
-XFORMERS_DECLARE_ISA(isa_amx)
+XFORMERS_DECLARE_ISA(isa_avx512_bf16)  // no decode: that of avx512 serves
+XFORMERS_DECLARE_ISA(isa_amx)          // likewise
 #undef XFORMERS_DECLARE_ISA
 
 }  // namespace xformers::cpu

@@ -28,14 +28,15 @@ void merge_rows(const AttentionFwdParams& params, const ForwardMerge& merge, con
       total += weight;
       for (int64_t d = 0; d < dim_v; ++d) sum[d] += weight * partial_out[partial * dim_v + d];
     }
-    const int64_t head = merge.head_begin + r / num_queries, query = merge.queries.begin + r % num_queries;
+    const int64_t num_heads = merge.head_end - merge.head_begin, head = merge.head_begin + r / num_queries % num_heads;
+    const int64_t group = merge.group_begin + r / num_queries / num_heads, query = merge.queries.begin + r % num_queries;
     T* out = static_cast<T*>(params.out.data) + sequence.batch * params.out.batch_stride +
-             (sequence.q_begin + query) * params.out.seq_stride + merge.group * params.out.group_stride +
+             (sequence.q_begin + query) * params.out.seq_stride + group * params.out.group_stride +
              head * params.out.head_stride;
     for (int64_t d = 0; d < dim_v; ++d) out[d] = from_compute<T>(total == C(0) ? C(0) : sum[d] / total);
     if (params.lse.data) {
       C* lse = static_cast<C*>(params.lse.data) + sequence.batch * params.lse.batch_stride +
-               merge.group * params.lse.group_stride + head * params.lse.head_stride + sequence.q_begin + query;
+               group * params.lse.group_stride + head * params.lse.head_stride + sequence.q_begin + query;
       *lse = total == C(0) ? kMinusInfinity : highest + std::log(total);
     }
   }

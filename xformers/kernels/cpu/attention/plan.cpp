@@ -10,12 +10,49 @@ constexpr int64_t kMaxShareBytes = int64_t{1} << 29;  // memory for shares of dq
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+bool shares_heads(const AttentionFwdParams& params) {
+  return params.shape.heads_per_group > 1 && params.k.head_stride == 0 && params.v.head_stride == 0;
+}
+
+// The task itself, or its keys in `splits` parts to be merged.
+void add_tasks(ForwardPlan& plan, const ForwardTask& task, int64_t splits) {
+  if (splits == 1) {
+    plan.tasks.push_back(task);
+    return;
+  }
+  plan.merges.push_back({task.sequence, task.group_begin, task.group_end, task.head_begin, task.head_end, task.queries,
+                         plan.partial_rows, splits});
+  const Range keys = task.keys;
+  const int64_t step = ceil_div(ceil_div(keys.end - keys.begin, splits), kBlockColumns) * kBlockColumns;
+  for (int64_t split = 0; split < splits; ++split) {
+    ForwardTask part = task;
+    part.keys = {std::min(keys.begin + split * step, keys.end), std::min(keys.begin + (split + 1) * step, keys.end)};
+    part.partial_row = plan.partial_rows;
+    plan.tasks.push_back(part);
+    plan.partial_rows += plan.merges.back().num_rows();
+  }
+}
+
+// Keys that the queries see, from a multiple of 64: kernels number keys from multiples of 32.
+Range aligned_key_range(const Band& band, Range queries) {
+  const Range keys = band.key_range(queries);
+  return {keys.begin / kBlockColumns * kBlockColumns, keys.end};
+}
+
 }  // namespace
+
+int64_t rows_per_key(const AttentionFwdParams& params) {
+  int64_t longest = 0;
+  for (int64_t s = 0; s < (params.seq.packed() ? params.seq.num_sequences : 1); ++s) {
+    longest = std::max(longest, sequence_at(params.shape, params.seq, s).seqlen_q);
+  }
+  return (shares_heads(params) ? params.shape.heads_per_group : 1) * longest;
+}
 
 ForwardPlan plan_forward(const AttentionFwdParams& params, int num_threads) {
   const int64_t max_columns = column_blocks(params.shape) * kBlockColumns;
   const AttentionShape& shape = params.shape;
-  const bool shared = shape.heads_per_group > 1 && params.k.head_stride == 0 && params.v.head_stride == 0;
+  const bool shared = shares_heads(params);
   const int64_t num_seqs = num_sequences(shape, params.seq);
   int64_t total_queries = 0, longest_q = 0;
   for (int64_t s = 0; s < num_seqs; ++s) {
@@ -50,25 +87,38 @@ ForwardPlan plan_forward(const AttentionFwdParams& params, int num_threads) {
         const int64_t head_end = std::min(head + heads, shape.heads_per_group);
         for (int64_t q_end = sequence.seqlen_q; q_end > 0;) {  // from the end: with causal masks the longest rows
           const int64_t q_begin = (q_end - 1) / queries * queries;
-          const Range rows{q_begin, q_end};
-          Range keys = band.key_range(rows);
-          keys.begin = keys.begin / kBlockColumns * kBlockColumns;  // kernels number keys from multiples of 32
+          const Range rows{q_begin, q_end}, keys = aligned_key_range(band, rows);
           const int64_t splits = std::clamp((keys.end - keys.begin) / kMinKeysPerSplit, int64_t{1}, wanted_splits);
-          if (splits == 1) {
-            plan.tasks.push_back({s, group, head, head_end, rows, keys, -1});
-          } else {
-            plan.merges.push_back({s, group, head, head_end, rows, plan.partial_rows, splits});
-            const int64_t step = ceil_div(ceil_div(keys.end - keys.begin, splits), kBlockColumns) * kBlockColumns;
-            for (int64_t split = 0; split < splits; ++split) {
-              const Range part{std::min(keys.begin + split * step, keys.end), std::min(keys.begin + (split + 1) * step, keys.end)};
-              plan.tasks.push_back({s, group, head, head_end, rows, part, plan.partial_rows});
-              plan.partial_rows += plan.merges.back().num_rows();
-            }
-          }
+          add_tasks(plan, {s, group, group + 1, head, head_end, rows, keys, -1}, splits);
           q_end = q_begin;
         }
       }
     }
+  }
+  return plan;
+}
+
+ForwardPlan plan_decode(const AttentionFwdParams& params, int num_threads) {
+  const AttentionShape& shape = params.shape;
+  const int64_t num_seqs = num_sequences(shape, params.seq);
+  ForwardPlan plan;
+  if (shape.num_heads() == 0) return plan;
+  const auto task_of = [&](int64_t s) {
+    const Sequence sequence = sequence_at(shape, params.seq, s);
+    const Range queries{0, sequence.seqlen_q};
+    const Range keys = queries.empty() ? Range{0, 0} : aligned_key_range(Band(params.band, sequence), queries);
+    return ForwardTask{s, 0, shape.num_groups, 0, shape.heads_per_group, queries, keys, -1};
+  };
+  int64_t total_keys = 0;
+  for (int64_t s = 0; s < num_seqs; ++s) {
+    const Range keys = task_of(s).keys;
+    total_keys += keys.empty() ? 0 : keys.end - keys.begin;
+  }
+  // Several tasks a thread, so that sequences of different lengths balance; one is enough for a single thread.
+  const int64_t keys_per_task = std::max(num_threads > 1 ? total_keys / (4 * num_threads) : total_keys, kMinKeysPerSplit);
+  for (int64_t s = 0; s < num_seqs; ++s) {
+    const ForwardTask task = task_of(s);
+    if (!task.queries.empty()) add_tasks(plan, task, std::max((task.keys.end - task.keys.begin) / keys_per_task, int64_t{1}));
   }
   return plan;
 }

@@ -1,19 +1,19 @@
-// One whole call for one Gemm: memory, tasks, merges.
+// One whole call for one kernel: memory, tasks, merges.
 #pragma once
 
 #include "xformers/kernels/cpu/base/scratch.h"
 #include "xformers/kernels/cpu/attention/bwd-inl.h"
-#include "xformers/kernels/cpu/attention/fwd-inl.h"
+#include "xformers/kernels/cpu/attention/decode-inl.h"
 #include "xformers/kernels/cpu/base/parallel_for.h"
 #include "xformers/kernels/cpu/attention/merge.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace xformers::cpu::XFORMERS_ISA_NAMESPACE {
 
-template <class Gemm>
+// Kernel: Forward<Gemm> or Decode<T>.
+template <class Kernel>
 void run_forward(const AttentionFwdParams& params, const ForwardPlan& plan, const Threads& threads) {
-  using C = typename Gemm::Compute;
-  using Kernel = Forward<Gemm>;
+  using C = typename Kernel::Compute;
   const size_t worker_bytes = Kernel(params, {}).lay_out(nullptr);
   const size_t partial_bytes = plan.partial_rows * (params.shape.head_dim_v + 1) * sizeof(C);
   const ThreadScratch scratch(worker_bytes * threads.num_threads + partial_bytes);
@@ -23,9 +23,9 @@ void run_forward(const AttentionFwdParams& params, const ForwardPlan& plan, cons
   for_each_task(threads, static_cast<int64_t>(plan.tasks.size()), [&](int64_t task, int worker) {
     Kernel kernel(params, partials);
     kernel.lay_out(scratch.data() + worker * worker_bytes);
-    Gemm::begin();
+    Kernel::begin();
     kernel.run(plan.tasks[task]);
-    Gemm::end();
+    Kernel::end();
   });
   for_each_task(threads, static_cast<int64_t>(plan.merges.size()), [&](int64_t index, int) {
     merge_splits(params, plan.merges[index], partials.out, partials.lse);
@@ -58,10 +58,10 @@ void run_backward(const AttentionBwdParams& params, const BackwardPlan& plan, co
 template <template <class> class GemmFor>
 void forward_any(const AttentionFwdParams& params, const ForwardPlan& plan, const Threads& threads) {
   switch (params.shape.dtype) {
-    case DType::kFloat32: return run_forward<typename GemmFor<float>::type>(params, plan, threads);
-    case DType::kFloat64: return run_forward<typename GemmFor<double>::type>(params, plan, threads);
-    case DType::kBFloat16: return run_forward<typename GemmFor<BFloat16>::type>(params, plan, threads);
-    case DType::kFloat16: return run_forward<typename GemmFor<Float16>::type>(params, plan, threads);
+    case DType::kFloat32: return run_forward<Forward<typename GemmFor<float>::type>>(params, plan, threads);
+    case DType::kFloat64: return run_forward<Forward<typename GemmFor<double>::type>>(params, plan, threads);
+    case DType::kBFloat16: return run_forward<Forward<typename GemmFor<BFloat16>::type>>(params, plan, threads);
+    case DType::kFloat16: return run_forward<Forward<typename GemmFor<Float16>::type>>(params, plan, threads);
   }
 }
 
@@ -72,6 +72,15 @@ void backward_any(const AttentionBwdParams& params, const BackwardPlan& plan, co
     case DType::kFloat64: return run_backward<typename GemmFor<double>::type>(params, plan, threads);
     case DType::kBFloat16: return run_backward<typename GemmFor<BFloat16>::type>(params, plan, threads);
     case DType::kFloat16: return run_backward<typename GemmFor<Float16>::type>(params, plan, threads);
+  }
+}
+
+inline void decode_any(const AttentionFwdParams& params, const ForwardPlan& plan, const Threads& threads) {
+  switch (params.shape.dtype) {
+    case DType::kFloat32: return run_forward<Decode<float>>(params, plan, threads);
+    case DType::kFloat64: return run_forward<Decode<double>>(params, plan, threads);
+    case DType::kBFloat16: return run_forward<Decode<BFloat16>>(params, plan, threads);
+    case DType::kFloat16: return run_forward<Decode<Float16>>(params, plan, threads);
   }
 }
 

@@ -90,6 +90,7 @@ HWY_INLINE void add_bias(C* scores, ptrdiff_t rows, C scale_log2, const ScoreBia
       for (ptrdiff_t n = 0; n < rows; ++n) to[n] = static_cast<C>(to_compute(from[n * bias.k_stride]));
     }
   }
+  zero_row(staging + columns.count * padded_rows, (columns.padded - columns.count) * padded_rows);  // stale NaN would spread
   transpose(staging, padded_rows, transposed, columns.padded, columns.padded, rows);
   const Tag<C> d;
   const auto scale = hn::Set(d, scale_log2), log2e = hn::Set(d, static_cast<C>(kLog2e));

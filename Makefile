@@ -1,0 +1,22 @@
+# Every command sets itself up: system packages (as root), .venv, build. The logic is in scripts/.
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench asan wheel format lint clean
+
+help:    ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+demo:    ## train a small GPT on real text for about two minutes
+	@scripts/demo.sh $(ARGS)
+test:    ## build everything and run all tests
+	@scripts/test.sh
+bench:   ## attention against PyTorch's, JSON in build/bench
+	@scripts/bench.sh $(ARGS)
+asan:    ## the C++ tests under AddressSanitizer and UBSan
+	@scripts/asan.sh
+wheel:   ## build the Python wheel into build/dist
+	@scripts/wheel.sh
+format:  ## rewrite the sources in the house format
+	@scripts/format.sh
+lint:    ## check format and Python style, change nothing
+	@scripts/format.sh --check
+clean:   ## remove build/, keep .venv
+	rm -rf build

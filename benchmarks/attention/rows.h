@@ -1,0 +1,33 @@
+// The table: which attention problems are measured.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "tests/cases/attention.h"
+
+namespace xformers::bench {
+
+enum class Family { kDense, kWindow, kPacked, kOneQuery };
+
+struct Row {
+  Family family;
+  std::string name;  // "fp32 forward causal S=2048 D=64": what --filter matches
+  testing::AttentionCase shape;
+  bool backward = false;
+
+  double flops() const;     // 4 * head_dim per visible score, 2.5 times that backward
+  double kv_bytes() const;  // of key and value, read once
+};
+
+struct RowOptions {
+  bool quick = false;
+  std::string filter;  // regular expression
+};
+
+std::vector<Row> attention_rows(const RowOptions& options);
+
+// S 32768 (8192 when quick), H 8: what peak memory is measured on.
+std::vector<Row> memory_rows(const RowOptions& options);
+
+}  // namespace xformers::bench

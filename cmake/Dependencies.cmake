@@ -1,0 +1,50 @@
+# Outside libraries: the installed package where there is one, else its sources at a pinned release.
+#
+#   xformers_dependency(hwy)             hwy::hwy; the kernels use its headers alone
+#   xformers_dependency(GTest)           GTest::gtest, GTest::gtest_main
+#   xformers_dependency(CLI11)           CLI11::CLI11
+#   xformers_dependency(nlohmann_json)   nlohmann_json::nlohmann_json
+include_guard(GLOBAL)
+include(FetchContent)
+
+set(_hwy_release libhwy-dev 1.0.3 google/highway/archive/refs/tags/1.2.0.tar.gz
+                 7e0be78b8318e8bdbf6fa545d2ecb4c90f947df03f7aadc42c1967f019e63343)
+set(_GTest_release libgtest-dev 1.11 google/googletest/releases/download/v1.15.2/googletest-1.15.2.tar.gz
+                   7b42b4d6ed48810c5362c265a17faebe90dc2373c885e5216439d37927f02926)
+set(_CLI11_release libcli11-dev 2.1 CLIUtils/CLI11/archive/refs/tags/v2.4.1.tar.gz
+                   73b7ec52261ce8fe980a29df6b4ceb66243bb0b779451dbd3d014cfec9fdbb58)
+set(_nlohmann_json_release nlohmann-json3-dev 3.9 nlohmann/json/releases/download/v3.11.3/json.tar.xz
+                           d6c65aca6b1ed68e7a182f4757257b107ae403032760ed6ef121c9d55e81757d)
+
+# Their own tests, examples and install rules stay out.
+set(_off BUILD_TESTING HWY_ENABLE_CONTRIB HWY_ENABLE_EXAMPLES HWY_ENABLE_TESTS HWY_ENABLE_INSTALL BUILD_GMOCK
+         INSTALL_GTEST JSON_BuildTests JSON_Install)
+
+function(xformers_dependency name)
+  if(NOT DEFINED _${name}_release)
+    message(FATAL_ERROR "unknown dependency ${name}: the ones there are stand at the top of cmake/Dependencies.cmake")
+  endif()
+  list(GET _${name}_release 0 _debian)
+  list(GET _${name}_release 1 _minimum)
+  list(GET _${name}_release 2 _path)
+  list(GET _${name}_release 3 _sha256)
+  find_package(${name} ${_minimum} QUIET GLOBAL)
+  FetchContent_GetProperties(${name})
+  if(NOT ${name}_FOUND AND NOT ${name}_POPULATED)
+    message(STATUS "${name} >= ${_minimum} is not installed (Debian: ${_debian}); fetching https://github.com/${_path}")
+    foreach(_option IN LISTS _off)
+      set(${_option} OFF)
+    endforeach()
+    set(CMAKE_POLICY_DEFAULT_CMP0077 NEW)
+    set(CMAKE_WARN_DEPRECATED OFF)
+    if(CMAKE_VERSION VERSION_GREATER_EQUAL 3.28)
+      set(_only_what_we_use EXCLUDE_FROM_ALL)
+    endif()
+    FetchContent_Declare(${name} URL https://github.com/${_path} URL_HASH SHA256=${_sha256} INACTIVITY_TIMEOUT 60
+                                 DOWNLOAD_EXTRACT_TIMESTAMP ON SYSTEM ${_only_what_we_use})
+    FetchContent_MakeAvailable(${name})
+  endif()
+  if(TARGET hwy AND NOT TARGET hwy::hwy)
+    add_library(hwy::hwy ALIAS hwy)
+  endif()
+endfunction()

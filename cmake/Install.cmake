@@ -1,0 +1,39 @@
+# cmake --install: libraries, public headers and find_package(xformers). Component `python` holds what a wheel carries.
+include(GNUInstallDirs)
+include(CMakePackageConfigHelpers)
+set(config_dir "${CMAKE_INSTALL_LIBDIR}/cmake/xformers")
+
+# One export set per library, so that find_package(xformers COMPONENTS kernels) works without torch.
+set_target_properties(xformers_base PROPERTIES EXPORT_NAME base)
+set_target_properties(xformers_kernels PROPERTIES EXPORT_NAME kernels)
+install(TARGETS xformers_base xformers_kernels EXPORT xformers_kernels COMPONENT development
+        LIBRARY COMPONENT development INCLUDES DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}")
+install(EXPORT xformers_kernels NAMESPACE xformers:: DESTINATION "${config_dir}" COMPONENT development)
+if(XFORMERS_OPS)
+  install(TARGETS xformers EXPORT xformers_ops COMPONENT development
+          LIBRARY COMPONENT development INCLUDES DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}")
+  install(EXPORT xformers_ops NAMESPACE xformers:: DESTINATION "${config_dir}" COMPONENT development)
+endif()
+
+# Public headers: the parameter structs and entry points of the kernels, the operators' functions.
+file(GLOB headers RELATIVE "${PROJECT_SOURCE_DIR}" CONFIGURE_DEPENDS xformers/kernels/base/*.h xformers/kernels/params/*.h)
+list(APPEND headers xformers/kernels/cpu/base/parallel_for.h xformers/kernels/cpu/base/cpu_features.h
+     xformers/kernels/cpu/attention/attention_cpu.h)
+if(XFORMERS_OPS)
+  list(APPEND headers xformers/ops/attention/attention.h xformers/ops/attention/attn_bias.h)
+endif()
+foreach(header IN LISTS headers)
+  get_filename_component(folder "${header}" DIRECTORY)
+  install(FILES "${header}" DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}/${folder}" COMPONENT development)
+endforeach()
+
+configure_package_config_file(cmake/xformersConfig.cmake.in xformersConfig.cmake INSTALL_DESTINATION "${config_dir}"
+                              NO_CHECK_REQUIRED_COMPONENTS_MACRO)
+write_basic_package_version_file(xformersConfigVersion.cmake COMPATIBILITY SameMinorVersion)
+install(FILES "${PROJECT_BINARY_DIR}/xformersConfig.cmake" "${PROJECT_BINARY_DIR}/xformersConfigVersion.cmake"
+              cmake/TorchTargets.cmake DESTINATION "${config_dir}" COMPONENT development)
+
+if(XFORMERS_OPS)
+  install(TARGETS xformers xformers_kernels LIBRARY DESTINATION xformers COMPONENT python EXCLUDE_FROM_ALL)
+  install(FILES "${PROJECT_BINARY_DIR}/_build_info.json" DESTINATION xformers COMPONENT python EXCLUDE_FROM_ALL)
+endif()

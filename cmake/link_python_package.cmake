@@ -1,0 +1,16 @@
+# cmake -DSOURCE=... -DPACKAGE=... -DLIBRARIES=a,b -DBUILD_INFO=... -P link_python_package.cmake
+# Fills PACKAGE with one link per entry of SOURCE, the libraries and the build record; drops links that lead nowhere now.
+file(MAKE_DIRECTORY "${PACKAGE}")
+file(GLOB stale "${PACKAGE}/*")
+foreach(entry IN LISTS stale)
+  if(IS_SYMLINK "${entry}" AND NOT EXISTS "${entry}")
+    file(REMOVE "${entry}")
+  endif()
+endforeach()
+string(REPLACE "," ";" libraries "${LIBRARIES}")
+file(GLOB sources "${SOURCE}/*")
+list(FILTER sources EXCLUDE REGEX "__pycache__$")
+foreach(entry IN LISTS sources libraries BUILD_INFO)
+  get_filename_component(name "${entry}" NAME)
+  file(CREATE_LINK "${entry}" "${PACKAGE}/${name}" SYMBOLIC)
+endforeach()

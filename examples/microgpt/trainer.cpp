@@ -1,0 +1,58 @@
+#include "examples/microgpt/trainer.h"
+
+#include <torch/nn/utils/clip_grad.h>
+
+#include <numbers>
+
+#include "examples/microgpt/autocast.h"
+
+namespace microgpt {
+
+Trainer::Trainer(const ModelOptions& model, const ComputeOptions& compute, double weight_decay, uint64_t seed)
+    : autocast_(compute.dtype == "bfloat16") {
+  torch::manual_seed(seed);
+  model_ = std::make_shared<Gpt>(model, attention_kind(compute.attention));
+
+  // Weight decay is for matrices; gains and offsets of the norms go without.
+  std::vector<at::Tensor> matrices, vectors;
+  for (const at::Tensor& parameter : model_->parameters())
+    (parameter.dim() < 2 ? vectors : matrices).push_back(parameter);
+  const auto group = [](std::vector<at::Tensor> parameters, double decay) {
+    auto options = std::make_unique<torch::optim::AdamWOptions>();
+    options->betas({0.9, 0.95}).weight_decay(decay);
+    return torch::optim::OptimizerParamGroup(std::move(parameters), std::move(options));
+  };
+  optimizer_ = std::make_unique<torch::optim::AdamW>(
+      std::vector<torch::optim::OptimizerParamGroup>{group(matrices, weight_decay), group(vectors, 0)});
+}
+
+at::Tensor Trainer::loss(const Batch& batch) {
+  Autocast autocast(autocast_);
+  const at::Tensor logits = model_->forward(batch.input);
+  return at::cross_entropy_loss(logits.to(at::kFloat).view({-1, kVocabulary}), batch.next.reshape({-1}));
+}
+
+double Trainer::step(const Batch& batch, double learning_rate) {
+  model_->train();
+  for (auto& group : optimizer_->param_groups()) group.options().set_lr(learning_rate);
+  const at::Tensor nats = loss(batch);
+  nats.backward();
+  torch::nn::utils::clip_grad_norm_(model_->parameters(), 1.0);
+  optimizer_->step();
+  optimizer_->zero_grad();
+  return nats.item<double>() / std::numbers::ln2;
+}
+
+double Trainer::evaluate(const Batch& batch) {
+  torch::NoGradGuard no_grad;
+  model_->eval();
+  constexpr int64_t kWindows = 8;
+  double nats = 0;
+  const auto inputs = batch.input.split(kWindows), nexts = batch.next.split(kWindows);
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    nats += loss({inputs[i], nexts[i]}).item<double>() * static_cast<double>(inputs[i].size(0));
+  }
+  return nats / static_cast<double>(batch.input.size(0)) / std::numbers::ln2;
+}
+
+}  // namespace microgpt

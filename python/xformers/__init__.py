@@ -1,0 +1,17 @@
+"""Memory-efficient building blocks for transformers: C++ kernels under the names of the Python package xformers."""
+
+from . import _cpp_lib
+from .version import __version__
+
+_cpp_lib._register_extensions()
+_has_cpp_library: bool = True
+
+from . import ops  # noqa: E402  (the operators must be registered first)
+
+
+def _is_triton_available() -> bool:
+    """False: every kernel of this library is C++ or CUDA."""
+    return False
+
+
+__all__ = ["__version__", "ops"]

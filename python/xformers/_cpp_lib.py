@@ -1,0 +1,49 @@
+"""Loads libxformers, which registers the operators as torch.ops.xformers.*"""
+
+import json
+from pathlib import Path
+from typing import Any, Dict
+
+import torch
+
+from .version import __version__
+
+_PACKAGE = Path(__file__).parent
+_LIBRARY = _PACKAGE / "libxformers.so"
+_registered = False
+
+
+def _build_info() -> Dict[str, Any]:
+    """What the libraries were built with."""
+    try:
+        return json.loads((_PACKAGE / "_build_info.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ImportError(
+            f"xformers {__version__} in {_PACKAGE} has no libraries ({error}): this is the source tree or a broken "
+            "install; run: pip install ."
+        ) from error
+
+
+def _major_minor(version: str) -> str:
+    return ".".join(version.split(".")[:2])
+
+
+def _register_extensions() -> None:
+    """Loads the library once. Anything that is wrong is an ImportError that says what to do."""
+    global _registered
+    if _registered:
+        return
+    built_for, present = _major_minor(_build_info()["torch_version"]), _major_minor(torch.__version__)
+    if built_for != present:
+        raise ImportError(
+            f"xformers {__version__} was built for torch {built_for}, and this is torch {torch.__version__}: "
+            f"install an xformers built for torch {present}, or run: pip install 'torch=={built_for}.*'"
+        )
+    try:
+        torch.ops.load_library(_LIBRARY)
+    except OSError as error:
+        raise ImportError(
+            f"xformers {__version__} could not load {_LIBRARY} under torch {torch.__version__} ({error}): "
+            "reinstall it with: pip install --force-reinstall --no-deps xformers"
+        ) from error
+    _registered = True

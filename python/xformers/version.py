@@ -1,0 +1,4 @@
+"""The version; CMake and the wheel read it here."""
+
+__version__ = "0.1.0"
+__compat_version__ = "0.0.28"  # names and behaviour follow this version of the Python API

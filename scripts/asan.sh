@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# The C++ tests under AddressSanitizer and UBSan.
+source "$(dirname "$0")/common.sh"
+scripts/bootstrap.sh
+scripts/build.sh asan ON all
+export PATH="$PWD/.venv/bin:$PATH"
+ctest --preset asan --no-tests=error

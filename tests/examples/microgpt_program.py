@@ -1,0 +1,44 @@
+"""How the tests run microgpt."""
+
+import os
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = ("--layers", 2, "--dim", 32, "--heads", 2, "--context", 32, "--batch", 8, "--sample-bytes", 0, "--warmup", 5)
+
+
+class Microgpt:
+    """Runs the program; arguments may be numbers and paths."""
+
+    def __init__(self, program: Path):
+        self.program = program
+        # Threads that wait asleep: tests share the machine.
+        self.environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
+
+    def command(self, *arguments) -> list[str]:
+        return [str(self.program), *map(str, arguments)]
+
+    def __call__(self, *arguments, **options) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            self.command(*arguments), capture_output=True, text=True, timeout=300, env=self.environment, **options
+        )
+
+    def start(self, *arguments) -> subprocess.Popen:
+        return subprocess.Popen(
+            self.command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=self.environment
+        )
+
+    def succeeds(self, *arguments, **options) -> str:
+        """Standard output of a run that has to end well."""
+        done = self(*arguments, **options)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""
+        return done.stdout
+
+    def fails(self, *arguments, **options) -> str:
+        """The one sentence of a run that has to end badly."""
+        done = self(*arguments, **options)
+        assert done.returncode not in (0, None) and done.returncode > 0, done
+        assert done.stderr.startswith("microgpt: ") and done.stderr.count("\n") == 1, done.stderr
+        return done.stderr

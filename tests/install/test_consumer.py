@@ -1,0 +1,45 @@
+"""Projects outside the repository, built against an installed xformers."""
+
+import subprocess
+from pathlib import Path
+
+from shell import run
+
+HERE = Path(__file__).parent
+
+
+def test_operators(build_outside):
+    folder = build_outside(HERE / "consumer", CONSUMER_SOURCE="attention.cpp")
+    assert "max error" in run(folder / "consumer")
+
+
+def test_kernels_without_torch(build_outside):
+    folder = build_outside(HERE / "kernels_only", Python_EXECUTABLE="/nonexistent", XFORMERS_TORCH_DIR="/nonexistent")
+    assert "lse" in run(folder / "kernels_only")
+    assert "torch" not in run("ldd", folder / "kernels_only")
+
+
+def test_missing_torch_is_explained(prefix, tmp_path):
+    variables = [f"-Dxformers_ROOT={prefix}", "-DPython_EXECUTABLE=/nonexistent"]
+    command = ["cmake", "-G", "Ninja", "-S", HERE / "consumer", "-B", tmp_path, *variables]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode != 0
+    message = " ".join(result.stderr.split())
+    assert "torch 2.11 was not found (asked: /nonexistent). Fix: pip install 'torch==2.11.*'" in message
+
+
+def test_installed_libraries_look_only_beside_themselves(prefix):
+    libraries = sorted(prefix.rglob("*.so"))
+    assert [library.name for library in libraries] == ["libxformers.so", "libxformers_kernels.so"]
+    for library in libraries:
+        paths = [line for line in run("readelf", "-d", library).splitlines() if "PATH" in line]
+        assert len(paths) == 1 and "(RUNPATH)" in paths[0] and "[$ORIGIN]" in paths[0], paths
+
+
+def test_installed_headers_stand_alone(prefix):
+    headers = sorted((prefix / "include").rglob("*.h"))
+    kernels = [header for header in headers if "ops" not in header.relative_to(prefix).parts]
+    assert len(kernels) >= 6
+    for header in kernels:
+        run("c++", "-std=c++20", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", "-x", "c++", "-I", prefix / "include",
+            "-include", header, "/dev/null")  # fmt: skip

@@ -1,0 +1,74 @@
+"""The wheel: what it carries, and that it works from a fresh environment."""
+
+import json
+import re
+import sys
+import sysconfig
+import zipfile
+
+import pytest
+from shell import ROOT, run
+
+# What any Linux has, and what `import torch` has already loaded.
+SYSTEM = re.compile(r"lib(c|m|gcc_s|stdc\+\+|pthread|dl|gomp)\.so|ld-linux")
+TORCH = re.compile(r"lib(torch|torch_cpu|c10)\.so")
+
+USE = """
+import importlib.metadata as metadata, pathlib, torch, xformers, xformers.ops
+files = metadata.distribution("xformers").files
+assert metadata.version("xformers") == xformers.__version__ == xformers.version.__version__, xformers.__version__
+assert any(file.name == "RECORD" for file in files)
+q = torch.randn(1, 7, 2, 8)
+out = xformers.ops.memory_efficient_attention(q, q, q)
+expected = torch.nn.functional.scaled_dot_product_attention(*[q.transpose(1, 2)] * 3).transpose(1, 2)
+torch.testing.assert_close(out, expected)
+print(pathlib.Path(xformers.__file__).parent)
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    run(sys.executable, "-m", "pip", "wheel", ROOT, "--no-deps", "--no-build-isolation", "--wheel-dir", folder,
+        "--disable-pip-version-check")  # fmt: skip
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def test_content(wheel, tmp_path):
+    version = re.search(r'"(.+)"', (ROOT / "python/xformers/version.py").read_text().split("__version__")[1]).group(1)
+    platform = sysconfig.get_platform().replace("-", "_")
+    assert wheel.name == f"xformers-{version}-py3-none-{platform}.whl"
+
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path)
+    package = tmp_path / "xformers"
+    sources = {p.relative_to(ROOT / "python/xformers") for p in (ROOT / "python/xformers").rglob("*.py")}
+    assert {p.relative_to(package) for p in package.rglob("*.py")} == sources
+    folders = {p.name for p in tmp_path.iterdir()}
+    assert folders == {"xformers", f"xformers-{version}.dist-info"}
+
+    info = json.loads((package / "_build_info.json").read_text())
+    assert info["version"] == version and info["torch_version"].startswith("2.11.") and info["cpu_isa"]
+
+    for library in ("libxformers.so", "libxformers_kernels.so"):
+        dynamic = run("readelf", "-d", package / library)
+        assert re.findall(r"\(RU?N?PATH\).*\[(.*)\]", dynamic) == ["$ORIGIN"]
+        needed = {name for name in re.findall(r"\(NEEDED\).*\[(.*)\]", dynamic) if not SYSTEM.match(name)}
+        if library == "libxformers.so":
+            assert "libxformers_kernels.so" in needed
+            needed = {name for name in needed if not TORCH.match(name)} - {"libxformers_kernels.so"}
+        assert not needed, f"{library} needs {needed}, which the wheel doesn't carry"
+
+
+def test_fresh_environment(wheel, tmp_path):
+    environment = tmp_path / "venv"
+    run(sys.executable, "-m", "venv", environment)
+    python = environment / "bin/python"
+    site = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
+    run(python, "-m", "pip", "install", "--no-deps", "--disable-pip-version-check", wheel)
+    # Only torch and what it needs come from the environment of the tests.
+    with open(f"{site}/outer.pth", "w") as file:
+        file.write(sysconfig.get_path("purelib") + "\n")
+    used = run(python, "-c", USE, cwd=tmp_path, env={"PATH": "/usr/bin:/bin"}).strip()
+    assert used == f"{site}/xformers"

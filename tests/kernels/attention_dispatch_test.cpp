@@ -1,0 +1,167 @@
+// The kernel list: every kernel and every instruction set is forced and must be the one that ran.
+#include <algorithm>
+#include <cstdlib>
+#include <ostream>
+
+#include "tests/kernels/attention_check.h"
+#include "xformers/kernels/base/error.h"
+#include "xformers/kernels/cpu/base/cpu_features.h"
+
+namespace xformers::cpu {
+inline void PrintTo(Isa isa, std::ostream* out) { *out << name_of(isa); }  // for GoogleTest
+}  // namespace xformers::cpu
+
+namespace xformers::testing {
+namespace {
+
+// Sets an environment variable for one scope.
+class ScopedEnvironment {
+ public:
+  ScopedEnvironment(const char* name, const std::string& value) : name_(name) {
+    if (const char* old = std::getenv(name)) old_ = old, had_ = true;
+    setenv(name, value.c_str(), 1);
+  }
+  ~ScopedEnvironment() { had_ ? setenv(name_, old_.c_str(), 1) : unsetenv(name_); }
+
+ private:
+  const char* name_;
+  std::string old_;
+  bool had_ = false;
+};
+
+const std::vector<std::string> kSelected = {
+    "attention:*,b2,q70,k83,h2,d64", "attention:*,b1,q130,k130,h2,d128,causal_br,dlse", "attention:*,q33,k64,h2,d40,dv24",
+    "attention:*,q1,k300,h8,kv2,d64", "attention:*,q5+0+70,k9+33+64,h2,d32,causal", "attention:*,q41,k75,h2,d32,bias@odd",
+    "attention:*,q64,k97,h2,d64,p0.2", "attention:*,q150,k150,h1,d80,band20_0", "attention:*,q20,k30,h1,d257"};
+
+std::string join(const std::vector<std::string>& parts) {
+  std::string text;
+  for (const std::string& part : parts) text += (text.empty() ? "" : "; ") + part;
+  return text;
+}
+
+}  // namespace
+
+class ForcedKernel : public ::testing::TestWithParam<std::string> {};
+
+// Runs the selected cases that `kernel` takes and returns how many those were; `why_not` and `run` pick the direction.
+template <class WhyNot, class Run>
+int force(const std::string& kernel, const WhyNot& why_not, const Run& run, std::string& reasons) {
+  int taken = 0;
+  for (const AttentionCase& c : parse_attention_cases(kSelected)) {
+    AttentionRun r(c);
+    if (const auto objections = why_not(kernel, r); !objections.empty()) {
+      reasons = join(objections);
+      continue;
+    }
+    ++taken;
+    run(r);
+    EXPECT_TRUE(matches_reference(r));
+  }
+  return taken;
+}
+
+class ForcedForward : public ForcedKernel {};
+TEST_P(ForcedForward, IsTheOneThatRuns) {
+  std::string reasons;
+  const auto why_not = [](const std::string& kernel, const AttentionRun& r) {
+    return cpu::why_not_forward(kernel, r.forward_params());
+  };
+  const int taken = force(
+      GetParam(), why_not,
+      [&](AttentionRun& r) {
+        {
+          const ScopedEnvironment forced("XFORMERS_KERNEL", GetParam());
+          r.forward();
+        }
+        EXPECT_EQ(cpu::last_forward_kernel(), GetParam());
+        r.backward();
+      },
+      reasons);
+  if (taken == 0) GTEST_SKIP() << GetParam() << " takes none of the cases here: " << reasons;
+}
+
+class ForcedBackward : public ForcedKernel {};
+TEST_P(ForcedBackward, IsTheOneThatRuns) {
+  std::string reasons;
+  const auto why_not = [](const std::string& kernel, const AttentionRun& r) {
+    return cpu::why_not_backward(kernel, r.backward_params());
+  };
+  const int taken = force(
+      GetParam(), why_not,
+      [&](AttentionRun& r) {
+        r.forward();
+        {
+          const ScopedEnvironment forced("XFORMERS_KERNEL", GetParam());
+          r.backward();
+        }
+        EXPECT_EQ(cpu::last_backward_kernel(), GetParam());
+      },
+      reasons);
+  if (taken == 0) GTEST_SKIP() << GetParam() << " takes none of the cases here: " << reasons;
+}
+
+const auto kernel_name = [](const ::testing::TestParamInfo<std::string>& info) { return info.param; };
+INSTANTIATE_TEST_SUITE_P(Kernels, ForcedForward, ::testing::ValuesIn(cpu::forward_kernels()), kernel_name);
+INSTANTIATE_TEST_SUITE_P(Kernels, ForcedBackward, ::testing::ValuesIn(cpu::backward_kernels()), kernel_name);
+
+class ForcedIsa : public ::testing::TestWithParam<cpu::Isa> {};
+TEST_P(ForcedIsa, GivesTheSameAnswers) {
+  if (!cpu::has_isa(GetParam())) GTEST_SKIP() << "this processor has no " << cpu::name_of(GetParam());
+  const ScopedEnvironment forced("XFORMERS_CPU_ISA", cpu::name_of(GetParam()));
+  int taken = 0;
+  for (const AttentionCase& c : parse_attention_cases(kSelected)) {
+    AttentionRun run(c);
+    try {
+      run.run();
+    } catch (const Error&) {
+      continue;  // this instruction set has no kernel for the case
+    }
+    ++taken;
+    EXPECT_TRUE(matches_reference(run));
+  }
+  EXPECT_GT(taken, 0) << "no case ran on " << cpu::name_of(GetParam());
+}
+INSTANTIATE_TEST_SUITE_P(Isas, ForcedIsa,
+                         ::testing::Values(cpu::Isa::kPortable, cpu::Isa::kAvx2, cpu::Isa::kAvx512, cpu::Isa::kAvx512Bf16,
+                                           cpu::Isa::kAvx512Fp16, cpu::Isa::kAmx),
+                         [](const ::testing::TestParamInfo<cpu::Isa>& info) { return std::string(cpu::name_of(info.param)); });
+
+TEST(KernelList, LastKernelTakesEverything) {
+  std::vector<std::string> texts = kSelected;
+  texts.insert(texts.end(), {"attention:*,q0,k5,d1", "attention:*,q5,k0,d512,dv1,p0.5,bias@cols"});
+  for (const AttentionCase& c : parse_attention_cases(texts)) {
+    const AttentionRun run(c);
+    EXPECT_EQ(join(cpu::why_not_forward(cpu::forward_kernels().back(), run.forward_params())), "") << to_text(c);
+    EXPECT_EQ(join(cpu::why_not_backward(cpu::backward_kernels().back(), run.backward_params())), "") << to_text(c);
+  }
+}
+
+TEST(KernelList, NamesAreUnique) {
+  for (std::vector<std::string> names : {cpu::forward_kernels(), cpu::backward_kernels()}) {
+    std::sort(names.begin(), names.end());
+    EXPECT_EQ(std::adjacent_find(names.begin(), names.end()), names.end());
+    EXPECT_FALSE(names.empty());
+  }
+}
+
+TEST(KernelList, UnknownNameIsRefusedWithTheList) {
+  const AttentionRun run(parse_attention_case("attention:fp32,q4,k4,d8"));
+  const ScopedEnvironment forced("XFORMERS_KERNEL", "fwd_of_dreams");
+  try {
+    cpu::attention_forward(run.forward_params(), {1, nullptr});
+    FAIL() << "a kernel that does not exist was accepted";
+  } catch (const Error& error) {
+    const std::string what = error.what();
+    EXPECT_NE(what.find("fwd_of_dreams"), std::string::npos) << what;
+    for (const std::string& name : cpu::forward_kernels()) EXPECT_NE(what.find(name), std::string::npos) << what;
+  }
+}
+
+TEST(KernelList, UnknownIsaIsRefused) {
+  const AttentionRun run(parse_attention_case("attention:fp32,q4,k4,d8"));
+  const ScopedEnvironment forced("XFORMERS_CPU_ISA", "abacus");
+  EXPECT_THROW(cpu::attention_forward(run.forward_params(), {1, nullptr}), Error);
+}
+
+}  // namespace xformers::testing

@@ -1,0 +1,34 @@
+// Packed sequences: block-diagonal masks with and without a band, empty sequences, gaps, hostile offsets.
+#include "tests/kernels/attention_check.h"
+
+namespace xformers::testing {
+
+INSTANTIATE_TEST_SUITE_P(
+    Packed, AttentionCases,
+    cases({"attention:*,q5+0+70+1,k9+33+64+1,h2,d32", "attention:*,q5+0+70+1,k9+33+64+1,h2,d32,causal",
+           "attention:*,q5+0+70+1,k9+33+64+1,h2,d32,causal_br", "attention:*,q50+60,k70+40,h2,d32,band8_2_br,dlse",
+           "attention:*,q7+5+9,k0+11+0,h2,d32", "attention:*,q0+0,k5+6,h2,d16", "attention:*,q3+4,k0+0,h2,d16",
+           "attention:*,q30+30,k30+30,h4,kv2,d64,causal,p0.2", "attention:bf16,q200+1+90,k200+300+90,h2,d64,causal_br",
+           "attention:fp32,q1+1+1+1+1+1,k100+3+0+64+65+1,h4,kv1,d64"}),
+    test_name);
+
+// seqused_k: keys behind the used ones hold NaN and get zero gradients.
+INSTANTIATE_TEST_SUITE_P(
+    Gaps, AttentionCases,
+    cases({"attention:*,q4+9,k40+40,used7+33,h2,d32", "attention:*,q1+1+1,k64+64+64,used64+0+1,h4,kv2,d64",
+           "attention:*,q20+30,k50+50,used40+20,h2,d32,causal_br", "attention:bf16,q70+70,k90+90,used65+90,h2,d64,band20_0_br"}),
+    test_name);
+
+// Offsets that point outside of the tensors are clamped: the guard pages around each tensor stay untouched.
+TEST(PackedOffsets, AreClampedToTheTensors) {
+  for (const AttentionCase& c : parse_attention_cases({"attention:*,q5+6+7,k10+20+30,h2,d32",
+                                                       "attention:*,q1+1+1,k64+64+64,used64+20+30,h4,kv2,d64"})) {
+    AttentionRun run(c);
+    run.cu_seqlens_q = {-3, 4, 1000000, 2000000000};
+    run.cu_seqlens_k = {-100, 7, 5000, 2000000000};
+    run.run();
+    EXPECT_EQ(run.damaged_output(), "") << to_text(c);
+  }
+}
+
+}  // namespace xformers::testing

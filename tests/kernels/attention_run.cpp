@@ -1,0 +1,283 @@
+#include "tests/kernels/attention_run.h"
+
+#include <limits>
+#include <random>
+
+namespace xformers::testing {
+namespace {
+
+constexpr uint64_t kPhiloxSeed = 0x1234567890abcdefull, kPhiloxOffset = 0x500000003ull;
+
+// Strides of [batch, seqlen, groups, heads, dim].
+Sizes heads_strides(Memory memory, const Sizes& s) {
+  const int64_t row = memory == Memory::kPadded ? s[4] + 3 : s[4];
+  const int64_t rows = s[2] * s[3] * row;  // of one query or key, all heads
+  switch (memory) {
+    case Memory::kHeadsFirst: return {s[1] * rows, row, s[3] * s[1] * row, s[1] * row, 1};
+    case Memory::kPadded: return {s[1] * (rows + 5) + 7, rows + 5, s[3] * row, row, 1};
+    case Memory::kFar: return {rows, int64_t{1} << 30, s[3] * row, row, 1};
+    case Memory::kQkv: return {s[1] * 3 * rows, 3 * rows, s[3] * row, row, 1};
+    case Memory::kRows: break;
+  }
+  return {s[1] * rows, rows, s[3] * row, row, 1};
+}
+
+HeadsTensor to_heads(const StridedTensor& t) {
+  return {t.data(), t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
+}
+
+RowTensor to_rows(const StridedTensor& t) { return {t.data(), t.stride(0), t.stride(1), t.stride(2)}; }
+
+ScoreBias to_bias(const StridedTensor& t) {
+  return {t.data(), t.stride(0), t.stride(1), t.stride(2), t.stride(3), t.stride(4)};
+}
+
+std::vector<int32_t> running_sums(const std::vector<int32_t>& lengths) {
+  std::vector<int32_t> sums{0};
+  for (int32_t length : lengths) sums.push_back(sums.back() + length);
+  return sums;
+}
+
+// The same memory read with stride 0 along every dimension where it has one entry and `sizes` has more.
+StridedTensor expanded(const StridedTensor& t, const Sizes& sizes) {
+  Sizes strides;
+  for (int dim = 0; dim < 5; ++dim) strides[dim] = t.sizes()[dim] == sizes[dim] ? t.stride(dim) : 0;
+  return StridedTensor(t, sizes, strides, 0);
+}
+
+StridedTensor make_bias(DType dtype, BiasMemory memory, const Sizes& full, const Sizes& sizes) {
+  Sizes strides;
+  strides[4] = memory == BiasMemory::kKeyStride ? 3 : 1;
+  strides[3] = sizes[4] * strides[4];
+  if (memory == BiasMemory::kOdd) strides[3] = sizes[4] + 1 + sizes[4] % 2;  // an odd row stride
+  if (memory == BiasMemory::kKeyStride) strides[3] += 1;
+  for (int dim = 2; dim >= 0; --dim) strides[dim] = strides[dim + 1] * sizes[dim + 1];
+  const int64_t offset = memory == BiasMemory::kOdd ? 1 : 0;
+  const StridedTensor own(dtype, sizes, strides, offset);
+  for (int dim = 0; dim < 5; ++dim) {
+    if (sizes[dim] != full[dim]) strides[dim] = 0;
+  }
+  return StridedTensor(own, full, strides, offset);
+}
+
+}  // namespace
+
+AttentionRun::AttentionRun(const AttentionCase& c) : case_(c) {
+  allocate();
+  fill();
+}
+
+void AttentionRun::allocate() {
+  const AttentionCase& c = case_;
+  const int64_t groups = c.num_groups(), heads = c.heads_per_group();
+  const Sizes q_sizes{c.batch, c.seqlen_q, groups, heads, c.head_dim};
+  const Sizes k_sizes{c.batch, c.seqlen_k, groups, heads, c.head_dim};
+  const Sizes v_sizes{c.batch, c.seqlen_k, groups, heads, c.dim_v()};
+  const Sizes out_sizes{c.batch, c.seqlen_q, groups, heads, c.dim_v()};
+  const auto make = [&](const Sizes& sizes) {
+    const Memory memory = c.memory == Memory::kQkv ? Memory::kRows : c.memory;
+    return StridedTensor(c.dtype, sizes, heads_strides(memory, sizes));
+  };
+  const auto make_shared_heads = [&](Sizes sizes) {
+    const Sizes full = sizes;
+    if (c.heads_shared()) sizes[3] = 1;
+    if (c.heads_shared() && *c.kv_heads == 1) sizes[2] = 1;
+    return expanded(make(sizes), full);
+  };
+  const auto make_qkv = [&](StridedTensor& a, StridedTensor& b, StridedTensor& d) {
+    const Sizes strides = heads_strides(Memory::kQkv, q_sizes);
+    const int64_t part = groups * heads * c.head_dim;
+    Sizes whole_sizes = q_sizes, whole_strides = strides;
+    whole_sizes[2] *= 3;
+    whole_strides[2] = heads * c.head_dim;
+    const StridedTensor whole(c.dtype, whole_sizes, whole_strides);
+    a = StridedTensor(whole, q_sizes, strides, 0);
+    b = StridedTensor(whole, k_sizes, strides, part);
+    d = StridedTensor(whole, v_sizes, strides, 2 * part);
+  };
+  if (c.memory == Memory::kQkv) {
+    make_qkv(q, k, v);
+    make_qkv(dq, dk, dv);
+  } else {
+    q = make(q_sizes);
+    k = make_shared_heads(k_sizes);
+    v = c.value_unshared ? make(v_sizes) : make_shared_heads(v_sizes);
+    dq = make(q_sizes);
+    dk = make(k_sizes);
+    dv = make(v_sizes);
+  }
+  out = make(out_sizes);
+  dout = make(out_sizes);
+
+  const DType row_dtype = c.dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
+  const int64_t row = c.seqlen_q + (c.memory == Memory::kPadded ? 3 : 0);
+  const Sizes row_sizes{c.batch, groups, heads, c.seqlen_q, 1};
+  const Sizes row_strides{groups * heads * row, heads * row, row, 1, 1};
+  lse = StridedTensor(row_dtype, row_sizes, row_strides);
+  dlse = StridedTensor(row_dtype, row_sizes, row_strides);
+
+  if (c.bias != BiasValues::kNone) {
+    const Sizes full{c.batch, groups, heads, c.seqlen_q, c.seqlen_k};
+    Sizes sizes = full;
+    if (c.bias_memory == BiasMemory::kSharedByHeads) sizes[0] = sizes[1] = sizes[2] = 1;
+    if (c.bias_memory == BiasMemory::kSharedByRows) sizes[3] = 1;
+    if (c.bias_memory == BiasMemory::kSharedByKeys) sizes[4] = 1;
+    bias = make_bias(c.dtype, c.bias_memory, full, sizes);
+    dbias = make_bias(c.dtype, c.bias_memory, full, full);
+  }
+  if (c.packed()) {
+    cu_seqlens_q = running_sums(c.lengths_q);
+    cu_seqlens_k = running_sums(c.lengths_k);
+  }
+}
+
+void AttentionRun::fill() {
+  const AttentionCase& c = case_;
+  std::mt19937_64 random(c.seed);
+  std::normal_distribution<double> normal;
+  const auto draw = [&](const Sizes&) { return normal(random); };
+  q.fill([&](const Sizes&) { return c.amplitude * normal(random); });
+  k.fill(draw);  // shared heads are drawn again for every head; the last one stays
+  v.fill(draw);
+  dout.fill(draw);
+  dlse.fill(draw);
+
+  const double infinity = std::numeric_limits<double>::infinity();
+  constexpr int64_t kBlock = 32;
+  if (c.bias != BiasValues::kNone) {
+    std::vector<bool> hidden(static_cast<size_t>(c.seqlen_k / kBlock + 1));
+    for (size_t block = 0; block < hidden.size(); ++block) hidden[block] = random() % 2 == 0;
+    bias.fill([&](const Sizes& index) {
+      const double value = normal(random);
+      if (c.bias == BiasValues::kPrefix && index[4] < c.bias_prefix) return -infinity;
+      if (c.bias == BiasValues::kBlocks && (index[3] % 3 == 2 || hidden[index[4] / kBlock])) return -infinity;
+      return value;
+    });
+  }
+
+  // Keys between sequences must not be looked at.
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  for (size_t b = 0; b < c.used_k.size(); ++b) {
+    for (int64_t key = cu_seqlens_k[b] + c.used_k[b]; key < cu_seqlens_k[b + 1]; ++key) {
+      for (StridedTensor* t : {&k, &v}) {
+        Sizes index{0, key, 0, 0, 0};
+        for (index[2] = 0; index[2] < t->sizes()[2]; ++index[2])
+          for (index[3] = 0; index[3] < t->sizes()[3]; ++index[3])
+            for (index[4] = 0; index[4] < t->sizes()[4]; ++index[4]) t->set(index, nan);
+      }
+    }
+  }
+}
+
+AttentionShape AttentionRun::shape() const {
+  return {.dtype = case_.dtype,
+          .batch = case_.batch,
+          .seqlen_q = case_.seqlen_q,
+          .seqlen_k = case_.seqlen_k,
+          .num_groups = case_.num_groups(),
+          .heads_per_group = case_.heads_per_group(),
+          .head_dim = case_.head_dim,
+          .head_dim_v = case_.dim_v()};
+}
+
+SeqLayout AttentionRun::layout() const {
+  if (!case_.packed()) return {};
+  return {.num_sequences = static_cast<int64_t>(case_.lengths_q.size()),
+          .cu_seqlens_q = cu_seqlens_q.data(),
+          .cu_seqlens_k = cu_seqlens_k.data(),
+          .seqused_k = case_.used_k.empty() ? nullptr : case_.used_k.data()};
+}
+
+Dropout AttentionRun::dropout() const {
+  return {.p = case_.dropout_p, .philox_seed = kPhiloxSeed + case_.seed, .philox_offset = kPhiloxOffset};
+}
+
+AttentionFwdParams AttentionRun::forward_params() const {
+  AttentionFwdParams p;
+  p.shape = shape();
+  p.q = to_heads(q), p.k = to_heads(k), p.v = to_heads(v), p.out = to_heads(out);
+  p.lse = to_rows(lse);
+  p.seq = layout();
+  p.band = case_.band;
+  if (case_.bias != BiasValues::kNone) p.bias = to_bias(bias);
+  p.dropout = dropout();
+  p.softmax_scale = case_.softmax_scale();
+  return p;
+}
+
+AttentionBwdParams AttentionRun::backward_params() const {
+  AttentionBwdParams p;
+  p.shape = shape();
+  p.q = to_heads(q), p.k = to_heads(k), p.v = to_heads(v), p.out = to_heads(out), p.dout = to_heads(dout);
+  p.lse = to_rows(lse);
+  if (case_.dlse) p.dlse = to_rows(dlse);
+  p.dq = to_heads(dq), p.dk = to_heads(dk), p.dv = to_heads(dv);
+  p.seq = layout();
+  p.band = case_.band;
+  if (case_.bias != BiasValues::kNone) p.bias = to_bias(bias), p.dbias = to_bias(dbias);
+  p.dropout = dropout();
+  p.softmax_scale = case_.softmax_scale();
+  return p;
+}
+
+void AttentionRun::forward() { cpu::attention_forward(forward_params(), {case_.threads, nullptr}); }
+void AttentionRun::backward() { cpu::attention_backward(backward_params(), {case_.threads, nullptr}); }
+
+reference::AttentionProblem AttentionRun::problem() const {
+  const AttentionCase& c = case_;
+  reference::AttentionProblem p;
+  p.batch = c.batch, p.seqlen_q = c.seqlen_q, p.seqlen_k = c.seqlen_k;
+  p.heads = c.heads, p.head_dim = c.head_dim, p.head_dim_v = c.dim_v();
+  p.q = q.values(), p.k = k.values(), p.v = v.values(), p.dout = dout.values();
+  if (c.bias != BiasValues::kNone) p.bias = bias.values();
+  if (c.dlse) p.dlse = dlse.values();
+  if (c.packed()) {
+    for (size_t b = 0; b < c.lengths_q.size(); ++b) {
+      const int64_t keys = c.used_k.empty() ? c.lengths_k[b] : c.used_k[b];
+      p.sequences.push_back({0, cu_seqlens_q[b], c.lengths_q[b], cu_seqlens_k[b], keys});
+    }
+  } else {
+    for (int64_t b = 0; b < c.batch; ++b) p.sequences.push_back({b, 0, c.seqlen_q, 0, c.seqlen_k});
+  }
+  if (c.band.window_left != kUnbounded) p.window_left = c.band.window_left;
+  if (c.band.window_right != kUnbounded) p.window_right = c.band.window_right;
+  p.bottom_right = c.band.bottom_right;
+  p.scale = c.softmax_scale();
+  const Dropout d = dropout();
+  p.dropout_p = d.p, p.philox_seed = d.philox_seed, p.philox_offset = d.philox_offset;
+  return p;
+}
+
+reference::AttentionResult AttentionRun::result() const {
+  reference::AttentionResult r;
+  r.out = out.values(), r.lse = lse.values();
+  r.dq = dq.values(), r.dk = dk.values(), r.dv = dv.values();
+  if (case_.bias != BiasValues::kNone) r.dbias = dbias.values();
+  return r;
+}
+
+std::vector<unsigned char> AttentionRun::output_bytes() const {
+  std::vector<unsigned char> all;
+  for (const StridedTensor* t : {&out, &lse, &dq, &dk, &dv, &dbias}) {
+    const std::vector<unsigned char> bytes = t->bytes();
+    all.insert(all.end(), bytes.begin(), bytes.end());
+  }
+  return all;
+}
+
+std::string AttentionRun::damaged_output() const {
+  const std::vector<StridedTensor> gradients =
+      case_.memory == Memory::kQkv ? std::vector<StridedTensor>{dq, dk, dv} : std::vector<StridedTensor>{};
+  const auto damaged = [](const StridedTensor& t, const std::vector<StridedTensor>& sharing = {}) {
+    return t.damaged_byte(sharing) >= 0;
+  };
+  if (damaged(out)) return "out";
+  if (damaged(lse)) return "lse";
+  if (damaged(dq, gradients)) return "dq";
+  if (damaged(dk, gradients)) return "dk";
+  if (damaged(dv, gradients)) return "dv";
+  if (damaged(dbias)) return "dbias";
+  return "";
+}
+
+}  // namespace xformers::testing

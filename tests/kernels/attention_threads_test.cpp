@@ -1,0 +1,65 @@
+// Threads: any number, also more than there is work; the same bits each time.
+#include <atomic>
+#include <vector>
+
+#include "tests/kernels/attention_check.h"
+#include "xformers/kernels/cpu/base/parallel_for.h"
+
+namespace xformers::testing {
+
+INSTANTIATE_TEST_SUITE_P(Threads, AttentionCases,
+                         cases({"attention:*,b1,q3,k5,h1,d8,t64", "attention:*,b2,q100,k90,h2,d32,t1",
+                                "attention:*,b2,q100,k90,h2,d32,t3,causal", "attention:*,q1,k2000,h1,d64,t7",
+                                "attention:*,q2,k700,h4,kv1,d64,t5,bias", "attention:bf16,q0,k5,h1,d8,t4",
+                                "attention:fp32,q5+9+1,k33+70+4,h2,d32,t16,dlse"}),
+                         test_name);
+
+class Repeats : public ::testing::TestWithParam<AttentionCase> {};
+TEST_P(Repeats, GiveTheSameBits) {
+  AttentionRun first(GetParam());
+  first.run();
+  const std::vector<unsigned char> expected = first.output_bytes();
+  for (int repeat = 0; repeat < 3; ++repeat) {
+    AttentionRun again(GetParam());
+    again.run();
+    ASSERT_EQ(again.output_bytes(), expected) << "repeat " << repeat;
+  }
+}
+INSTANTIATE_TEST_SUITE_P(Bits, Repeats,
+                         cases({"attention:*,b2,q150,k170,h3,d64,causal_br,t2", "attention:*,q1,k3000,h4,kv2,d64,t3",
+                                "attention:*,q170,k300,h1,d32,t4,bias,p0.1,dlse", "attention:bf16,q9+80+30,k9+80+30,h2,d64,t5"}),
+                         test_name);
+
+TEST(ForEachTask, RunsEveryTaskOnce) {
+  for (int threads : {1, 2, 5, 40}) {
+    for (int64_t tasks : {0, 1, 2, 7, 1000}) {
+      std::vector<std::atomic<int>> runs(static_cast<size_t>(tasks));
+      std::atomic<int> bad_worker{0};
+      cpu::for_each_task({threads, nullptr}, tasks, [&](int64_t task, int worker) {
+        runs[task].fetch_add(1);
+        if (worker < 0 || worker >= threads) bad_worker.fetch_add(1);
+      });
+      for (int64_t task = 0; task < tasks; ++task) EXPECT_EQ(runs[task].load(), 1) << tasks << " tasks, " << threads;
+      EXPECT_EQ(bad_worker.load(), 0);
+    }
+  }
+}
+
+// A caller's own pool, given as a plain function: the kernels ask it for no more workers than they were granted.
+TEST(CallersThreads, AreUsedAndNotExceeded) {
+  static int calls, largest;
+  calls = largest = 0;
+  const cpu::RunWorkers serial = [](int workers, void (*body)(void*, int), void* context) {
+    ++calls;
+    largest = std::max(largest, workers);
+    for (int worker = workers - 1; worker >= 0; --worker) body(context, worker);
+  };
+  AttentionRun run(parse_attention_case("attention:fp32,b2,q300,k300,h4,d32"));
+  cpu::attention_forward(run.forward_params(), {4, serial});
+  cpu::attention_backward(run.backward_params(), {4, serial});
+  EXPECT_GT(calls, 0);
+  EXPECT_LE(largest, 4);
+  EXPECT_TRUE(matches_reference(run));
+}
+
+}  // namespace xformers::testing

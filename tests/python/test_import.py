@@ -1,0 +1,91 @@
+"""Importing the package: quick, quiet, and with one clear sentence when it can't work."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import xformers
+
+PACKAGE = Path(xformers.__file__).parent
+
+
+def run(code, path=PACKAGE.parent, **environment):
+    env = {**os.environ, "PYTHONPATH": str(path), **environment}
+    env = {name: value for name, value in env.items() if value is not None}
+    return subprocess.run([sys.executable, "-W", "error", "-c", code], env=env, capture_output=True, text=True)
+
+
+def copy_of_package(folder, leave_out=()):
+    """The package by links, without the entries that the test replaces."""
+    package = folder / "xformers"
+    package.mkdir()
+    for entry in PACKAGE.iterdir():
+        if entry.name not in leave_out:
+            (package / entry.name).symlink_to(entry)
+    return package
+
+
+def test_quick_and_quiet():
+    code = "import time, torch; start = time.perf_counter(); import xformers, xformers.ops; print(time.perf_counter() - start)"
+    runs = [run(code) for _ in range(3)]
+    assert all(result.returncode == 0 and result.stderr == "" for result in runs), runs[0].stderr
+    assert min(float(result.stdout) for result in runs) < 0.5
+
+
+def test_ops_are_reachable_as_an_attribute():
+    assert run("import xformers; xformers.ops.fmha.attn_bias.LowerTriangularMask()").returncode == 0
+
+
+def test_info_as_a_program():
+    result = subprocess.run([sys.executable, "-m", "xformers.info"], capture_output=True, text=True)
+    assert result.returncode == 0 and result.stdout.startswith("xFormers ") and result.stderr == ""
+
+
+def assert_import_error(folder, *fragments):
+    result = run("import xformers", path=folder)
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: xformers "), result.stderr
+    for fragment in fragments:
+        assert fragment in last
+
+
+def test_other_torch(tmp_path):
+    package = copy_of_package(tmp_path, leave_out=["_build_info.json"])
+    build = json.loads((PACKAGE / "_build_info.json").read_text())
+    (package / "_build_info.json").write_text(json.dumps({**build, "torch_version": "2.7.1+cu126"}))
+    assert_import_error(tmp_path, "was built for torch 2.7", "pip install 'torch==2.7.*'")
+
+
+def test_library_that_does_not_load(tmp_path):
+    package = copy_of_package(tmp_path, leave_out=["libxformers.so"])
+    (package / "libxformers.so").write_text("not a library")
+    assert_import_error(tmp_path, "could not load", "pip install --force-reinstall")
+
+
+def test_source_tree_without_libraries(tmp_path):
+    copy_of_package(tmp_path, leave_out=["libxformers.so", "_build_info.json"])
+    assert_import_error(tmp_path, "has no libraries", "pip install .")
+
+
+BF16 = """
+import torch, xformers
+linear = torch.nn.Linear(64, 64).bfloat16()
+x = torch.ones(64, 64, dtype=torch.bfloat16)
+assert (linear(x) @ x).isfinite().all()
+assert torch.nn.functional.scaled_dot_product_attention(x[None], x[None], x[None]).isfinite().all()
+"""
+
+
+def test_bf16_matmuls_of_torch_work():
+    """They die with SIGILL on machines that show AMX without its tile geometry, unless oneDNN is held below AMX."""
+    result = run(BF16, ONEDNN_MAX_CPU_ISA=None)
+    assert result.returncode == 0, f"exit status {result.returncode}\n{result.stderr}"
+
+
+@pytest.mark.parametrize("value", ["AVX2", "AVX512_CORE"])
+def test_chosen_onednn_isa_is_kept(value):
+    code = "import ctypes, xformers; getenv = ctypes.CDLL(None).getenv; getenv.restype = ctypes.c_char_p; print(getenv(b'ONEDNN_MAX_CPU_ISA'))"
+    assert value in run(code, ONEDNN_MAX_CPU_ISA=value).stdout

@@ -1,0 +1,251 @@
+#include "tests/reference/attention.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "tests/reference/matrix.h"
+#include "tests/reference/rounding.h"
+#include "xformers/kernels/base/philox.h"
+
+namespace xformers::reference {
+
+bool AttentionProblem::visible(const Sequence& sequence, int64_t query, int64_t key) const {
+  const int64_t diagonal = bottom_right ? query + sequence.num_keys - sequence.num_queries : query;
+  if (window_left && key < diagonal - *window_left) return false;
+  if (window_right && key > diagonal + *window_right) return false;
+  return true;
+}
+
+double AttentionProblem::dropout_factor(int64_t index, int64_t head, int64_t query, int64_t key) const {
+  if (dropout_p == 0) return 1;
+  if (dropout_p == 1) return 0;
+  const uint32_t draw = dropout_draw(philox_seed, philox_offset, index * heads + head, query, key);
+  return draw >= drop_threshold(dropout_p) ? 1 / (1 - dropout_p) : 0;
+}
+
+namespace {
+
+// Every matrix of one head of one sequence; `round` is applied to each matrix when it is stored.
+template <class Real, class Round>
+struct Head {
+  const AttentionProblem& problem;
+  int64_t index, head;
+  Round round;
+  const Sequence& seq = problem.sequences[index];
+  int64_t m = seq.num_queries, n = seq.num_keys;
+
+  Matrix<Real> rows(const Values& x, int64_t seqlen, int64_t first, int64_t count, int64_t dim) const {
+    return tabulate<Real>(count, dim, [&](int64_t i, int64_t d) {
+      return static_cast<Real>(x[((seq.batch * seqlen + first + i) * problem.heads + head) * dim + d]);
+    });
+  }
+  Matrix<Real> q = rows(problem.q, problem.seqlen_q, seq.first_query, m, problem.head_dim);
+  Matrix<Real> k = rows(problem.k, problem.seqlen_k, seq.first_key, n, problem.head_dim);
+  Matrix<Real> v = rows(problem.v, problem.seqlen_k, seq.first_key, n, problem.head_dim_v);
+  Matrix<Real> dout = rows(problem.dout, problem.seqlen_q, seq.first_query, m, problem.head_dim_v);
+
+  size_t row_index(int64_t i) const {
+    return (seq.batch * problem.heads + head) * problem.seqlen_q + seq.first_query + i;
+  }
+  size_t score_index(int64_t i, int64_t j) const { return row_index(i) * problem.seqlen_k + seq.first_key + j; }
+
+  Matrix<Real> rounded(Matrix<Real> x) const {
+    for (Real& element : x.data) element = round(element);
+    return x;
+  }
+
+  Matrix<Real> scores() const {
+    Matrix<Real> s = rounded(product(q, transpose(k)));
+    for (int64_t i = 0; i < m; ++i) {
+      for (int64_t j = 0; j < n; ++j) {
+        s(i, j) = round(s(i, j) * static_cast<Real>(problem.scale));
+        if (!problem.bias.empty()) s(i, j) = round(s(i, j) + static_cast<Real>(problem.bias[score_index(i, j)]));
+        if (!problem.visible(seq, i, j)) s(i, j) = -std::numeric_limits<Real>::infinity();
+      }
+    }
+    return s;
+  }
+
+  // Softmax of each row, and its log-sum-exp; a row that sees nothing has zeros and -inf.
+  Matrix<Real> softmax(const Matrix<Real>& s, std::vector<Real>& lse) const {
+    const Real infinity = std::numeric_limits<Real>::infinity();
+    lse.assign(m, -infinity);
+    Matrix<Real> p(m, n);
+    for (int64_t i = 0; i < m; ++i) {
+      Real largest = -infinity, sum = 0;
+      for (int64_t j = 0; j < n; ++j) largest = std::max(largest, s(i, j));
+      if (largest == -infinity) continue;
+      for (int64_t j = 0; j < n; ++j) sum += p(i, j) = std::exp(s(i, j) - largest);
+      for (int64_t j = 0; j < n; ++j) p(i, j) = round(p(i, j) / sum);
+      lse[i] = largest + std::log(sum);
+    }
+    return p;
+  }
+
+  Matrix<Real> dropout_factors() const {
+    return tabulate<Real>(m, n, [&](int64_t i, int64_t j) {
+      return static_cast<Real>(problem.dropout_factor(index, head, i, j));
+    });
+  }
+
+  Matrix<Real> times(const Matrix<Real>& a, const Matrix<Real>& b) const {
+    return tabulate<Real>(a.rows, a.cols, [&](int64_t i, int64_t j) { return round(a(i, j) * b(i, j)); });
+  }
+
+  Real dlse(int64_t i) const { return problem.dlse.empty() ? Real{0} : static_cast<Real>(problem.dlse[row_index(i)]); }
+};
+
+AttentionResult empty_result(const AttentionProblem& p, double lse) {
+  AttentionResult result;
+  result.out.assign(p.batch * p.seqlen_q * p.heads * p.head_dim_v, 0);
+  result.lse.assign(p.batch * p.heads * p.seqlen_q, lse);
+  result.dq.assign(p.q.size(), 0);
+  result.dk.assign(p.k.size(), 0);
+  result.dv.assign(p.v.size(), 0);
+  result.dbias.assign(p.bias.size(), 0);
+  return result;
+}
+
+template <class Real, class Round>
+class Writer {
+ public:
+  Writer(const Head<Real, Round>& head, AttentionResult& result) : head_(head), result_(result) {}
+
+  void queries(Values& to, const Matrix<Real>& from) const {
+    rows(to, from, head_.problem.seqlen_q, head_.seq.first_query);
+  }
+  void keys(Values& to, const Matrix<Real>& from) const {
+    rows(to, from, head_.problem.seqlen_k, head_.seq.first_key);
+  }
+  void lse(const std::vector<Real>& from) const {
+    for (int64_t i = 0; i < head_.m; ++i) result_.lse[head_.row_index(i)] = static_cast<double>(from[i]);
+  }
+  void dbias(const Matrix<Real>& from) const {
+    if (result_.dbias.empty()) return;
+    for (int64_t i = 0; i < head_.m; ++i) {
+      for (int64_t j = 0; j < head_.n; ++j) result_.dbias[head_.score_index(i, j)] = static_cast<double>(from(i, j));
+    }
+  }
+
+ private:
+  void rows(Values& to, const Matrix<Real>& from, int64_t seqlen, int64_t first) const {
+    for (int64_t i = 0; i < from.rows; ++i) {
+      for (int64_t d = 0; d < from.cols; ++d) {
+        to[((head_.seq.batch * seqlen + first + i) * head_.problem.heads + head_.head) * from.cols + d] =
+            static_cast<double>(from(i, d));
+      }
+    }
+  }
+  const Head<Real, Round>& head_;
+  AttentionResult& result_;
+};
+
+template <class Real, class Round>
+AttentionResult evaluate(const AttentionProblem& problem, const Round& round) {
+  AttentionResult result = empty_result(problem, -std::numeric_limits<double>::infinity());
+  const Real scale = static_cast<Real>(problem.scale);
+  for (int64_t index = 0; index < static_cast<int64_t>(problem.sequences.size()); ++index) {
+    for (int64_t head = 0; head < problem.heads; ++head) {
+      const Head<Real, Round> h{problem, index, head, round};
+      const Writer<Real, Round> write(h, result);
+
+      std::vector<Real> lse;
+      const Matrix<Real> p = h.softmax(h.scores(), lse);
+      const Matrix<Real> factors = h.dropout_factors();
+      const Matrix<Real> dropped = h.times(p, factors);
+      write.lse(lse);
+      write.queries(result.out, h.rounded(product(dropped, h.v)));
+
+      write.keys(result.dv, h.rounded(product(transpose(dropped), h.dout)));
+      const Matrix<Real> dp = h.times(h.rounded(product(h.dout, transpose(h.v))), factors);
+      Matrix<Real> ds(h.m, h.n);
+      for (int64_t i = 0; i < h.m; ++i) {
+        Real delta = -h.dlse(i);
+        for (int64_t j = 0; j < h.n; ++j) delta += p(i, j) * dp(i, j);
+        for (int64_t j = 0; j < h.n; ++j) ds(i, j) = round(p(i, j) * (dp(i, j) - delta));
+      }
+      write.dbias(ds);
+      for (Real& x : ds.data) x = round(x * scale);
+      write.queries(result.dq, h.rounded(product(ds, h.k)));
+      write.keys(result.dk, h.rounded(product(transpose(ds), h.q)));
+    }
+  }
+  return result;
+}
+
+}  // namespace
+
+AttentionResult exact(const AttentionProblem& problem, DType dtype) {
+  if (dtype == DType::kFloat64) return evaluate<long double>(problem, [](long double x) { return x; });
+  return evaluate<double>(problem, [](double x) { return x; });
+}
+
+AttentionResult plain(const AttentionProblem& problem, DType dtype) {
+  switch (dtype) {
+    case DType::kFloat64: return evaluate<double>(problem, [](double x) { return x; });
+    case DType::kFloat32: return evaluate<float>(problem, [](float x) { return x; });
+    case DType::kBFloat16:
+      return evaluate<float>(problem, [](float x) { return from_bfloat16_bits(to_bfloat16_bits(x)); });
+    case DType::kFloat16: return evaluate<float>(problem, [](float x) { return from_float16_bits(to_float16_bits(x)); });
+  }
+  return {};
+}
+
+AttentionResult roundings(const AttentionProblem& problem, DType dtype) {
+  const double unit = unit_roundoff(dtype);
+  const double wide_unit = unit_roundoff(dtype == DType::kFloat64 ? dtype : DType::kFloat32);
+  AttentionResult result = empty_result(problem, wide_unit);
+  const auto keep = [](double x) { return x; };
+  for (int64_t index = 0; index < static_cast<int64_t>(problem.sequences.size()); ++index) {
+    for (int64_t head = 0; head < problem.heads; ++head) {
+      const Head<double, decltype(keep)> h{problem, index, head, keep};
+      const Writer<double, decltype(keep)> write(h, result);
+
+      std::vector<double> lse;
+      const Matrix<double> p = h.softmax(h.scores(), lse);
+      const Matrix<double> factors = h.dropout_factors();
+      const Matrix<double> dropped = h.times(p, factors);
+
+      // Of a weight: its own rounding, its score's, and in backward that of the lse, all relative to the weight.
+      std::vector<double> lse_roundings(lse.size());
+      const Matrix<double> score_sizes = product_sizes(h.q, transpose(h.k));
+      Matrix<double> forward(h.m, h.n), backward(h.m, h.n);
+      for (int64_t i = 0; i < h.m; ++i) {
+        const double stored = wide_unit * (std::isinf(lse[i]) ? 1 : std::max(1.0, std::abs(lse[i])));
+        double summed = 0;
+        for (int64_t j = 0; j < h.n; ++j) {
+          forward(i, j) = unit + wide_unit * std::abs(problem.scale) * score_sizes(i, j);
+          backward(i, j) = forward(i, j) + stored;
+          summed += std::pow(p(i, j) * forward(i, j), 2);
+        }
+        lse_roundings[i] = stored + std::sqrt(summed);
+      }
+      write.lse(lse_roundings);
+      write.queries(result.out, root_sum_squares(h.times(dropped, forward), h.v));
+      write.keys(result.dv, root_sum_squares(transpose(h.times(dropped, backward)), h.dout));
+
+      const Matrix<double> out = product(dropped, h.v);
+      const Matrix<double> dp_sizes = product_sizes(h.dout, transpose(h.v));
+      Matrix<double> ds(h.m, h.n);
+      for (int64_t i = 0; i < h.m; ++i) {
+        double delta = 0, delta_squares = h.dlse(i) * h.dlse(i);
+        for (int64_t d = 0; d < out.cols; ++d) {
+          delta += out(i, d) * h.dout(i, d);
+          delta_squares += std::pow(out(i, d) * h.dout(i, d), 2);
+        }
+        delta_squares = std::max(delta_squares, delta * delta);
+        for (int64_t j = 0; j < h.n; ++j) {
+          ds(i, j) = backward(i, j) * p(i, j) * std::sqrt(std::pow(dp_sizes(i, j) * factors(i, j), 2) + delta_squares);
+        }
+      }
+      write.dbias(ds);
+      for (double& x : ds.data) x *= problem.scale;
+      write.queries(result.dq, root_sum_squares(ds, h.k));
+      write.keys(result.dk, root_sum_squares(transpose(ds), h.q));
+    }
+  }
+  return result;
+}
+
+}  // namespace xformers::reference

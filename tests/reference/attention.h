@@ -1,0 +1,56 @@
+// Attention by the book, slow and plain: what the kernels are held against. It reads masks, packing and dropout from
+// the contract in params/attention.h on its own and shares no code with the kernels, but for the definition of the
+// dropout stream.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "xformers/kernels/base/dtype.h"
+
+namespace xformers::reference {
+
+using Values = std::vector<double>;
+
+// One independent attention problem: the rows of one sequence.
+struct Sequence {
+  int64_t batch = 0, first_query = 0, num_queries = 0, first_key = 0, num_keys = 0;
+};
+
+struct AttentionProblem {
+  int64_t batch = 0, seqlen_q = 0, seqlen_k = 0, heads = 0, head_dim = 0, head_dim_v = 0;
+  Values q, k, v;       // [batch, seqlen, heads, head_dim or head_dim_v]; shared heads are written out
+  Values bias;          // [batch, heads, seqlen_q, seqlen_k] or empty
+  Values dout;          // [batch, seqlen_q, heads, head_dim_v]
+  Values dlse;          // [batch, heads, seqlen_q] or empty
+  std::vector<Sequence> sequences;
+  std::optional<int64_t> window_left, window_right;
+  bool bottom_right = false;
+  double scale = 1;
+  double dropout_p = 0;
+  uint64_t philox_seed = 0, philox_offset = 0;
+
+  bool visible(const Sequence& sequence, int64_t query, int64_t key) const;
+  // 1 / (1 - p) for kept scores, 0 for dropped ones; `index` is the sequence's place in `sequences`.
+  double dropout_factor(int64_t index, int64_t head, int64_t query, int64_t key) const;
+};
+
+struct AttentionResult {
+  Values out, lse;  // like q with head_dim_v; [batch, heads, seqlen_q]
+  Values dq, dk, dv, dbias;
+};
+
+// The exact answer: in double, or in long double for fp64 problems, where double would be no better than the kernel.
+AttentionResult exact(const AttentionProblem& problem, DType dtype);
+
+// The plain formula as an eager program runs it in `dtype`: matrix by matrix, each rounded to dtype when stored, sums in
+// fp32 (fp64 for fp64). Its error is the yardstick for the kernels' error.
+AttentionResult plain(const AttentionProblem& problem, DType dtype);
+
+// Per element, what one rounding at each step is worth: matrices are stored in dtype, weights too; scores, lse and sums
+// are float (double for fp64). Errors of the terms of a sum are independent. Rounding a score or an lse of size x moves
+// a weight by that unit times x, relatively.
+AttentionResult roundings(const AttentionProblem& problem, DType dtype);
+
+}  // namespace xformers::reference

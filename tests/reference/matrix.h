@@ -1,0 +1,74 @@
+// A matrix and the few operations that the reference needs, as simple loops.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+namespace xformers::reference {
+
+template <class Real>
+struct Matrix {
+  int64_t rows = 0, cols = 0;
+  std::vector<Real> data;
+
+  Matrix(int64_t rows, int64_t cols) : rows(rows), cols(cols), data(static_cast<size_t>(rows * cols), Real{0}) {}
+  Real& operator()(int64_t row, int64_t col) { return data[static_cast<size_t>(row * cols + col)]; }
+  const Real& operator()(int64_t row, int64_t col) const { return data[static_cast<size_t>(row * cols + col)]; }
+};
+
+template <class Real>
+Matrix<Real> transpose(const Matrix<Real>& a) {
+  Matrix<Real> result(a.cols, a.rows);
+  for (int64_t i = 0; i < a.rows; ++i) {
+    for (int64_t j = 0; j < a.cols; ++j) result(j, i) = a(i, j);
+  }
+  return result;
+}
+
+template <class Real>
+Matrix<Real> product(const Matrix<Real>& a, const Matrix<Real>& b) {
+  Matrix<Real> result(a.rows, b.cols);
+  for (int64_t i = 0; i < a.rows; ++i) {
+    for (int64_t k = 0; k < a.cols; ++k) {
+      const Real factor = a(i, k);
+      for (int64_t j = 0; j < b.cols; ++j) result(i, j) += factor * b(k, j);
+    }
+  }
+  return result;
+}
+
+// Element by element: fn(i, j) gives the new value.
+template <class Real, class Fn>
+Matrix<Real> tabulate(int64_t rows, int64_t cols, const Fn& fn) {
+  Matrix<Real> result(rows, cols);
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < cols; ++j) result(i, j) = fn(i, j);
+  }
+  return result;
+}
+
+template <class Real>
+Matrix<Real> squares(const Matrix<Real>& a) {
+  return tabulate<Real>(a.rows, a.cols, [&](int64_t i, int64_t j) { return a(i, j) * a(i, j); });
+}
+
+// What independent errors add up to: the root of the sum of the squared terms of product(a, b).
+template <class Real>
+Matrix<Real> root_sum_squares(const Matrix<Real>& a, const Matrix<Real>& b) {
+  Matrix<Real> result = product(squares(a), squares(b));
+  for (Real& x : result.data) x = std::sqrt(x);
+  return result;
+}
+
+// How large the elements of product(a, b) are, or would be without cancellation.
+template <class Real>
+Matrix<Real> product_sizes(const Matrix<Real>& a, const Matrix<Real>& b) {
+  const Matrix<Real> values = product(a, b);
+  Matrix<Real> result = root_sum_squares(a, b);
+  for (size_t i = 0; i < result.data.size(); ++i) result.data[i] = std::max(result.data[i], std::abs(values.data[i]));
+  return result;
+}
+
+}  // namespace xformers::reference

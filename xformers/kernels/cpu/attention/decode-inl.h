@@ -1,0 +1,315 @@
+// Forward attention for few rows: one or a few queries against many keys, the case of text generation. Every key and
+// value is read once from memory for all heads that share it, and that reading is what it costs; products run on plain
+// vectors, straight from the rows of K and V.
+//
+// A stream is a set of rows that share their keys: the heads of a group, or one head. A task holds all streams of a
+// sequence and takes its keys in blocks of 32:
+//   per stream:  S = Q K^T          tiles of kRows rows x (lanes / kRows) keys, one accumulator vector each, summed across
+//                                   lanes together: lane = key * kRows + row
+//                bias, mask, online softmax on the same [key][row] array
+//                O += P V           kRows x 4 vectors of accumulators over the block's keys
+// Meanwhile the next block is prefetched row by row in the order in which it lies in memory, which the streams' own
+// accesses are not: heads are interleaved in [seqlen, heads, head_dim].
+#pragma once
+
+#include "xformers/kernels/cpu/attention/fwd-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace xformers::cpu::XFORMERS_ISA_NAMESPACE {
+
+inline constexpr ptrdiff_t kDecodeKeys = 32;
+
+// The first `count` elements as a vector, the rest zero.
+template <class T>
+HWY_INLINE auto load_first(const T* p, ptrdiff_t count) {
+  using C = typename ComputeOf<T>::type;
+  alignas(64) C widened[lanes<C>()] = {};
+  for (ptrdiff_t i = 0; i < count; ++i) widened[i] = static_cast<C>(to_compute(p[i]));
+  return hn::Load(Tag<C>(), widened);
+}
+
+// Lane i of the result is the sum over the lanes of v[i]; kCount = lanes. Adds neighbours, then neighbours of those.
+template <int kCount, class C>
+HWY_INLINE Vec<C> sum_each(Vec<C>* v) {
+  const Tag<C> d;
+  if constexpr (kCount == 1) {
+    return v[0];
+  } else {
+#pragma GCC unroll 8
+    for (int i = 0; i < kCount / 2; ++i) {
+      v[i] = hn::Add(hn::ConcatEven(d, v[2 * i + 1], v[2 * i]), hn::ConcatOdd(d, v[2 * i + 1], v[2 * i]));
+    }
+    return sum_each<kCount / 2, C>(v);
+  }
+}
+
+template <class T>
+class Decode {
+  using C = typename ComputeOf<T>::type;
+  static constexpr ptrdiff_t kLanes = lanes<C>();
+
+ public:
+  using Compute = C;
+  static HWY_INLINE void begin() {}
+  static HWY_INLINE void end() {}
+
+  HWY_INLINE Decode(const AttentionFwdParams& params, ForwardPartials<C> partials) : p_(params), partials_(partials) {}
+
+  HWY_INLINE size_t lay_out(void* memory) {
+    Arena arena(memory);
+    const AttentionShape& shape = p_.shape;
+    shared_ = shape.heads_per_group > 1 && p_.k.head_stride == 0 && p_.v.head_stride == 0;
+    num_streams_ = shared_ ? shape.num_groups : shape.num_heads();
+    q_stride_ = round_up(shape.head_dim, kLanes);
+    out_stride_ = round_up(shape.head_dim_v, kLanes);
+    const ptrdiff_t rows = num_streams_ * kDecodeRows;
+    rows_ = arena.take<Row>(rows);
+    q_ = arena.take<C>(rows * q_stride_);
+    out_ = arena.take<C>(rows * out_stride_);
+    scores_ = arena.take<C>(kDecodeRows * kDecodeKeys);
+    return arena.bytes();
+  }
+
+  HWY_NOINLINE void run(const ForwardTask& task) {
+    const Sequence sequence = sequence_at(p_.shape, p_.seq, task.sequence);
+    const Band band(p_.band, sequence);
+    const int64_t num_queries = task.queries.end - task.queries.begin;
+    const ptrdiff_t rows_per_stream = (shared_ ? p_.shape.heads_per_group : 1) * num_queries;
+    const ptrdiff_t num_rows = num_streams_ * rows_per_stream;
+    for (ptrdiff_t r = 0; r < num_rows; ++r) {  // groups, heads, queries, the last fastest
+      const int64_t head = r / num_queries;
+      rows_[r] = {head / p_.shape.heads_per_group, head % p_.shape.heads_per_group, r % num_queries, -kInfinity<C>, C(0)};
+      const T* q = row_of<const T>(p_.q, sequence.batch, sequence.q_begin + rows_[r].query, rows_[r].group, rows_[r].head);
+      convert_row(q, q_ + r * q_stride_, p_.shape.head_dim);
+      zero_row(q_ + r * q_stride_ + p_.shape.head_dim, q_stride_ - p_.shape.head_dim);
+      zero_row(out_ + r * out_stride_, out_stride_);
+    }
+    for (int64_t key = task.keys.begin; key < task.keys.end; key += kDecodeKeys) {
+      const Range keys{key, min_of(key + kDecodeKeys, task.keys.end)};
+      const Range next{keys.end, min_of(keys.end + kDecodeKeys, task.keys.end)};
+      for (ptrdiff_t stream = 0; stream < num_streams_; ++stream) {
+        ahead_ = {next, sequence, stream * (next.end - next.begin)};
+        for (ptrdiff_t r = stream * rows_per_stream, end = r + rows_per_stream; r < end;) {
+          if (kLanes >= 4 && end - r >= 4) {
+            add_keys<kLanes >= 4 ? 4 : 1>(r, keys, band, sequence);
+            r += 4;
+          } else if (kLanes >= 2 && end - r >= 2) {
+            add_keys<kLanes >= 2 ? 2 : 1>(r, keys, band, sequence);
+            r += 2;
+          } else {
+            add_keys<1>(r, keys, band, sequence);
+            r += 1;
+          }
+          ahead_.next = {0, 0};  // once per stream is enough
+        }
+      }
+    }
+    for (ptrdiff_t r = 0; r < num_rows; ++r) finish(r, task, sequence);
+  }
+
+ private:
+  struct Row {
+    int64_t group, head, query;
+    C max, sum;  // max: of the scores times scale * log2(e)
+  };
+
+  // What to prefetch while the current stream is worked on: `next` rows of all streams, of which this stream takes those
+  // from `first` on, counted in memory order.
+  struct Ahead {
+    Range next;
+    Sequence sequence;
+    ptrdiff_t first;
+  };
+
+  // The index-th of this stream's share of the next block's rows.
+  HWY_INLINE void prefetch(const HeadsTensor& tensor, ptrdiff_t index, ptrdiff_t dim) const {
+    const ptrdiff_t num_keys = ahead_.next.end - ahead_.next.begin;
+    if (index >= num_keys) return;
+    const ptrdiff_t i = ahead_.first + index;
+    const bool keys_outside = tensor.seq_stride >= tensor.group_stride;
+    const ptrdiff_t key = keys_outside ? i / num_streams_ : i % num_keys;
+    const ptrdiff_t stream = keys_outside ? i % num_streams_ : i / num_keys;
+    const ptrdiff_t head = shared_ ? 0 : stream % p_.shape.heads_per_group;
+    const ptrdiff_t group = shared_ ? stream : stream / p_.shape.heads_per_group;
+    const T* row = row_of<const T>(tensor, ahead_.sequence.batch, ahead_.sequence.k_begin + ahead_.next.begin + key, group, head);
+    for (ptrdiff_t c = 0; c < dim; c += 64 / static_cast<ptrdiff_t>(sizeof(T))) __builtin_prefetch(row + c, 0, 2);
+  }
+
+  // Rows [row, row + kRows) with these keys.
+  template <int kRows>
+  HWY_INLINE void add_keys(ptrdiff_t row, Range keys, const Band& band, const Sequence& sequence) {
+    const Tag<C> d;
+    constexpr ptrdiff_t kTileKeys = kLanes / kRows;
+    const ptrdiff_t count = keys.end - keys.begin, padded = round_up(count, kTileKeys);
+    const T* k = row_of<const T>(p_.k, sequence.batch, sequence.k_begin + keys.begin, rows_[row].group, rows_[row].head);
+    const T* v = row_of<const T>(p_.v, sequence.batch, sequence.k_begin + keys.begin, rows_[row].group, rows_[row].head);
+
+    for (ptrdiff_t n = 0; n < padded; n += kTileKeys) {
+      for (ptrdiff_t i = n; i < n + kTileKeys; ++i) prefetch(p_.k, i, p_.shape.head_dim);
+      hn::StoreU(hn::Mul(tile_scores<kRows>(row, k, n, count), hn::Set(d, static_cast<C>(p_.softmax_scale * kLog2e))), d,
+                 scores_ + n * kRows);
+    }
+    if (p_.bias.data) add_bias_rows<kRows>(row, keys, sequence);
+    mask_rows<kRows>(row, keys, padded, band);
+
+    // Lanes hold kTileKeys keys of each row side by side; every row's maximum is copied to all of its lanes.
+    alignas(64) C by_lane[kLanes], base_by_lane[kLanes], factor[kRows];
+    auto block_max = hn::LoadU(d, scores_);
+    for (ptrdiff_t i = kLanes; i < padded * kRows; i += kLanes) block_max = hn::Max(block_max, hn::LoadU(d, scores_ + i));
+    hn::Store(block_max, d, by_lane);
+    for (int r = 0; r < kRows; ++r) {
+      Row& state = rows_[row + r];
+      C highest = state.max;
+      for (ptrdiff_t lane = r; lane < kLanes; lane += kRows) highest = by_lane[lane] > highest ? by_lane[lane] : highest;
+      const C base = highest == -kInfinity<C> ? C(0) : highest;  // -inf minus itself would be NaN
+      factor[r] = hn::GetLane(exp2_vec<5>(hn::Set(d, state.max - base)));
+      state.max = highest;
+      for (ptrdiff_t lane = r; lane < kLanes; lane += kRows) base_by_lane[lane] = base;
+    }
+    const auto base = hn::Load(d, base_by_lane);
+    auto sum = hn::Zero(d);
+    for (ptrdiff_t i = 0; i < padded * kRows; i += kLanes) {
+      const auto p = exp2_vec<Exp2Degree<T>::value>(hn::Sub(hn::LoadU(d, scores_ + i), base));
+      sum = hn::Add(sum, p);
+      hn::StoreU(p, d, scores_ + i);
+    }
+    hn::Store(sum, d, by_lane);
+    for (int r = 0; r < kRows; ++r) {
+      C total = rows_[row + r].sum * factor[r];
+      for (ptrdiff_t lane = r; lane < kLanes; lane += kRows) total += by_lane[lane];
+      rows_[row + r].sum = total;
+    }
+    add_values<kRows>(row, v, count, factor);
+  }
+
+  // q k^T of kRows rows and kTileKeys keys from n on; keys past `count` repeat the last one (they are masked later).
+  template <int kRows>
+  HWY_INLINE Vec<C> tile_scores(ptrdiff_t row, const T* k, ptrdiff_t n, ptrdiff_t count) const {
+    const Tag<C> d;
+    constexpr int kTileKeys = kLanes / kRows;
+    const T* key_rows[kTileKeys];
+#pragma GCC unroll 16
+    for (int j = 0; j < kTileKeys; ++j) key_rows[j] = k + min_of(n + j, count - 1) * p_.k.seq_stride;
+    const C* const q = q_ + row * q_stride_;
+    Vec<C> acc[kLanes];
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) acc[i] = hn::Zero(d);
+    ptrdiff_t c = 0;
+    for (; c + kLanes <= p_.shape.head_dim; c += kLanes) {
+#pragma GCC unroll 16
+      for (int j = 0; j < kTileKeys; ++j) {
+        const auto key = load_vec(key_rows[j] + c);
+#pragma GCC unroll 4
+        for (int r = 0; r < kRows; ++r) acc[j * kRows + r] = hn::MulAdd(hn::LoadU(d, q + r * q_stride_ + c), key, acc[j * kRows + r]);
+      }
+    }
+    if (c < p_.shape.head_dim) {
+#pragma GCC unroll 16
+      for (int j = 0; j < kTileKeys; ++j) {
+        const auto key = load_first(key_rows[j] + c, p_.shape.head_dim - c);
+#pragma GCC unroll 4
+        for (int r = 0; r < kRows; ++r) acc[j * kRows + r] = hn::MulAdd(hn::LoadU(d, q + r * q_stride_ + c), key, acc[j * kRows + r]);
+      }
+    }
+    return sum_each<kLanes, C>(acc);
+  }
+
+  template <int kRows>
+  HWY_INLINE void add_bias_rows(ptrdiff_t row, Range keys, const Sequence& sequence) {
+    for (int r = 0; r < kRows; ++r) {
+      const Row& state = rows_[row + r];
+      const T* bias = bias_row<const T>(p_.bias, sequence.batch, state.query, state.group, state.head) + keys.begin * p_.bias.k_stride;
+      for (int64_t n = 0; n < keys.end - keys.begin; ++n) {
+        scores_[n * kRows + r] += static_cast<C>(to_compute(bias[n * p_.bias.k_stride])) * static_cast<C>(kLog2e);
+      }
+    }
+  }
+
+  // Keys that a row may not see, and those past the end, become -inf.
+  template <int kRows>
+  HWY_INLINE void mask_rows(ptrdiff_t row, Range keys, ptrdiff_t padded, const Band& band) {
+    for (int r = 0; r < kRows; ++r) {
+      const int64_t query = rows_[row + r].query;
+      const int64_t first = clamp_to(band.first_key(query) - keys.begin, 0, padded);
+      const int64_t last = clamp_to(min_of(band.last_key(query) + 1, keys.end) - keys.begin, 0, padded);
+      for (int64_t n = 0; n < first; ++n) scores_[n * kRows + r] = -kInfinity<C>;
+      for (int64_t n = last; n < padded; ++n) scores_[n * kRows + r] = -kInfinity<C>;
+    }
+  }
+
+  // O = factor * O + P V.
+  template <int kRows>
+  HWY_INLINE void add_values(ptrdiff_t row, const T* v, ptrdiff_t count, const C* factor) {
+    const ptrdiff_t dim_v = p_.shape.head_dim_v;
+    ptrdiff_t c = 0;
+    for (; c + 4 * kLanes <= dim_v; c += 4 * kLanes) add_value_columns<kRows, 4, false>(row, v, c, count, factor);
+    for (; c + kLanes <= dim_v; c += kLanes) add_value_columns<kRows, 1, false>(row, v, c, count, factor);
+    if (c < dim_v) add_value_columns<kRows, 1, true>(row, v, c, count, factor);
+  }
+
+  template <int kRows, int kVecs, bool kTail>
+  HWY_INLINE void add_value_columns(ptrdiff_t row, const T* v, ptrdiff_t c, ptrdiff_t count, const C* factor) {
+    const Tag<C> d;
+    Vec<C> acc[kRows][kVecs];
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+      for (int i = 0; i < kVecs; ++i) {
+        acc[r][i] = hn::Mul(hn::Set(d, factor[r]), hn::LoadU(d, out_ + (row + r) * out_stride_ + c + i * kLanes));
+      }
+    }
+    for (ptrdiff_t n = 0; n < count; ++n) {
+      const T* const value_row = v + n * p_.v.seq_stride + c;
+      if (c == 0) prefetch(p_.v, n, p_.shape.head_dim_v);
+      Vec<C> value[kVecs];
+#pragma GCC unroll 4
+      for (int i = 0; i < kVecs; ++i) {
+        if constexpr (kTail) {
+          value[i] = load_first(value_row, p_.shape.head_dim_v - c);
+        } else {
+          value[i] = load_vec(value_row + i * kLanes);
+        }
+      }
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r) {
+        const auto p = hn::Set(d, scores_[n * kRows + r]);
+#pragma GCC unroll 4
+        for (int i = 0; i < kVecs; ++i) acc[r][i] = hn::MulAdd(p, value[i], acc[r][i]);
+      }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+      for (int i = 0; i < kVecs; ++i) hn::StoreU(acc[r][i], d, out_ + (row + r) * out_stride_ + c + i * kLanes);
+    }
+  }
+
+  HWY_INLINE void finish(ptrdiff_t r, const ForwardTask& task, const Sequence& sequence) {
+    const Row& row = rows_[r];
+    const ptrdiff_t dim_v = p_.shape.head_dim_v;
+    const bool empty = row.sum == C(0);
+    const C inverse = empty ? C(0) : C(1) / row.sum;
+    const Tag<C> d;
+    const C lse = empty ? -kInfinity<C> : row.max * static_cast<C>(kLn2) + hn::GetLane(hn::Log(d, hn::Set(d, row.sum)));
+    const C* const out = out_ + r * out_stride_;
+    if (task.partial_row >= 0) {
+      store_row(out, inverse, partials_.out + (task.partial_row + r) * dim_v, dim_v);
+      partials_.lse[task.partial_row + r] = lse;
+      return;
+    }
+    const int64_t at = sequence.q_begin + row.query;
+    store_row(out, inverse, row_of<T>(p_.out, sequence.batch, at, row.group, row.head), dim_v);
+    if (p_.lse.data) *row_of<C>(p_.lse, sequence.batch, at, row.group, row.head) = lse;
+  }
+
+  const AttentionFwdParams& p_;
+  ForwardPartials<C> partials_;
+  bool shared_;  // the heads of a group share key and value
+  ptrdiff_t num_streams_, q_stride_, out_stride_;
+  Ahead ahead_;
+  Row* rows_;
+  C *q_, *out_, *scores_;  // [rows, head_dim], [rows, head_dim_v], [keys, rows of a tile]
+};
+
+}  // namespace xformers::cpu::XFORMERS_ISA_NAMESPACE
+HWY_AFTER_NAMESPACE();
