@@ -33,8 +33,10 @@ std::optional<int> parse(Options& options, int argc, char** argv) {
   app.add_flag("--quick", options.rows.quick, "Small sizes and short samples: under two minutes");
   app.add_option("--filter", options.rows.filter, "Only rows whose name matches this regular expression");
   app.add_flag("--list", options.list, "Print the names of the rows and stop");
-  app.add_option("--threads", options.threads, "Threads for all sides (default: LibTorch's)")->check(CLI::PositiveNumber);
-  app.add_option("--min-time", options.alternate.min_seconds, "Seconds measured per side and row (default 0.5; quick 0.1)")
+  app.add_option("--threads", options.threads, "Threads for all sides (default: LibTorch's)")
+      ->check(CLI::PositiveNumber);
+  app.add_option("--min-time", options.alternate.min_seconds,
+                 "Seconds measured per side and row (default 0.5; quick 0.1)")
       ->check(CLI::PositiveNumber);
   app.add_option("--min-samples", options.alternate.min_samples, "Samples per side and row (default 5; quick 3)")
       ->check(CLI::PositiveNumber);
@@ -120,9 +122,7 @@ int run(int argc, char** argv) {
 }  // namespace
 }  // namespace xformers::bench
 
-int main(int argc, char** argv) try {
-  return xformers::bench::run(argc, argv);
-} catch (const std::exception& error) {
+int main(int argc, char** argv) try { return xformers::bench::run(argc, argv); } catch (const std::exception& error) {
   std::fprintf(stderr, "bench_attention: %s\n", error.what());
   return 1;
 }

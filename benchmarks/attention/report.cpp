@@ -108,8 +108,8 @@ Measured measure(const Row& row, const AlternateOptions& options, bool quick) {
 void print_header(Family family) {
   const char* rate = family == Family::kOneQuery ? "GB/s" : "GFLOP/s";
   const char* roof = family == Family::kOneQuery ? "of read" : "of GEMM";
-  std::printf("\n%-52s %10s %5s %8s %8s   %-14s %10s %8s   %s\n", "row", "ours ms", "+-%", rate, roof, "rival", "ms", "speedup",
-              "kernel: others, ms");
+  std::printf("\n%-52s %10s %5s %8s %8s   %-14s %10s %8s   %s\n", "row", "ours ms", "+-%", rate, roof, "rival", "ms",
+              "speedup", "kernel: others, ms");
   std::fflush(stdout);
 }
 
@@ -120,7 +120,9 @@ void print_row(const Measured& m) {
   std::printf("%-52s %10.3f %5.0f %8.1f %8s", m.row.name.c_str(), ours.median * 1e3, 100 * ours.spread() / 2, rate,
               percent(one_query ? m.of_read() : m.of_gemm()).c_str());
   const Timing* rival = m.best_rival();
-  if (rival) std::printf("   %-14s %10.3f %7.2fx   %s:", rival->side.c_str(), rival->median * 1e3, m.speedup(), m.kernel.c_str());
+  if (rival)
+    std::printf("   %-14s %10.3f %7.2fx   %s:", rival->side.c_str(), rival->median * 1e3, m.speedup(),
+                m.kernel.c_str());
   for (const auto& [role, list] : m.timings) {
     if (role == Role::kOurs) continue;
     for (const Timing& timing : list) {
@@ -176,7 +178,8 @@ std::vector<Goal> goals(const std::vector<Measured>& rows, const std::vector<Mea
       case Family::kOneQuery:
         one_query.push_back(m.speedup());
         if (m.of_read()) of_read.push_back(*m.of_read());
-        if (const Timing* folded = m.side("sdpa_folded")) by_hand["one query"].push_back(folded->median / m.ours().median);
+        if (const Timing* folded = m.side("sdpa_folded"))
+          by_hand["one query"].push_back(folded->median / m.ours().median);
         break;
       case Family::kWindow:
         window.push_back(m.speedup());
@@ -211,7 +214,8 @@ void print_goals(const std::vector<Goal>& goals) {
   std::printf("\n%-52s %10s %10s\n", "summary", "measured", "goal");
   for (const Goal& goal : goals) {
     std::printf("%-52s %10.2f", goal.name.c_str(), goal.value);
-    if (goal.wanted) std::printf(" %7s %.2f   %s", goal.at_least ? ">=" : "<=", *goal.wanted, goal.met() ? "met" : "NOT MET");
+    if (goal.wanted)
+      std::printf(" %7s %.2f   %s", goal.at_least ? ">=" : "<=", *goal.wanted, goal.met() ? "met" : "NOT MET");
     std::printf("\n");
   }
 }
@@ -230,8 +234,9 @@ nlohmann::json to_json(const std::vector<Measured>& rows, const std::vector<Meas
                          {"samples", t.samples}});
       }
     }
-    nlohmann::json row{{"name", m.row.name}, {"case", testing::to_text(m.row.shape)}, {"backward", m.row.backward},
-                       {"kernel", m.kernel}, {"flops", m.row.flops()}, {"sides", sides}};
+    nlohmann::json row{{"name", m.row.name},         {"case", testing::to_text(m.row.shape)},
+                       {"backward", m.row.backward}, {"kernel", m.kernel},
+                       {"flops", m.row.flops()},     {"sides", sides}};
     if (m.best_rival()) row["rival"] = m.best_rival()->side, row["speedup"] = m.speedup();
     if (m.of_gemm()) row["gflops"] = m.gflops(m.ours()), row["of_gemm"] = *m.of_gemm();
     if (m.of_read()) row["gbytes"] = copy_or_read_rate(m.row, m.ours()), row["of_read"] = *m.of_read();
@@ -250,7 +255,8 @@ nlohmann::json to_json(const std::vector<Goal>& goals) {
   nlohmann::json result = nlohmann::json::array();
   for (const Goal& goal : goals) {
     nlohmann::json line{{"name", goal.name}, {"measured", goal.value}};
-    if (goal.wanted) line["goal"] = *goal.wanted, line["comparison"] = goal.at_least ? ">=" : "<=", line["met"] = goal.met();
+    if (goal.wanted)
+      line["goal"] = *goal.wanted, line["comparison"] = goal.at_least ? ">=" : "<=", line["met"] = goal.met();
     result.push_back(line);
   }
   return result;

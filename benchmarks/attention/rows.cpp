@@ -20,7 +20,8 @@ AttentionCase dense(DType dtype, int64_t seqlen, int64_t head_dim) {
   return c;
 }
 
-void add(std::vector<Row>& rows, Family family, const AttentionCase& shape, const std::string& what, bool with_backward = true) {
+void add(std::vector<Row>& rows, Family family, const AttentionCase& shape, const std::string& what,
+         bool with_backward = true) {
   const std::string dtype = name_of(shape.dtype);
   rows.push_back({family, dtype + " forward " + what, shape, false});
   if (with_backward) rows.push_back({family, dtype + " backward " + what, shape, true});

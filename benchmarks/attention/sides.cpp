@@ -18,8 +18,8 @@ using at::Tensor;
 using Tensors = std::vector<Tensor>;
 
 constexpr int64_t kGemmSize = 2048;
-constexpr int64_t kPlainSeqlen = 2048;              // the plain formula up to here
-constexpr int64_t kMaskBytes = int64_t{2} << 30;    // the largest dense mask that SDPA is given
+constexpr int64_t kPlainSeqlen = 2048;            // the plain formula up to here
+constexpr int64_t kMaskBytes = int64_t{2} << 30;  // the largest dense mask that SDPA is given
 
 at::ScalarType scalar_type(DType dtype) {
   switch (dtype) {
@@ -40,11 +40,13 @@ ops::AttentionBias our_bias(const testing::AttentionCase& c) {
     return ops::BlockDiagonalMask::from_seqlens(lengths);
   }
   if (causal(c)) return ops::LowerTriangularMask();
-  if (c.band.window_left != kUnbounded) return ops::LocalAttentionFromBottomRightMask(c.band.window_left, c.band.window_right);
+  if (c.band.window_left != kUnbounded)
+    return ops::LocalAttentionFromBottomRightMask(c.band.window_left, c.band.window_right);
   return {};
 }
 
-Tensor sdpa(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& mask, bool is_causal, bool gqa = false) {
+Tensor sdpa(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& mask, bool is_causal,
+            bool gqa = false) {
   return at::scaled_dot_product_attention(q, k, v, mask, 0.0, is_causal, std::nullopt, gqa);
 }
 
@@ -66,13 +68,14 @@ Problem random_problem(const testing::AttentionCase& c) {
   const auto draw = [&](int64_t seqlen, int64_t heads, int64_t dim) {
     return at::randn({c.batch, seqlen, heads, dim}, at::kFloat).to(options);
   };
-  return {draw(c.seqlen_q, c.heads, c.head_dim), draw(c.seqlen_k, kv_heads, c.head_dim), draw(c.seqlen_k, kv_heads, c.dim_v()),
-          draw(c.seqlen_q, c.heads, c.dim_v())};
+  return {draw(c.seqlen_q, c.heads, c.head_dim), draw(c.seqlen_k, kv_heads, c.head_dim),
+          draw(c.seqlen_k, kv_heads, c.dim_v()), draw(c.seqlen_q, c.heads, c.dim_v())};
 }
 
 // A side that computes outputs from problems: forward runs `compute`; backward runs the gradient of one kept graph.
 template <class Compute>
-Side make_side(const std::string& name, std::vector<Problem> problems, bool backward, Compute compute, int max_samples = 0) {
+Side make_side(const std::string& name, std::vector<Problem> problems, bool backward, Compute compute,
+               int max_samples = 0) {
   const auto all_outputs = [compute](const std::vector<Problem>& list) {
     Tensors outputs;
     for (size_t i = 0; i < list.size(); ++i) outputs.push_back(compute(list[i], i));
@@ -97,8 +100,8 @@ Side make_side(const std::string& name, std::vector<Problem> problems, bool back
 
 // The band as a bool mask [queries, keys].
 Tensor band_mask(const MaskBand& band, int64_t queries, int64_t keys) {
-  const Tensor distance = at::arange(keys).unsqueeze(0) - at::arange(queries).unsqueeze(1) -
-                          (band.bottom_right ? keys - queries : 0);
+  const Tensor distance =
+      at::arange(keys).unsqueeze(0) - at::arange(queries).unsqueeze(1) - (band.bottom_right ? keys - queries : 0);
   Tensor mask = at::ones({queries, keys}, at::kBool);
   if (band.window_left != kUnbounded) mask &= distance >= -band.window_left;
   if (band.window_right != kUnbounded) mask &= distance <= band.window_right;
@@ -123,7 +126,9 @@ void add_dense(std::vector<AttentionSide>& sides, const Row& row, const Problem&
                    })});
   if (row.shape.seqlen_k > kPlainSeqlen) return;
   const double scale = row.shape.softmax_scale();
-  const Tensor mask = is_causal ? additive(band_mask(row.shape.band, row.shape.seqlen_q, row.shape.seqlen_k), p.q.scalar_type()) : Tensor();
+  const Tensor mask =
+      is_causal ? additive(band_mask(row.shape.band, row.shape.seqlen_q, row.shape.seqlen_k), p.q.scalar_type())
+                : Tensor();
   sides.push_back({Role::kOther, make_side("plain", {p}, row.backward, [scale, mask](const Problem& x, size_t) {
                      Tensor scores = at::matmul(x.q * scale, x.k.transpose(-2, -1));
                      if (mask.defined()) scores = scores + mask;
@@ -155,7 +160,8 @@ void add_window(std::vector<AttentionSide>& sides, const Row& row, const Problem
   for (int64_t begin = 0; begin < c.seqlen_q; begin += kBlock) {
     blocks.push_back(query_block(p, begin, std::min(begin + kBlock, c.seqlen_q), c.band.window_left));
     const Problem& block = blocks.back();
-    masks.push_back(additive(band_mask({c.band.window_left, 0, true}, block.q.size(2), block.k.size(2)), p.q.scalar_type()));
+    masks.push_back(
+        additive(band_mask({c.band.window_left, 0, true}, block.q.size(2), block.k.size(2)), p.q.scalar_type()));
   }
   sides.push_back({Role::kOther, make_side("sdpa_blocks", blocks, row.backward, [masks](const Problem& x, size_t i) {
                      return sdpa(x.q, x.k, x.v, masks[i], false);
@@ -197,10 +203,12 @@ void add_packed(std::vector<AttentionSide>& sides, const Row& row, const Problem
 
   const int64_t longest = *std::max_element(c.lengths_q.begin(), c.lengths_q.end());
   const Tensor lengths = at::tensor(std::vector<int64_t>(c.lengths_q.begin(), c.lengths_q.end()));
-  Tensor key_used = (at::arange(longest).unsqueeze(0) < lengths.unsqueeze(1)).unsqueeze(1).unsqueeze(1);  // [n, 1, 1, longest]
+  Tensor key_used =
+      (at::arange(longest).unsqueeze(0) < lengths.unsqueeze(1)).unsqueeze(1).unsqueeze(1);  // [n, 1, 1, longest]
   if (is_causal) key_used = key_used & band_mask(c.band, longest, longest);
-  sides.push_back({Role::kRival, make_side("sdpa_padded", {pad_sequences(parts, longest)}, row.backward,
-                                           [key_used](const Problem& x, size_t) { return sdpa(x.q, x.k, x.v, key_used, false); })});
+  sides.push_back(
+      {Role::kRival, make_side("sdpa_padded", {pad_sequences(parts, longest)}, row.backward,
+                               [key_used](const Problem& x, size_t) { return sdpa(x.q, x.k, x.v, key_used, false); })});
 
   const int64_t mask_bytes = c.seqlen_q * c.seqlen_k * static_cast<int64_t>(size_of(c.dtype));
   if (row.backward || is_causal || quick || mask_bytes > kMaskBytes) return;
@@ -215,7 +223,9 @@ void add_packed(std::vector<AttentionSide>& sides, const Row& row, const Problem
 AttentionSide our_one_query(const Row& row, const Problem& p) {
   const testing::AttentionCase& c = row.shape;
   const int64_t groups = c.num_groups(), heads = c.heads_per_group();
-  const auto grouped = [&](const Tensor& t) { return t.unsqueeze(3).expand({t.size(0), t.size(1), groups, heads, t.size(3)}); };
+  const auto grouped = [&](const Tensor& t) {
+    return t.unsqueeze(3).expand({t.size(0), t.size(1), groups, heads, t.size(3)});
+  };
   const Problem five{p.q.view({c.batch, 1, groups, heads, c.head_dim}), grouped(p.k), grouped(p.v), Tensor()};
   return {Role::kOurs, make_side(kOurs, {five}, false, [](const Problem& x, size_t) {
             return ops::memory_efficient_attention(x.q, x.k, x.v);
@@ -241,7 +251,8 @@ void add_one_query(std::vector<AttentionSide>& sides, const Row& row, const Prob
 }
 
 AttentionSide gemm(DType dtype) {
-  const Tensor a = at::randn({kGemmSize, kGemmSize}).to(scalar_type(dtype)), b = at::randn({kGemmSize, kGemmSize}).to(scalar_type(dtype));
+  const Tensor a = at::randn({kGemmSize, kGemmSize}).to(scalar_type(dtype)),
+               b = at::randn({kGemmSize, kGemmSize}).to(scalar_type(dtype));
   Tensor c = at::empty_like(a);
   constexpr int kSamples = 5;
   return {Role::kRoof, {kGemm, [=]() mutable { at::mm_out(c, a, b); }, kSamples}};

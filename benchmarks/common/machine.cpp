@@ -42,12 +42,8 @@ Machine this_machine() {
 }
 
 nlohmann::json to_json(const Machine& machine) {
-  return {{"cpu", machine.cpu_model},
-          {"cpus", machine.cpus},
-          {"threads", machine.threads},
-          {"date", machine.date},
-          {"torch", machine.torch_version},
-          {"onednn_max_cpu_isa", machine.onednn_max_isa}};
+  return {{"cpu", machine.cpu_model}, {"cpus", machine.cpus},           {"threads", machine.threads},
+          {"date", machine.date},     {"torch", machine.torch_version}, {"onednn_max_cpu_isa", machine.onednn_max_isa}};
 }
 
 }  // namespace xformers::bench

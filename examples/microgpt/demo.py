@@ -48,12 +48,12 @@ def draw_training(axes: plt.Axes, report: dict) -> None:
         ha="center",
         color=COLORS["ours"],
     )
-    parameters = report["model"]["parameters"] / 1e6
+    parameters, megabytes = report["model"]["parameters"] / 1e6, report["text"]["train_bytes"] / 1e6
     axes.set(
         xlabel="seconds",
         ylabel="bits per byte",
         ylim=(0, None),
-        title=f"{parameters:.1f} M parameters learn {report['text']['train_bytes'] / 1e6:.1f} MB of text\n({report['threads']} threads)",
+        title=f"{parameters:.1f} M parameters learn {megabytes:.1f} MB of text\n({report['threads']} threads)",
     )
     axes.legend(frameon=False)
 

@@ -10,6 +10,7 @@
 #include "examples/microgpt/compare.h"
 #include "examples/microgpt/options.h"
 #include "examples/microgpt/train.h"
+#include "examples/microgpt/wait_policy.h"
 
 namespace {
 
@@ -35,6 +36,7 @@ int fail(const std::string& what) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  microgpt::let_waiting_threads_sleep(argv);
   try {
     const microgpt::ParsedOptions parsed = microgpt::parse_options(argc, argv);
     return parsed.run ? run(parsed.options) : parsed.exit_code;

@@ -9,8 +9,8 @@ namespace microgpt {
 
 struct ModelOptions {
   int64_t layers = 4;
-  int64_t dim = 192;  // of the residual stream
-  int64_t heads = 3;
+  int64_t dim = 128;  // of the residual stream
+  int64_t heads = 2;
   int64_t context = 256;  // bytes that a prediction may look back on
   double dropout = 0;     // of attention weights and of each branch's output
 
@@ -44,7 +44,7 @@ struct TrainOptions {
   int64_t batch = 8;       // windows of `context` bytes in a step
   int64_t steps = 0;       // 0: as many as fit into max_seconds
   double max_seconds = 0;  // 0: no limit; 120 where steps is 0 too
-  double learning_rate = 2e-3;
+  double learning_rate = 4e-3;
   double weight_decay = 0.1;
   int64_t warmup_steps = 40;
   uint64_t seed = 1;

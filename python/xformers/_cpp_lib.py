@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any
 
 import torch
 
@@ -13,7 +13,7 @@ _LIBRARY = _PACKAGE / "libxformers.so"
 _registered = False
 
 
-def _build_info() -> Dict[str, Any]:
+def _build_info() -> dict[str, Any]:
     """What the libraries were built with."""
     try:
         return json.loads((_PACKAGE / "_build_info.json").read_text())
@@ -37,13 +37,13 @@ def _register_extensions() -> None:
     if built_for != present:
         raise ImportError(
             f"xformers {__version__} was built for torch {built_for}, and this is torch {torch.__version__}: "
-            f"install an xformers built for torch {present}, or run: pip install 'torch=={built_for}.*'"
+            f"rebuild xformers in this environment, or run: pip install 'torch=={built_for}.*'"
         )
     try:
         torch.ops.load_library(_LIBRARY)
     except OSError as error:
         raise ImportError(
             f"xformers {__version__} could not load {_LIBRARY} under torch {torch.__version__} ({error}): "
-            "reinstall it with: pip install --force-reinstall --no-deps xformers"
+            "rebuild it from its repository: pip install --force-reinstall --no-deps --no-build-isolation ."
         ) from error
     _registered = True

@@ -1,7 +1,5 @@
 """What this installation is and can do: python -m xformers.info"""
 
-from typing import Dict
-
 import torch
 
 from . import __version__
@@ -9,9 +7,11 @@ from ._cpp_lib import _build_info
 from .version import __compat_version__
 
 
-def get_features_status() -> Dict[str, str]:
+def get_features_status() -> dict[str, str]:
     """The registered operators and the kernels behind attention, as name -> status."""
-    names = sorted({name.split(".")[0] for name in torch._C._dispatch_get_all_op_names() if name.startswith("xformers::")})
+    names = sorted(
+        {name.split(".")[0] for name in torch._C._dispatch_get_all_op_names() if name.startswith("xformers::")}
+    )
     features = {name.replace("::", "."): "available" for name in names}
     features["memory_efficient_attention.forward"] = ", ".join(torch.ops.xformers.attention_kernels())
     features["memory_efficient_attention.backward"] = ", ".join(torch.ops.xformers.attention_kernels(True))

@@ -13,13 +13,14 @@ constexpr DType kDTypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16,
 constexpr std::pair<Memory, const char*> kMemoryNames[] = {
     {Memory::kHeadsFirst, "bhsd"}, {Memory::kPadded, "padded"}, {Memory::kFar, "far"}, {Memory::kQkv, "qkv"}};
 constexpr std::pair<BiasMemory, const char*> kBiasMemoryNames[] = {{BiasMemory::kOdd, "odd"},
-                                                                  {BiasMemory::kKeyStride, "kstride"},
-                                                                  {BiasMemory::kSharedByHeads, "heads"},
-                                                                  {BiasMemory::kSharedByRows, "rows"},
-                                                                  {BiasMemory::kSharedByKeys, "cols"}};
+                                                                   {BiasMemory::kKeyStride, "kstride"},
+                                                                   {BiasMemory::kSharedByHeads, "heads"},
+                                                                   {BiasMemory::kSharedByRows, "rows"},
+                                                                   {BiasMemory::kSharedByKeys, "cols"}};
 
 [[noreturn]] void unreadable(std::string_view word) {
-  throw std::invalid_argument("attention case: can't read '" + std::string(word) + "'; tests/cases/attention.h lists the words");
+  throw std::invalid_argument("attention case: can't read '" + std::string(word) +
+                              "'; tests/cases/attention.h lists the words");
 }
 
 std::vector<std::string_view> split(std::string_view text, char separator) {
@@ -90,10 +91,14 @@ class Word {
     if (!text_.starts_with("bias")) return false;
     const auto parts = split(text_, '@');
     const std::string_view values = parts[0];
-    if (values == "bias") c.bias = BiasValues::kRandom;
-    else if (values == "bias_blocks") c.bias = BiasValues::kBlocks;
-    else if (Word(values).read<int64_t>("bias_prefix", c.bias_prefix)) c.bias = BiasValues::kPrefix;
-    else unreadable(text_);
+    if (values == "bias")
+      c.bias = BiasValues::kRandom;
+    else if (values == "bias_blocks")
+      c.bias = BiasValues::kBlocks;
+    else if (Word(values).read<int64_t>("bias_prefix", c.bias_prefix))
+      c.bias = BiasValues::kPrefix;
+    else
+      unreadable(text_);
     if (parts.size() == 1) return true;
     for (const auto& [memory, name] : kBiasMemoryNames) {
       if (parts.size() == 2 && parts[1] == name) {
@@ -120,11 +125,14 @@ class Word {
 
 void apply(const Word& word, std::string_view text, AttentionCase& c) {
   if (word.read_band(c.band) || word.read_bias(c) || word.read_memory(c.memory)) return;
-  if (word.read_lengths("q", c.lengths_q) || word.read_lengths("k", c.lengths_k) || word.read_lengths("used", c.used_k)) return;
+  if (word.read_lengths("q", c.lengths_q) || word.read_lengths("k", c.lengths_k) || word.read_lengths("used", c.used_k))
+    return;
   if (word.is("dlse")) return void(c.dlse = true);
   if (word.is("vfull")) return void(c.value_unshared = true);
-  if (word.read<int64_t>("b", c.batch) || word.read<int64_t>("q", c.seqlen_q) || word.read<int64_t>("kv", c.kv_heads)) return;
-  if (word.read<int64_t>("k", c.seqlen_k) || word.read<int64_t>("h", c.heads) || word.read<int64_t>("g", c.groups)) return;
+  if (word.read<int64_t>("b", c.batch) || word.read<int64_t>("q", c.seqlen_q) || word.read<int64_t>("kv", c.kv_heads))
+    return;
+  if (word.read<int64_t>("k", c.seqlen_k) || word.read<int64_t>("h", c.heads) || word.read<int64_t>("g", c.groups))
+    return;
   if (word.read<int64_t>("dv", c.head_dim_v) || word.read<int64_t>("d", c.head_dim)) return;
   if (word.read<double>("p", c.dropout_p) || word.read<double>("scale", c.scale)) return;
   if (word.read<double>("amp", c.amplitude)) return;
@@ -154,9 +162,7 @@ std::string join(const std::vector<int32_t>& lengths) {
 
 }  // namespace
 
-double AttentionCase::softmax_scale() const {
-  return scale.value_or(1 / std::sqrt(static_cast<double>(head_dim)));
-}
+double AttentionCase::softmax_scale() const { return scale.value_or(1 / std::sqrt(static_cast<double>(head_dim))); }
 
 std::string to_text(const AttentionCase& c) {
   const AttentionCase standard;
@@ -178,7 +184,8 @@ std::string to_text(const AttentionCase& c) {
   if (c.band.window_left == kUnbounded && c.band.window_right == 0) {
     out << (c.band.bottom_right ? ",causal_br" : ",causal");
   } else if (c.band.window_left != kUnbounded || c.band.window_right != kUnbounded) {
-    out << ",band" << side(c.band.window_left) << "_" << side(c.band.window_right) << (c.band.bottom_right ? "_br" : "");
+    out << ",band" << side(c.band.window_left) << "_" << side(c.band.window_right)
+        << (c.band.bottom_right ? "_br" : "");
   }
   if (c.bias == BiasValues::kRandom) out << ",bias";
   if (c.bias == BiasValues::kBlocks) out << ",bias_blocks";
@@ -224,7 +231,8 @@ std::vector<AttentionCase> parse_attention_cases(const std::vector<std::string>&
   for (const std::string& text : texts) {
     const size_t star = text.find('*');
     if (star != std::string::npos && text.starts_with("attention:*")) {
-      for (DType dtype : kDTypes) cases.push_back(parse_attention_case("attention:" + (name_of(dtype) + text.substr(star + 1))));
+      for (DType dtype : kDTypes)
+        cases.push_back(parse_attention_case("attention:" + (name_of(dtype) + text.substr(star + 1))));
     } else {
       cases.push_back(parse_attention_case(text));
     }

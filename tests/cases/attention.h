@@ -4,17 +4,18 @@
 //
 //   fp32 fp64 bf16 fp16    element type, always first
 //   b q k h d dv           batch, seqlen_q, seqlen_k, query heads, head_dim, head_dim_v (default: head_dim)
-//   kv<n>                  key/value heads in memory, each shared by h / n query heads in a row (default: h, none shared)
-//   g<n>                   head groups, the fifth dimension (default: kv if heads are shared, else 1)
-//   vfull                  value heads are not shared although key heads are
-//   causal causal_br       from the top-left or the bottom-right corner
-//   band<l>_<r> …_br       window_left, window_right; * for an open side
-//   bias…                  tensor bias: bias, bias_prefix<n> (-inf on the first n keys), bias_blocks (whole -inf blocks and
+//   kv<n>                  key/value heads in memory, each shared by h / n query heads in a row (default: h, none
+//   shared) g<n>                   head groups, the fifth dimension (default: kv if heads are shared, else 1) vfull
+//   value heads are not shared although key heads are causal causal_br       from the top-left or the bottom-right
+//   corner band<l>_<r> …_br       window_left, window_right; * for an open side bias…                  tensor bias:
+//   bias, bias_prefix<n> (-inf on the first n keys), bias_blocks (whole -inf blocks and
 //                          rows); then @odd (unaligned), @kstride (k_stride 3), @heads (shared by batch and heads),
 //                          @rows (q_stride 0), @cols (k_stride 0)
 //   q3+0+5,k4+1+9          packed sequences by their lengths; used2+1+9 of their keys are in use, the rest are gaps
-//   bhsd padded far qkv    memory: [batch, heads, seqlen, head_dim]; NaN between rows; rows 2^30 elements apart; q, k and
-//                          v as views of one [batch, seqlen, 3, heads, head_dim] (default: [batch, seqlen, heads, head_dim])
+//   bhsd padded far qkv    memory: [batch, heads, seqlen, head_dim]; NaN between rows; rows 2^30 elements apart; q, k
+//   and
+//                          v as views of one [batch, seqlen, 3, heads, head_dim] (default: [batch, seqlen, heads,
+//                          head_dim])
 //   p0.1 scale0.3 amp4     dropout; softmax_scale (default: head_dim^-0.5); factor on q
 //   dlse                   a gradient reaches lse
 //   t3 seed7               threads (default 2); random inputs (default 1)
@@ -43,7 +44,8 @@ struct AttentionCase {
   BiasValues bias = BiasValues::kNone;
   int64_t bias_prefix = 0;
   BiasMemory bias_memory = BiasMemory::kDense;
-  std::vector<int32_t> lengths_q, lengths_k, used_k;  // packed when not empty; seqlen_q and seqlen_k are then their sums
+  std::vector<int32_t> lengths_q, lengths_k,
+      used_k;  // packed when not empty; seqlen_q and seqlen_k are then their sums
   Memory memory = Memory::kRows;
   double dropout_p = 0, amplitude = 1;
   std::optional<double> scale;

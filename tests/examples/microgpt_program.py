@@ -13,8 +13,7 @@ class Microgpt:
 
     def __init__(self, program: Path):
         self.program = program
-        # Threads that wait asleep: tests share the machine.
-        self.environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
+        self.environment = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
 
     def command(self, *arguments) -> list[str]:
         return [str(self.program), *map(str, arguments)]
@@ -24,9 +23,13 @@ class Microgpt:
             self.command(*arguments), capture_output=True, text=True, timeout=300, env=self.environment, **options
         )
 
-    def start(self, *arguments) -> subprocess.Popen:
+    def start(self, *arguments, **environment) -> subprocess.Popen:
         return subprocess.Popen(
-            self.command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=self.environment
+            self.command(*arguments),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**self.environment, **environment},
         )
 
     def succeeds(self, *arguments, **options) -> str:

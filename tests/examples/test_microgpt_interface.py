@@ -6,6 +6,7 @@ import pty
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from microgpt_program import ROOT, TINY
@@ -90,6 +91,18 @@ def test_progress_on_a_terminal_is_a_bar(microgpt, train):
     os.close(here)
     assert process.wait(timeout=60) == 0
     assert re.search(rb"\r\x1b\[K\[=* *\] +\d+ %  step \d+  loss", out)
+
+
+@pytest.mark.parametrize("given, used", [({}, "passive"), ({"OMP_WAIT_POLICY": "active"}, "active")])
+def test_threads_wait_asleep_unless_told_otherwise(microgpt, train, given, used):
+    process = microgpt.start(*train, "--max-seconds", 60, **given)
+    try:
+        assert process.stdout.readline().startswith("text:")  # the program proper is running
+        environment = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+        assert f"OMP_WAIT_POLICY={used}".encode() in environment
+    finally:
+        process.kill()
+        process.communicate()
 
 
 @pytest.fixture(scope="module")

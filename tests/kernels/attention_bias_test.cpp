@@ -6,7 +6,8 @@ namespace xformers::testing {
 INSTANTIATE_TEST_SUITE_P(Bias, AttentionCases,
                          cases({"attention:*,b2,q70,k83,h2,d32,bias", "attention:*,b2,q33,k130,h2,d64,bias,causal_br",
                                 "attention:*,q33,k64,h4,g2,kv2,d16,bias", "attention:*,q1,k200,h4,kv1,d64,bias",
-                                "attention:*,q50,k60,h2,d32,bias,p0.3,dlse", "attention:fp32,q90,k100,h1,d32,bias,band9_4_br"}),
+                                "attention:*,q50,k60,h2,d32,bias,p0.3,dlse",
+                                "attention:fp32,q90,k100,h1,d32,bias,band9_4_br"}),
                          test_name);
 
 namespace {
@@ -23,7 +24,8 @@ std::vector<std::string> prefixes() {
 INSTANTIATE_TEST_SUITE_P(Prefix, AttentionCases, cases(prefixes()), test_name);
 
 INSTANTIATE_TEST_SUITE_P(Blocks, AttentionCases,
-                         cases({"attention:*,b2,q67,k300,h2,d32,bias_blocks", "attention:*,q67,k300,h1,d64,bias_blocks,causal_br",
+                         cases({"attention:*,b2,q67,k300,h2,d32,bias_blocks",
+                                "attention:*,q67,k300,h1,d64,bias_blocks,causal_br",
                                 "attention:*,q3,k900,h4,kv2,d64,bias_blocks,dlse"}),
                          test_name);
 

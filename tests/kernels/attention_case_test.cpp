@@ -8,7 +8,8 @@
 namespace xformers::testing {
 
 TEST(AttentionCaseText, ReadsAllWords) {
-  const AttentionCase c = parse_attention_case("attention:bf16,b2,q1023,k2048,h16,kv4,d128,dv64,causal_br,p0.1,dlse,t3,seed7");
+  const AttentionCase c =
+      parse_attention_case("attention:bf16,b2,q1023,k2048,h16,kv4,d128,dv64,causal_br,p0.1,dlse,t3,seed7");
   EXPECT_EQ(c.dtype, DType::kBFloat16);
   EXPECT_EQ(c.batch, 2);
   EXPECT_EQ(c.seqlen_q, 1023);
@@ -36,8 +37,9 @@ TEST(AttentionCaseText, WritesWhatItReads) {
 }
 
 TEST(AttentionCaseText, NamesWhatItCannotRead) {
-  for (const char* text : {"attention:int8,q3", "attention:fp32,q3,wat", "attention:fp32,qx", "rope:fp32", "attention:fp32,h6,kv4",
-                           "attention:fp32,q3+4,k5", "attention:fp32,bias_banana", "attention:fp32,band3"}) {
+  for (const char* text :
+       {"attention:int8,q3", "attention:fp32,q3,wat", "attention:fp32,qx", "rope:fp32", "attention:fp32,h6,kv4",
+        "attention:fp32,q3+4,k5", "attention:fp32,bias_banana", "attention:fp32,band3"}) {
     EXPECT_THROW(parse_attention_case(text), std::invalid_argument) << text;
   }
 }

@@ -13,7 +13,7 @@ namespace {
 using reference::AttentionResult;
 using reference::Values;
 
-constexpr int64_t kNeighbours = 256;  // elements that share one budget
+constexpr int64_t kNeighbours = 256;                // elements that share one budget
 constexpr double kPlainFactor = 2, kRoundings = 4;  // two ulp
 
 struct Quantity {
@@ -54,8 +54,8 @@ std::string compare(const Sizes& sizes, double unit, const Values& got, const Va
     if (same_kind(got[i], expected[i])) continue;
     int64_t wrong = 0;
     for (int64_t j = i; j < count; ++j) wrong += !same_kind(got[j], expected[j]);
-    text << "at " << index_text(i, sizes) << " got " << got[i] << ", expected " << expected[i] << "; " << wrong << " of "
-         << count << " elements are Inf or NaN, or finite, where they should not be";
+    text << "at " << index_text(i, sizes) << " got " << got[i] << ", expected " << expected[i] << "; " << wrong
+         << " of " << count << " elements are Inf or NaN, or finite, where they should not be";
     return text.str();
   }
 
@@ -90,8 +90,8 @@ std::string compare(const Sizes& sizes, double unit, const Values& got, const Va
 ::testing::AssertionResult matches_reference(const AttentionRun& run) {
   const AttentionCase& c = run.attention_case();
   const reference::AttentionProblem problem = run.problem();
-  const AttentionResult got = run.result(), expected = exact(problem, c.dtype), plain = reference::plain(problem, c.dtype),
-                        roundings = reference::roundings(problem, c.dtype);
+  const AttentionResult got = run.result(), expected = exact(problem, c.dtype),
+                        plain = reference::plain(problem, c.dtype), roundings = reference::roundings(problem, c.dtype);
   const StridedTensor* tensors[] = {&run.out, &run.lse, &run.dq, &run.dk, &run.dv, &run.dbias};
 
   std::string problems;
@@ -103,7 +103,8 @@ std::string compare(const Sizes& sizes, double unit, const Values& got, const Va
         compare(tensors[i]->sizes(), unit, got.*member, expected.*member, plain.*member, roundings.*member);
     if (!text.empty()) problems += std::string("\n  ") + name + " " + text;
   }
-  if (const std::string name = run.damaged_output(); !name.empty()) problems += "\n  memory around " + name + " was written to";
+  if (const std::string name = run.damaged_output(); !name.empty())
+    problems += "\n  memory around " + name + " was written to";
   if (problems.empty()) return ::testing::AssertionSuccess();
   return ::testing::AssertionFailure() << "--case=" << to_text(c) << " (seed " << c.seed << ", "
                                        << cpu::last_forward_kernel() << ", " << cpu::last_backward_kernel() << ")"
@@ -117,10 +118,6 @@ std::string compare(const Sizes& sizes, double unit, const Values& got, const Va
 }
 
 TEST_P(AttentionCases, MatchesReference) { EXPECT_TRUE(matches_reference(GetParam())); }
-
-::testing::internal::ParamGenerator<AttentionCase> cases(const std::vector<std::string>& texts) {
-  return ::testing::ValuesIn(parse_attention_cases(texts));
-}
 
 std::string test_name(const ::testing::TestParamInfo<AttentionCase>& info) {
   std::string name = to_text(info.param).substr(std::string_view("attention:").size());

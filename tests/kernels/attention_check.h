@@ -1,9 +1,9 @@
 // Holds what the kernels wrote against the reference.
 //
-// Budget for out, lse and each gradient: err(kernel) <= 2 * err(plain) + 2 ulp, where err is the largest distance to the
-// exact answer over a few hundred neighbouring elements, `plain` is the same-dtype formula, and an ulp (two roundings) is
-// that of the element or of the terms that it sums, whichever is larger: see roundings() in tests/reference/attention.h.
-// Inf and NaN stand where they should, first.
+// Budget for out, lse and each gradient: err(kernel) <= 2 * err(plain) + 2 ulp, where err is the largest distance to
+// the exact answer over a few hundred neighbouring elements, `plain` is the same-dtype formula, and an ulp (two
+// roundings) is that of the element or of the terms that it sums, whichever is larger: see roundings() in
+// tests/reference/attention.h. Inf and NaN stand where they should, first.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -26,7 +26,7 @@ namespace xformers::testing {
 class AttentionCases : public ::testing::TestWithParam<AttentionCase> {};
 
 // For INSTANTIATE_TEST_SUITE_P: cases by their text form, and test names made of it.
-::testing::internal::ParamGenerator<AttentionCase> cases(const std::vector<std::string>& texts);
+inline auto cases(const std::vector<std::string>& texts) { return ::testing::ValuesIn(parse_attention_cases(texts)); }
 std::string test_name(const ::testing::TestParamInfo<AttentionCase>& info);
 
 // How GoogleTest prints a case.

@@ -4,6 +4,7 @@
 #include <ostream>
 
 #include "tests/kernels/attention_check.h"
+#include "tests/kernels/random_case.h"
 #include "xformers/kernels/base/error.h"
 #include "xformers/kernels/cpu/base/cpu_features.h"
 
@@ -29,15 +30,41 @@ class ScopedEnvironment {
   bool had_ = false;
 };
 
-const std::vector<std::string> kSelected = {
-    "attention:*,b2,q70,k83,h2,d64", "attention:*,b1,q130,k130,h2,d128,causal_br,dlse", "attention:*,q33,k64,h2,d40,dv24",
-    "attention:*,q1,k300,h8,kv2,d64", "attention:*,q5+0+70,k9+33+64,h2,d32,causal", "attention:*,q41,k75,h2,d32,bias@odd",
-    "attention:*,q64,k97,h2,d64,p0.2", "attention:*,q150,k150,h1,d80,band20_0", "attention:*,q20,k30,h1,d257"};
+const std::vector<std::string> kSelected = {"attention:*,b2,q70,k83,h2,d64",
+                                            "attention:*,b1,q130,k130,h2,d128,causal_br,dlse",
+                                            "attention:*,q33,k64,h2,d40,dv24",
+                                            "attention:*,q1,k300,h8,kv2,d64",
+                                            "attention:*,q5+0+70,k9+33+64,h2,d32,causal",
+                                            "attention:*,q41,k75,h2,d32,bias@odd",
+                                            "attention:*,q64,k97,h2,d64,p0.2",
+                                            "attention:*,q150,k150,h1,d80,band20_0",
+                                            "attention:*,q20,k30,h1,d257",
+                                            "attention:*,q3,k500,h8,kv2,d128,causal_br",
+                                            "attention:*,q1,k200,h4,kv1,d64,bias_prefix70",
+                                            "attention:*,q1+1,k100+64,h4,kv2,d64",
+                                            "attention:*,q1,k129,h2,d72,dv80,p0.3"};
 
 std::string join(const std::vector<std::string>& parts) {
   std::string text;
   for (const std::string& part : parts) text += (text.empty() ? "" : "; ") + part;
   return text;
+}
+
+constexpr cpu::Isa kIsas[] = {cpu::Isa::kPortable,   cpu::Isa::kAvx2,       cpu::Isa::kAvx512,
+                              cpu::Isa::kAvx512Bf16, cpu::Isa::kAvx512Fp16, cpu::Isa::kAmx};
+
+// Kernels end in the name of their instruction set: fwd_avx512.
+cpu::Isa isa_of(std::string_view kernel) {
+  for (cpu::Isa isa : kIsas) {
+    if (kernel.ends_with("_" + std::string(cpu::name_of(isa)))) return isa;
+  }
+  ADD_FAILURE() << kernel << " names no instruction set";
+  return cpu::Isa::kPortable;
+}
+
+bool has_kernel_for(cpu::Isa isa) {
+  const std::vector<std::string> kernels = cpu::forward_kernels();
+  return std::any_of(kernels.begin(), kernels.end(), [&](const std::string& kernel) { return isa_of(kernel) == isa; });
 }
 
 }  // namespace
@@ -105,27 +132,38 @@ const auto kernel_name = [](const ::testing::TestParamInfo<std::string>& info) {
 INSTANTIATE_TEST_SUITE_P(Kernels, ForcedForward, ::testing::ValuesIn(cpu::forward_kernels()), kernel_name);
 INSTANTIATE_TEST_SUITE_P(Kernels, ForcedBackward, ::testing::ValuesIn(cpu::backward_kernels()), kernel_name);
 
+// XFORMERS_CPU_ISA names the highest instruction set to use.
 class ForcedIsa : public ::testing::TestWithParam<cpu::Isa> {};
 TEST_P(ForcedIsa, GivesTheSameAnswers) {
-  if (!cpu::has_isa(GetParam())) GTEST_SKIP() << "this processor has no " << cpu::name_of(GetParam());
-  const ScopedEnvironment forced("XFORMERS_CPU_ISA", cpu::name_of(GetParam()));
-  int taken = 0;
-  for (const AttentionCase& c : parse_attention_cases(kSelected)) {
+  const std::string isa = cpu::name_of(GetParam());
+  if (!cpu::has_isa(GetParam())) GTEST_SKIP() << "this processor has no " << isa;
+  const ScopedEnvironment forced("XFORMERS_CPU_ISA", isa);
+  if (!has_kernel_for(GetParam())) {
+    AttentionRun run(parse_attention_case("attention:fp16,q4,k4,d8"));
+    EXPECT_THROW(run.forward(), Error);
+    GTEST_SKIP() << "no kernel is made for " << isa << "; asking for it is refused";
+  }
+
+  constexpr uint64_t kRandomCases = 40;
+  std::vector<AttentionCase> cases = parse_attention_cases(kSelected);
+  for (uint64_t seed = 1001; seed <= 1000 + kRandomCases; ++seed) cases.push_back(random_case(seed));
+  int own_forward = 0, own_backward = 0;
+  for (const AttentionCase& c : cases) {
     AttentionRun run(c);
-    try {
-      run.run();
-    } catch (const Error&) {
-      continue;  // this instruction set has no kernel for the case
-    }
-    ++taken;
+    run.run();
+    EXPECT_LE(isa_of(cpu::last_forward_kernel()), GetParam()) << cpu::last_forward_kernel();
+    EXPECT_LE(isa_of(cpu::last_backward_kernel()), GetParam()) << cpu::last_backward_kernel();
+    own_forward += isa_of(cpu::last_forward_kernel()) == GetParam();
+    own_backward += isa_of(cpu::last_backward_kernel()) == GetParam();
     EXPECT_TRUE(matches_reference(run));
   }
-  EXPECT_GT(taken, 0) << "no case ran on " << cpu::name_of(GetParam());
+  EXPECT_GT(own_forward, 0) << "no forward ran on " << isa;
+  EXPECT_GT(own_backward, 0) << "no backward ran on " << isa;
 }
-INSTANTIATE_TEST_SUITE_P(Isas, ForcedIsa,
-                         ::testing::Values(cpu::Isa::kPortable, cpu::Isa::kAvx2, cpu::Isa::kAvx512, cpu::Isa::kAvx512Bf16,
-                                           cpu::Isa::kAvx512Fp16, cpu::Isa::kAmx),
-                         [](const ::testing::TestParamInfo<cpu::Isa>& info) { return std::string(cpu::name_of(info.param)); });
+INSTANTIATE_TEST_SUITE_P(Isas, ForcedIsa, ::testing::ValuesIn(kIsas),
+                         [](const ::testing::TestParamInfo<cpu::Isa>& info) {
+                           return std::string(cpu::name_of(info.param));
+                         });
 
 TEST(KernelList, LastKernelTakesEverything) {
   std::vector<std::string> texts = kSelected;

@@ -23,13 +23,13 @@ TEST(Philox, DropsAboutTheAskedFraction) {
   EXPECT_NEAR(dropped, 0.3 * kDraws, 600);  // four standard deviations
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Dropout, AttentionCases,
-    cases({"attention:*,b2,q70,k83,h2,d32,p0.1", "attention:*,q130,k131,h2,d64,p0.5,causal_br,dlse",
-           "attention:*,q20,k30,h2,d16,p1", "attention:*,q20,k30,h2,d16,p0.999", "attention:*,q5+9+0,k33+7+4,h2,d32,p0.4",
-           "attention:*,q1,k300,h4,kv2,d64,p0.25", "attention:*,q40,k50,h4,g2,d16,p0.3", "attention:fp32,q90,k90,h1,d8,band9_3,p0.2",
-           "attention:fp32,q7,k9,h2,d8,p1e-12"}),
-    test_name);
+INSTANTIATE_TEST_SUITE_P(Dropout, AttentionCases,
+                         cases({"attention:*,b2,q70,k83,h2,d32,p0.1",
+                                "attention:*,q130,k131,h2,d64,p0.5,causal_br,dlse", "attention:*,q20,k30,h2,d16,p1",
+                                "attention:*,q20,k30,h2,d16,p0.999", "attention:*,q5+9+0,k33+7+4,h2,d32,p0.4",
+                                "attention:*,q1,k300,h4,kv2,d64,p0.25", "attention:*,q40,k50,h4,g2,d16,p0.3",
+                                "attention:fp32,q90,k90,h1,d8,band9_3,p0.2", "attention:fp32,q7,k9,h2,d8,p1e-12"}),
+                         test_name);
 
 // Another number of threads may sum in another order, but drops the same scores.
 TEST(Dropout, SameMaskForEveryThreadCount) {
@@ -41,7 +41,8 @@ TEST(Dropout, SameMaskForEveryThreadCount) {
     AttentionRun again(c);
     again.forward();
     const std::vector<double> expected = first.out.values(), got = again.out.values();
-    for (size_t i = 0; i < got.size(); ++i) ASSERT_NEAR(got[i], expected[i], 1e-5) << threads << " threads, element " << i;
+    for (size_t i = 0; i < got.size(); ++i)
+      ASSERT_NEAR(got[i], expected[i], 1e-5) << threads << " threads, element " << i;
   }
 }
 

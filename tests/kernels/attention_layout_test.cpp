@@ -5,13 +5,13 @@
 
 namespace xformers::testing {
 
-INSTANTIATE_TEST_SUITE_P(Strided, AttentionCases,
-                         cases({"attention:*,b2,q70,k90,h3,d40,bhsd", "attention:*,b2,q70,k90,h3,d40,dv24,padded,dlse",
-                                "attention:*,b2,q70,k70,h3,d32,qkv,causal", "attention:*,b2,q70,k90,h4,kv2,d40,padded",
-                                "attention:bf16,b2,q130,k190,h3,d64,padded", "attention:bf16,b2,q1,k190,h4,kv2,d64,bhsd",
-                                "attention:fp16,b2,q130,k190,h3,d64,bhsd,causal_br",
-                                "attention:fp32,q3+0+40,k5+9+40,h3,d40,padded"}),
-                         test_name);
+INSTANTIATE_TEST_SUITE_P(
+    Strided, AttentionCases,
+    cases({"attention:*,b2,q70,k90,h3,d40,bhsd", "attention:*,b2,q70,k90,h3,d40,dv24,padded,dlse",
+           "attention:*,b2,q70,k70,h3,d32,qkv,causal", "attention:*,b2,q70,k90,h4,kv2,d40,padded",
+           "attention:bf16,b2,q130,k190,h3,d64,padded", "attention:bf16,b2,q1,k190,h4,kv2,d64,bhsd",
+           "attention:fp16,b2,q130,k190,h3,d64,bhsd,causal_br", "attention:fp32,q3+0+40,k5+9+40,h3,d40,padded"}),
+    test_name);
 
 // Rows 2^30 elements apart: the fifth row starts past 2^32 elements. The memory is virtual.
 INSTANTIATE_TEST_SUITE_P(Far, AttentionCases,

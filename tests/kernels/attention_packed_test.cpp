@@ -13,16 +13,17 @@ INSTANTIATE_TEST_SUITE_P(
     test_name);
 
 // seqused_k: keys behind the used ones hold NaN and get zero gradients.
-INSTANTIATE_TEST_SUITE_P(
-    Gaps, AttentionCases,
-    cases({"attention:*,q4+9,k40+40,used7+33,h2,d32", "attention:*,q1+1+1,k64+64+64,used64+0+1,h4,kv2,d64",
-           "attention:*,q20+30,k50+50,used40+20,h2,d32,causal_br", "attention:bf16,q70+70,k90+90,used65+90,h2,d64,band20_0_br"}),
-    test_name);
+INSTANTIATE_TEST_SUITE_P(Gaps, AttentionCases,
+                         cases({"attention:*,q4+9,k40+40,used7+33,h2,d32",
+                                "attention:*,q1+1+1,k64+64+64,used64+0+1,h4,kv2,d64",
+                                "attention:*,q20+30,k50+50,used40+20,h2,d32,causal_br",
+                                "attention:bf16,q70+70,k90+90,used65+90,h2,d64,band20_0_br"}),
+                         test_name);
 
 // Offsets that point outside of the tensors are clamped: the guard pages around each tensor stay untouched.
 TEST(PackedOffsets, AreClampedToTheTensors) {
-  for (const AttentionCase& c : parse_attention_cases({"attention:*,q5+6+7,k10+20+30,h2,d32",
-                                                       "attention:*,q1+1+1,k64+64+64,used64+20+30,h4,kv2,d64"})) {
+  for (const AttentionCase& c : parse_attention_cases(
+           {"attention:*,q5+6+7,k10+20+30,h2,d32", "attention:*,q1+1+1,k64+64+64,used64+20+30,h4,kv2,d64"})) {
     AttentionRun run(c);
     run.cu_seqlens_q = {-3, 4, 1000000, 2000000000};
     run.cu_seqlens_k = {-100, 7, 5000, 2000000000};

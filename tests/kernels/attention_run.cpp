@@ -22,9 +22,7 @@ Sizes heads_strides(Memory memory, const Sizes& s) {
   return {s[1] * rows, rows, s[3] * row, row, 1};
 }
 
-HeadsTensor to_heads(const StridedTensor& t) {
-  return {t.data(), t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
-}
+HeadsTensor to_heads(const StridedTensor& t) { return {t.data(), t.stride(0), t.stride(1), t.stride(2), t.stride(3)}; }
 
 RowTensor to_rows(const StridedTensor& t) { return {t.data(), t.stride(0), t.stride(1), t.stride(2)}; }
 

@@ -4,17 +4,18 @@
 namespace xformers::testing {
 
 INSTANTIATE_TEST_SUITE_P(Empty, AttentionCases,
-                         cases({"attention:*,b2,q0,k9,h3,d8", "attention:*,b2,q9,k0,h3,d8", "attention:*,b2,q0,k0,h3,d8",
-                                "attention:fp32,b0,q5,k6,h2,d8", "attention:bf16,b0,q5,k6,h2,d8",
-                                "attention:fp32,b1,q5,k6,h0,d8", "attention:fp32,q4,k0,h2,d8,causal_br,dlse",
-                                "attention:fp32,q4,k0,h2,d8,bias", "attention:fp32,q0,k5,h2,d8,bias",
-                                "attention:bf16,q70,k0,h2,d64,dv80"}),
+                         cases({"attention:*,b2,q0,k9,h3,d8", "attention:*,b2,q9,k0,h3,d8",
+                                "attention:*,b2,q0,k0,h3,d8", "attention:fp32,b0,q5,k6,h2,d8",
+                                "attention:bf16,b0,q5,k6,h2,d8", "attention:fp32,b1,q5,k6,h0,d8",
+                                "attention:fp32,q4,k0,h2,d8,causal_br,dlse", "attention:fp32,q4,k0,h2,d8,bias",
+                                "attention:fp32,q0,k5,h2,d8,bias", "attention:bf16,q70,k0,h2,d64,dv80"}),
                          test_name);
 
 INSTANTIATE_TEST_SUITE_P(One, AttentionCases,
-                         cases({"attention:*,b1,q1,k1,h1,d1", "attention:*,b3,q1,k1,h2,d64", "attention:*,q1,k77,h2,d64",
-                                "attention:*,q77,k1,h2,d64", "attention:*,q1,k300,h4,kv1,d128",
-                                "attention:*,q1,k300,h4,d40,causal_br", "attention:*,q1,k9,h2,d16,causal"}),
+                         cases({"attention:*,b1,q1,k1,h1,d1", "attention:*,b3,q1,k1,h2,d64",
+                                "attention:*,q1,k77,h2,d64", "attention:*,q77,k1,h2,d64",
+                                "attention:*,q1,k300,h4,kv1,d128", "attention:*,q1,k300,h4,d40,causal_br",
+                                "attention:*,q1,k9,h2,d16,causal"}),
                          test_name);
 
 INSTANTIATE_TEST_SUITE_P(Odd, AttentionCases,
@@ -46,7 +47,8 @@ INSTANTIATE_TEST_SUITE_P(Scale, AttentionCases,
                          cases({"attention:*,q40,k41,h2,d32,scale1", "attention:*,q40,k41,h2,d32,scale0.01",
                                 "attention:*,q40,k41,h2,d32,scale0", "attention:*,q40,k41,h2,d32,scale-0.2",
                                 // Scores of a few hundred: one key takes it all, and exp must not overflow.
-                                "attention:*,q40,k141,h2,d64,scale1,amp30", "attention:*,q40,k141,h2,d64,amp30,causal_br"}),
+                                "attention:*,q40,k141,h2,d64,scale1,amp30",
+                                "attention:*,q40,k141,h2,d64,amp30,causal_br"}),
                          test_name);
 
 // The causal and the full half of a tile, many heads, several batches at once.

@@ -27,7 +27,8 @@ TEST_P(Repeats, GiveTheSameBits) {
 }
 INSTANTIATE_TEST_SUITE_P(Bits, Repeats,
                          cases({"attention:*,b2,q150,k170,h3,d64,causal_br,t2", "attention:*,q1,k3000,h4,kv2,d64,t3",
-                                "attention:*,q170,k300,h1,d32,t4,bias,p0.1,dlse", "attention:bf16,q9+80+30,k9+80+30,h2,d64,t5"}),
+                                "attention:*,q170,k300,h1,d32,t4,bias,p0.1,dlse",
+                                "attention:bf16,q9+80+30,k9+80+30,h2,d64,t5"}),
                          test_name);
 
 TEST(ForEachTask, RunsEveryTaskOnce) {

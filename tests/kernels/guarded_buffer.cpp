@@ -12,7 +12,8 @@ GuardedBuffer::GuardedBuffer(size_t bytes) : bytes_(bytes) {
   const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
   const size_t usable = (bytes + page - 1) / page * page;
   mapped_bytes_ = usable + page;
-  void* mapped = mmap(nullptr, mapped_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* mapped =
+      mmap(nullptr, mapped_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (mapped == MAP_FAILED) throw std::system_error(errno, std::generic_category(), "mmap of a test buffer");
   mapped_ = static_cast<unsigned char*>(mapped);
   data_ = mapped_ + usable - bytes;

@@ -1,11 +1,10 @@
 // The reference held against itself: gradients by finite differences, and cases whose answer is known.
-#include "tests/reference/attention.h"
-
 #include <gtest/gtest.h>
 
 #include <cmath>
 
 #include "tests/kernels/attention_check.h"
+#include "tests/reference/attention.h"
 
 namespace xformers::testing {
 namespace {
@@ -25,7 +24,8 @@ double loss(const AttentionProblem& problem) {
   return sum;
 }
 
-void expect_finite_differences(const AttentionProblem& problem, Values AttentionProblem::* input, const Values& gradient) {
+void expect_finite_differences(const AttentionProblem& problem, Values AttentionProblem::* input,
+                               const Values& gradient) {
   constexpr double kStep = 1e-5;
   ASSERT_EQ((problem.*input).size(), gradient.size());
   for (size_t i = 0; i < gradient.size(); ++i) {
@@ -49,10 +49,11 @@ TEST_P(ReferenceGradients, AreFiniteDifferences) {
   expect_finite_differences(problem, &AttentionProblem::v, result.dv);
   expect_finite_differences(problem, &AttentionProblem::bias, result.dbias);
 }
-INSTANTIATE_TEST_SUITE_P(Reference, ReferenceGradients,
-                         cases({"attention:fp64,b2,q4,k5,h2,d3,dv2,dlse", "attention:fp64,q5,k3,h1,d3,causal_br,p0.3,dlse",
-                                "attention:fp64,q4,k6,h2,d3,bias_prefix2,causal", "attention:fp64,q3+2,k2+4,h1,d4,band1_1_br"}),
-                         test_name);
+INSTANTIATE_TEST_SUITE_P(
+    Reference, ReferenceGradients,
+    cases({"attention:fp64,b2,q4,k5,h2,d3,dv2,dlse", "attention:fp64,q5,k3,h1,d3,causal_br,p0.3,dlse",
+           "attention:fp64,q4,k6,h2,d3,bias_prefix2,causal", "attention:fp64,q3+2,k2+4,h1,d4,band1_1_br"}),
+    test_name);
 
 // With q = 0 every visible key weighs the same: out is the mean of v, lse the log of how many there are.
 TEST(Reference, ZeroQueriesGiveTheMeanOfVisibleValues) {

@@ -33,7 +33,9 @@ class StridedTensor {
   double get(const Sizes& index) const;
   void set(const Sizes& index, double value);
   void fill(const std::function<double(const Sizes&)>& value);
-  void fill(double value) { fill([=](const Sizes&) { return value; }); }
+  void fill(double value) {
+    fill([=](const Sizes&) { return value; });
+  }
   std::vector<double> values() const;  // all elements, the last index runs fastest
   std::vector<unsigned char> bytes() const;
 

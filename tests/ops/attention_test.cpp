@@ -76,9 +76,8 @@ TEST(Attention, BlockDiagonal) {
   const auto same_block = [](int64_t i, int64_t j) { return (i < 2) == (j < 3); };
   const auto bias = BlockDiagonalMask::from_seqlens({2, 3}, at::IntArrayRef{3, 4});
   check(random_inputs(1, 5, 7), bias, score_mask(5, 7, same_block));
-  check(random_inputs(1, 5, 7), bias.make_causal(), score_mask(5, 7, [&](int64_t i, int64_t j) {
-          return same_block(i, j) && (i < 2 ? j <= i : j - 3 <= i - 2);
-        }));
+  check(random_inputs(1, 5, 7), bias.make_causal(),
+        score_mask(5, 7, [&](int64_t i, int64_t j) { return same_block(i, j) && (i < 2 ? j <= i : j - 3 <= i - 2); }));
 }
 
 TEST(Attention, TensorBiasAndItsGradient) {

@@ -139,10 +139,12 @@ def check_attention(fn, query, key, value, bias=None, tensor_bias=None, scale=No
     got = {"out": to_bhmk(outputs[0])}
     if len(outputs) == 2:
         got["lse"] = to_bhm(outputs[1])
-    for (name, leaf), grad in zip(leaves.items(), grads):
+    for (name, leaf), grad in zip(leaves.items(), grads, strict=False):
         assert grad.shape == leaf.shape, f"gradient of {name} has shape {list(grad.shape)}, expected {list(leaf.shape)}"
         is_bias = name == "bias"
-        got[name] = (grad.flatten(1, 2) if grad.ndim == 5 else grad.view(truth["bias"].shape)) if is_bias else to_bhmk(grad)
+        got[name] = (
+            (grad.flatten(1, 2) if grad.ndim == 5 else grad.view(truth["bias"].shape)) if is_bias else to_bhmk(grad)
+        )
     for name, x in got.items():
         ulp = 0 if name == "lse" else ULP[dtype]
         roundings = 2 * ulp * stored[name] + 4 * ULP[compute_dtype] * computed[name]

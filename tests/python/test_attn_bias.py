@@ -6,7 +6,6 @@ import pickle
 import pytest
 import torch
 from attention_inputs import qkv, random
-from xformers.ops import memory_efficient_attention
 from xformers.ops.fmha import attn_bias
 from xformers.ops.fmha.attn_bias import (
     AttentionBias,
@@ -16,6 +15,8 @@ from xformers.ops.fmha.attn_bias import (
     LowerTriangularFromBottomRightMask,
     LowerTriangularMask,
 )
+
+from xformers.ops import memory_efficient_attention
 
 
 def pattern(bias, nq, nk):
@@ -39,7 +40,11 @@ def test_patterns():
 
 
 def test_materialize_dtype_and_leading_dimensions():
-    for bias in (LowerTriangularMask(), LocalAttentionFromBottomRightMask(1, 0), BlockDiagonalMask.from_seqlens([2, 2])):
+    for bias in (
+        LowerTriangularMask(),
+        LocalAttentionFromBottomRightMask(1, 0),
+        BlockDiagonalMask.from_seqlens([2, 2]),
+    ):
         mask = bias.materialize((2, 3, 4, 4), dtype=torch.bfloat16)
         assert mask.shape == (2, 3, 4, 4) and mask.dtype == torch.bfloat16
         assert torch.equal(mask[1, 2], bias.materialize((4, 4), torch.bfloat16))
@@ -103,7 +108,7 @@ def test_from_tensor_list_and_split():
     bias, packed = BlockDiagonalMask.from_tensor_list(tensors)
     assert packed.shape == (1, 14, 4) and bias._batch_sizes == [2, 1, 3]
     assert bias.q_seqinfo.seqstart_py == [0, 3, 6, 11, 12, 13, 14]
-    assert all(torch.equal(a, b) for a, b in zip(bias.split(packed), tensors))
+    assert all(torch.equal(a, b) for a, b in zip(bias.split(packed), tensors, strict=False))
     parts = BlockDiagonalMask.from_seqlens([3, 3, 5]).split(packed[:, :11])
     assert [list(part.shape) for part in parts] == [[1, 3, 4], [1, 3, 4], [1, 5, 4]]
 
@@ -113,9 +118,9 @@ def test_from_tensor_lists_qkv():
     keys = [random((2, 5, 2, 8), seed=3), random((1, 1, 2, 8), seed=4)]
     bias, q, k, v = BlockDiagonalMask.from_tensor_lists_qkv(queries, keys, keys)
     out = memory_efficient_attention(q, k, v, bias)
-    for part, query, key in zip(bias.split_queries(out), queries, keys):
+    for part, query, key in zip(bias.split_queries(out), queries, keys, strict=False):
         torch.testing.assert_close(part, memory_efficient_attention(query, key, key))
-    assert all(torch.equal(a, b) for a, b in zip(bias.split_kv(k), keys))
+    assert all(torch.equal(a, b) for a, b in zip(bias.split_kv(k), keys, strict=False))
     assert BlockDiagonalMask.from_tensor_lists_qkv(queries, keys)[3] is None
 
 
@@ -123,7 +128,7 @@ def test_packed_equals_one_by_one():
     lengths = [4, 0, 9, 1]
     query, key, value = qkv(batch=1, nq=14, nk=14, requires_grad=False)
     bias = BlockDiagonalCausalMask.from_seqlens(lengths)
-    parts = zip(*(bias.split(x) for x in (query, key, value)))
+    parts = zip(*(bias.split(x) for x in (query, key, value)), strict=False)
     expected = torch.cat([memory_efficient_attention(*part, LowerTriangularMask()) for part in parts], 1)
     torch.testing.assert_close(memory_efficient_attention(query, key, value, bias), expected)
 

@@ -3,8 +3,9 @@
 import pytest
 import torch
 from attention_inputs import qkv, random
-from xformers.ops import memory_efficient_attention
 from xformers.ops.fmha.attn_bias import LowerTriangularMask
+
+from xformers.ops import memory_efficient_attention
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -18,7 +19,7 @@ def test_casts_inputs_and_gradients(dtype):
     assert torch.equal(out, expected)
     out.sum().backward()
     expected.sum().backward()
-    for x, y in zip((query, key, value), low):
+    for x, y in zip((query, key, value), low, strict=False):
         assert x.grad.dtype == torch.float32 and torch.equal(x.grad, y.grad.float())
 
 
@@ -34,7 +35,7 @@ def test_mixed_dtypes_and_bias_meet():
 def test_expanded_heads_stay_expanded():
     query, key, value = qkv(heads=(4,))
     one = key[:, :, :1].detach().requires_grad_()
-    with torch.autocast("cpu", torch.bfloat16), torch.profiler.profile(record_shapes=True) as profile:
+    with torch.autocast("cpu", torch.bfloat16), torch.profiler.profile(record_shapes=True, acc_events=True) as profile:
         memory_efficient_attention(query, one.expand(-1, -1, 4, -1), value).sum().backward()
     casts = [e.input_shapes[0] for e in profile.events() if e.name == "aten::_to_copy" and e.input_shapes[0]]
     assert list(one.shape) in [list(shape) for shape in casts]

@@ -3,12 +3,18 @@
 import re
 from pathlib import Path
 
+import pytest
+import torch
+
+from xformers.ops import memory_efficient_attention
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "ops" / "attention.md").read_text()
 
 
 def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    return [text for kind, text in fenced if kind == language]
 
 
 def test_python_examples_run():
@@ -26,9 +32,6 @@ def test_cpp_example_is_compiled():
 
 
 def test_message_is_the_real_one():
-    import pytest
-    import torch
-    from xformers.ops import memory_efficient_attention
 
     (message,) = [block for block in blocks("") if block.startswith("attention: ")]
     query, key = (torch.empty(2, 1024, 16, dim, dtype=torch.bfloat16) for dim in (128, 96))

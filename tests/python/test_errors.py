@@ -3,13 +3,14 @@
 import pytest
 import torch
 from attention_inputs import qkv
-from xformers.ops import fmha, memory_efficient_attention
 from xformers.ops.fmha.attn_bias import (
     BlockDiagonalMask,
     LocalAttentionFromBottomRightMask,
     LowerTriangularFromBottomRightMask,
     _SeqLenInfo,
 )
+
+from xformers.ops import fmha, memory_efficient_attention
 
 Q, K, V = qkv(requires_grad=False)  # [2, 5, 3, 8], [2, 7, 3, 8], [2, 7, 3, 8]
 ROW = [x[:1] for x in (Q, K, V)]
@@ -33,7 +34,12 @@ CASES = {
     "head_dim": ((Q, K[..., :6], V), {}, "key.head_dim is 6, expected 8", "only value may have its own"),
     "no head_dim": ((Q[..., :0], K[..., :0], V), {}, "query.head_dim is 0, expected 1 or more", "element"),
     "no value head_dim": ((Q, K, V[..., :0]), {}, "value.head_dim is 0, expected 1 or more", "element"),
-    "key dtype": ((Q, K.double(), V), {}, "key.dtype is fp64, expected fp32 like the query's", "tensor.to(query.dtype)"),
+    "key dtype": (
+        (Q, K.double(), V),
+        {},
+        "key.dtype is fp64, expected fp32 like the query's",
+        "tensor.to(query.dtype)",
+    ),
     "value dtype": ((Q, K, V.bfloat16()), {}, "value.dtype is bf16, expected fp32", "autocast"),
     "int": (INT, {}, "query.dtype is int32, expected fp32, bf16, fp16 or fp64", "tensor.to(dtype)"),
     "key device": ((Q, K.to("meta"), V), {}, "key.device is meta, expected cpu like the query's", "tensor.to(device)"),
@@ -137,8 +143,12 @@ OFFSETS = dict(cu_seqlens_q=[0, 2, 5], cu_seqlens_k=[0, 3, 7])
         (dict(seqused_k=[3, 5]), "keys of sequence 1 is [3, 8), expected a range inside [0, 7)"),
         (dict(seqused_k=[-1, 2]), "keys of sequence 0 is [0, -1)"),
         (dict(seqused_k=[3]), "seqused_k is 1, expected 2"),
+        (dict(seqused_k=[3, 2], cu_seqlens_k=[0]), "cu_seqlens_k is 1, expected 3"),
         (dict(window_left=-2), "window_left is -2, expected 0 or more, or -1 (unbounded)"),
-        (dict(p=0.5), "philox_state is None, expected int64 [2] where p > 0"),
+        (dict(p=0.5), "philox_state is None, expected contiguous int64 [2] where p > 0"),
+        (dict(p=0.5, philox_state=[1, 2]), "philox_state is [2] int32 cpu"),
+        (dict(p=0.5, philox_state=torch.tensor([1]).expand(2)), "philox_state is [2] int64 cpu, expected contiguous"),
+        (dict(p=0.5, philox_state=torch.zeros(2).long().to("meta")), "philox_state.device is meta, expected cpu"),
         (dict(attn_bias=torch.zeros(1, 3, 5, 7)), "attn_bias is a tensor beside packed sequences"),
     ],
     ids=str,
@@ -184,8 +194,14 @@ def test_backward_arguments():
         (lambda: BlockDiagonalMask.from_seqlens([1, -2]), "a sequence length is -2, expected 0 or more"),
         (lambda: _SeqLenInfo.from_seqlens(torch.tensor([1, 2])), "the lengths are a tensor, expected Python ints"),
         (lambda: BlockDiagonalMask.from_tensor_list([]), "the list of tensors is empty"),
-        (lambda: BlockDiagonalMask.from_seqlens([1, 2]).split(torch.zeros(1, 4, 2)), "shape [1, 4, 2], expected [1, 3,"),
-        (lambda: BlockDiagonalMask.from_seqlens([1, 2], [3, 4]).split(torch.zeros(1, 3)), "use split_queries or split_kv"),
+        (
+            lambda: BlockDiagonalMask.from_seqlens([1, 2]).split(torch.zeros(1, 4, 2)),
+            "shape [1, 4, 2], expected [1, 3,",
+        ),
+        (
+            lambda: BlockDiagonalMask.from_seqlens([1, 2], [3, 4]).split(torch.zeros(1, 3)),
+            "use split_queries or split_kv",
+        ),
         (lambda: BlockDiagonalMask.from_seqlens([1, 2]).materialize((4, 3)), "expected [..., 3, 3]"),
         (
             lambda: BlockDiagonalMask.from_tensor_lists_qkv([torch.zeros(1, 2, 3)], [torch.zeros(2, 2, 3)]),

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 import xformers
 
 PACKAGE = Path(xformers.__file__).parent
@@ -29,10 +30,18 @@ def copy_of_package(folder, leave_out=()):
 
 
 def test_quick_and_quiet():
-    code = "import time, torch; start = time.perf_counter(); import xformers, xformers.ops; print(time.perf_counter() - start)"
-    runs = [run(code) for _ in range(3)]
-    assert all(result.returncode == 0 and result.stderr == "" for result in runs), runs[0].stderr
-    assert min(float(result.stdout) for result in runs) < 0.5
+    code = """
+import time, torch
+start = time.perf_counter()
+import xformers, xformers.ops
+print(time.perf_counter() - start)
+"""
+    seconds = []
+    while len(seconds) < 3 and not (seconds and min(seconds) < 0.5):  # a busy machine gets another chance
+        result = run(code)
+        assert result.returncode == 0 and result.stderr == "", result.stderr
+        seconds.append(float(result.stdout))
+    assert min(seconds) < 0.5
 
 
 def test_ops_are_reachable_as_an_attribute():
@@ -62,7 +71,7 @@ def test_other_torch(tmp_path):
 def test_library_that_does_not_load(tmp_path):
     package = copy_of_package(tmp_path, leave_out=["libxformers.so"])
     (package / "libxformers.so").write_text("not a library")
-    assert_import_error(tmp_path, "could not load", "pip install --force-reinstall")
+    assert_import_error(tmp_path, "could not load", "rebuild it from its repository: pip install")
 
 
 def test_source_tree_without_libraries(tmp_path):
@@ -87,5 +96,10 @@ def test_bf16_matmuls_of_torch_work():
 
 @pytest.mark.parametrize("value", ["AVX2", "AVX512_CORE"])
 def test_chosen_onednn_isa_is_kept(value):
-    code = "import ctypes, xformers; getenv = ctypes.CDLL(None).getenv; getenv.restype = ctypes.c_char_p; print(getenv(b'ONEDNN_MAX_CPU_ISA'))"
-    assert value in run(code, ONEDNN_MAX_CPU_ISA=value).stdout
+    code = """
+import ctypes, xformers
+getenv = ctypes.CDLL(None).getenv  # os.environ does not see what a library sets
+getenv.restype = ctypes.c_char_p
+print(getenv(b"ONEDNN_MAX_CPU_ISA").decode())
+"""
+    assert run(code, ONEDNN_MAX_CPU_ISA=value).stdout.strip() == value

@@ -5,6 +5,7 @@ import inspect
 
 import pytest
 import torch
+
 import xformers
 import xformers.ops
 from xformers.ops import fmha

@@ -17,9 +17,7 @@ OPTIONS = {
     "dropout": dict(p=0.3, philox_state=torch.tensor([1, 2])),
     "lse": dict(need_lse=True, scale=0.5),
     "packed": dict(cu_seqlens_q=OFFSETS[0], cu_seqlens_k=OFFSETS[1], window_right=0),
-    "padded": dict(
-        cu_seqlens_q=OFFSETS[0], cu_seqlens_k=OFFSETS[1], seqused_k=torch.tensor([1, 4], dtype=torch.int32)
-    ),
+    "padded": dict(cu_seqlens_q=OFFSETS[0], cu_seqlens_k=OFFSETS[1], seqused_k=torch.tensor([1, 4], dtype=torch.int32)),
 }
 
 

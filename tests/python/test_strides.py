@@ -9,8 +9,9 @@ from attention_inputs import STRIDES, qkv, random, with_strides
 from attention_reference import check_attention
 from hypothesis import given
 from hypothesis import strategies as st
-from xformers.ops import memory_efficient_attention
 from xformers.ops.fmha.attn_bias import LowerTriangularMask
+
+from xformers.ops import memory_efficient_attention
 
 
 @pytest.mark.parametrize("kind", STRIDES)
@@ -29,7 +30,7 @@ def test_incoming_gradient(kind):
     grad = random(out.shape, seed=7)
     expected = torch.autograd.grad(out, (query, key, value), grad, retain_graph=True)
     got = torch.autograd.grad(out, (query, key, value), with_strides(grad, kind))
-    assert all(torch.equal(a, b) for a, b in zip(got, expected))
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=False))
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 1, 1, 8), (1, 5, 3, 1)])
@@ -39,7 +40,7 @@ def test_expanded_incoming_gradient(shape):
     grad = random(shape, seed=7).expand(out.shape)
     expected = torch.autograd.grad(out, (query, key, value), grad.contiguous(), retain_graph=True)
     got = torch.autograd.grad(out, (query, key, value), grad)
-    assert all(torch.equal(a, b) for a, b in zip(got, expected))
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=False))
 
 
 def test_packed_qkv():
@@ -69,7 +70,7 @@ def test_expanded_heads(heads, dtype):
     memory_efficient_attention(query, *expanded, LowerTriangularMask()).sum().backward()
     full = [x.detach().contiguous().requires_grad_() for x in expanded]
     memory_efficient_attention(query, *full, LowerTriangularMask()).sum().backward()
-    for x, y in zip(one, full):
+    for x, y in zip(one, full, strict=False):
         tolerance = {torch.float32: 1e-5, torch.bfloat16: 5e-2}[dtype]
         torch.testing.assert_close(x.grad, y.grad.sum(-2, keepdim=True), rtol=tolerance, atol=tolerance)
 
@@ -90,7 +91,7 @@ def test_bias_of_any_stride_and_alignment(kept, offset, boolean, last):
     """Broadcast dimensions (stride 0), odd row lengths and offsets, transposed memory."""
     query, key, value = qkv(nq=11, nk=23)
     full = (2, 3, 11, 23)
-    shape = [size if keep else 1 for size, keep in zip(full, kept)]
+    shape = [size if keep else 1 for size, keep in zip(full, kept, strict=False)]
     wide = random((*shape[:-1], shape[-1] + 10), seed=3)
     bias = wide[..., offset : offset + shape[-1]]
     if last == "strided":

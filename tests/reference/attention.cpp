@@ -84,9 +84,8 @@ struct Head {
   }
 
   Matrix<Real> dropout_factors() const {
-    return tabulate<Real>(m, n, [&](int64_t i, int64_t j) {
-      return static_cast<Real>(problem.dropout_factor(index, head, i, j));
-    });
+    return tabulate<Real>(
+        m, n, [&](int64_t i, int64_t j) { return static_cast<Real>(problem.dropout_factor(index, head, i, j)); });
   }
 
   Matrix<Real> times(const Matrix<Real>& a, const Matrix<Real>& b) const {
@@ -115,9 +114,7 @@ class Writer {
   void queries(Values& to, const Matrix<Real>& from) const {
     rows(to, from, head_.problem.seqlen_q, head_.seq.first_query);
   }
-  void keys(Values& to, const Matrix<Real>& from) const {
-    rows(to, from, head_.problem.seqlen_k, head_.seq.first_key);
-  }
+  void keys(Values& to, const Matrix<Real>& from) const { rows(to, from, head_.problem.seqlen_k, head_.seq.first_key); }
   void lse(const std::vector<Real>& from) const {
     for (int64_t i = 0; i < head_.m; ++i) result_.lse[head_.row_index(i)] = static_cast<double>(from[i]);
   }
@@ -187,7 +184,8 @@ AttentionResult plain(const AttentionProblem& problem, DType dtype) {
     case DType::kFloat32: return evaluate<float>(problem, [](float x) { return x; });
     case DType::kBFloat16:
       return evaluate<float>(problem, [](float x) { return from_bfloat16_bits(to_bfloat16_bits(x)); });
-    case DType::kFloat16: return evaluate<float>(problem, [](float x) { return from_float16_bits(to_float16_bits(x)); });
+    case DType::kFloat16:
+      return evaluate<float>(problem, [](float x) { return from_float16_bits(to_float16_bits(x)); });
   }
   return {};
 }

@@ -20,10 +20,10 @@ struct Sequence {
 
 struct AttentionProblem {
   int64_t batch = 0, seqlen_q = 0, seqlen_k = 0, heads = 0, head_dim = 0, head_dim_v = 0;
-  Values q, k, v;       // [batch, seqlen, heads, head_dim or head_dim_v]; shared heads are written out
-  Values bias;          // [batch, heads, seqlen_q, seqlen_k] or empty
-  Values dout;          // [batch, seqlen_q, heads, head_dim_v]
-  Values dlse;          // [batch, heads, seqlen_q] or empty
+  Values q, k, v;  // [batch, seqlen, heads, head_dim or head_dim_v]; shared heads are written out
+  Values bias;     // [batch, heads, seqlen_q, seqlen_k] or empty
+  Values dout;     // [batch, seqlen_q, heads, head_dim_v]
+  Values dlse;     // [batch, heads, seqlen_q] or empty
   std::vector<Sequence> sequences;
   std::optional<int64_t> window_left, window_right;
   bool bottom_right = false;
@@ -44,8 +44,8 @@ struct AttentionResult {
 // The exact answer: in double, or in long double for fp64 problems, where double would be no better than the kernel.
 AttentionResult exact(const AttentionProblem& problem, DType dtype);
 
-// The plain formula as an eager program runs it in `dtype`: matrix by matrix, each rounded to dtype when stored, sums in
-// fp32 (fp64 for fp64). Its error is the yardstick for the kernels' error.
+// The plain formula as an eager program runs it in `dtype`: matrix by matrix, each rounded to dtype when stored, sums
+// in fp32 (fp64 for fp64). Its error is the yardstick for the kernels' error.
 AttentionResult plain(const AttentionProblem& problem, DType dtype);
 
 // Per element, what one rounding at each step is worth: matrices are stored in dtype, weights too; scores, lse and sums

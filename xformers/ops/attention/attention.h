@@ -5,7 +5,8 @@
 // query [batch, seqlen_q, heads, head_dim], key and value [batch, seqlen_k, heads, head_dim(_v)]; also without heads
 // (3-D) and with [groups, heads] for heads (5-D: grouped-query attention with `expand`ed key and value heads, which are
 // never copied). The result is contiguous in the query's layout. Differentiable in query, key, value and a tensor bias;
-// works under autocast. Wrong arguments throw xformers::Error, which says what came, what was expected and how to fix it.
+// works under autocast. Wrong arguments throw xformers::Error, which says what came, what was expected and how to fix
+// it.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -45,11 +45,11 @@ variable_list gradients(const variable_list& grads, const Saved& s) {
   variable_list result(4);
   if (!grads[0].defined() && !grads[1].defined()) return result;
   const auto optional = [](const at::Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; };
-  std::tie(result[0], result[1], result[2], result[3]) = attention_backward_op().call(
-      grads[0].defined() ? grads[0] : at::zeros_like(s.out), s.query, s.key, s.value, s.out, s.lse,
-      optional(s.attn_bias), s.window_left, s.window_right, s.bottom_right, optional(s.cu_seqlens_q),
-      optional(s.cu_seqlens_k), optional(s.seqused_k), s.scale, s.p, optional(s.philox_state), optional(grads[1]),
-      s.need_bias_grad);
+  std::tie(result[0], result[1], result[2], result[3]) =
+      attention_backward_op().call(grads[0].defined() ? grads[0] : at::zeros_like(s.out), s.query, s.key, s.value,
+                                   s.out, s.lse, optional(s.attn_bias), s.window_left, s.window_right, s.bottom_right,
+                                   optional(s.cu_seqlens_q), optional(s.cu_seqlens_k), optional(s.seqused_k), s.scale,
+                                   s.p, optional(s.philox_state), optional(grads[1]), s.need_bias_grad);
   if (!s.need_bias_grad) result[3] = at::Tensor();
   return result;
 }
@@ -160,11 +160,13 @@ void refuse_forward_mode(const at::Tensor& query, const at::Tensor& key, const a
       "torch.func.vjp.");
 }
 
-std::tuple<at::Tensor, at::Tensor> forward_autograd(
-    const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, const OptionalTensor& attn_bias,
-    c10::SymInt window_left, c10::SymInt window_right, bool bottom_right, const OptionalTensor& cu_seqlens_q,
-    const OptionalTensor& cu_seqlens_k, const OptionalTensor& seqused_k, std::optional<double> scale, double p,
-    const OptionalTensor& philox_state, bool need_lse) {
+std::tuple<at::Tensor, at::Tensor> forward_autograd(const at::Tensor& query, const at::Tensor& key,
+                                                    const at::Tensor& value, const OptionalTensor& attn_bias,
+                                                    c10::SymInt window_left, c10::SymInt window_right,
+                                                    bool bottom_right, const OptionalTensor& cu_seqlens_q,
+                                                    const OptionalTensor& cu_seqlens_k, const OptionalTensor& seqused_k,
+                                                    std::optional<double> scale, double p,
+                                                    const OptionalTensor& philox_state, bool need_lse) {
   check_same_device(query, key, value);  // here, since below the dispatcher has already chosen one of the devices
   refuse_forward_mode(query, key, value, attn_bias);
   std::shared_ptr<AttentionNode> node;

@@ -104,7 +104,12 @@ void check_packed(const AttentionInputs& in) {
   if (entries == 0) check.fail("cu_seqlens_q", "empty", "[sequences + 1] entries", "start it with 0");
   const c10::SymInt sequences = entries - 1;
   check_int32(in, "cu_seqlens_k", in.cu_seqlens_k, "[sequences + 1]", in.seqused_k ? nullptr : &entries);
-  if (in.seqused_k) check_int32(in, "seqused_k", in.seqused_k, "[sequences]", &sequences);
+  if (in.seqused_k) {
+    check_int32(in, "seqused_k", in.seqused_k, "[sequences]", &sequences);
+    if (in.cu_seqlens_k->sym_size(0) != sequences) {  // starts alone will do, where lengths are given
+      check.equal("cu_seqlens_k", in.cu_seqlens_k->sym_size(0), entries, "give one start per sequence, and the total");
+    }
+  }
   if (in.query.dim() == 3) {
     check.fail("query.ndim", "3", "4 or 5 for packed sequences", "use [1, total, heads, head_dim]");
   }
@@ -123,9 +128,12 @@ void check_ranges(const AttentionInputs& in) {
   }
   if (in.p == 0) return;
   if (!in.philox_state || in.philox_state->scalar_type() != at::kLong || in.philox_state->dim() != 1 ||
-      in.philox_state->sym_size(0) != 2) {
-    check.fail("philox_state", in.philox_state ? describe(*in.philox_state) : "None", "int64 [2] where p > 0",
-               "pass torch.ops.xformers.draw_philox_state()");
+      in.philox_state->sym_size(0) != 2 || !in.philox_state->is_contiguous()) {
+    check.fail("philox_state", in.philox_state ? describe(*in.philox_state) : "None",
+               "contiguous int64 [2] where p > 0", "pass torch.ops.xformers.draw_philox_state()");
+  }
+  if (!in.philox_state->is_cpu() && in.philox_state->device() != in.query.device()) {
+    check.fail("philox_state.device", in.philox_state->device().str(), "cpu", "move it with philox_state.cpu()");
   }
 }
 
@@ -173,8 +181,8 @@ void check_gradient_inputs(const AttentionInputs& in, const at::Tensor& grad_out
 }
 
 void check_offsets_on_cpu(const AttentionInputs& in) {
-  if (!in.cu_seqlens_q) return;
   const TensorCheck check = check_of(in);
+  if (!in.cu_seqlens_q) return;
   // Every query belongs to a sequence; so does every key, unless seqused_k says which are used.
   const auto check_offsets = [&](const std::string& name, const at::Tensor& offsets, int64_t total) {
     const int32_t* data = offsets.const_data_ptr<int32_t>();
@@ -188,7 +196,8 @@ void check_offsets_on_cpu(const AttentionInputs& in) {
     }
     if (data[last] != total) {
       check.fail("the sum of the sequence lengths (" + name + "[-1])", std::to_string(data[last]),
-                 std::to_string(total) + ", the seqlen of the tensor", "give the lengths of the concatenated sequences");
+                 std::to_string(total) + ", the seqlen of the tensor",
+                 "give the lengths of the concatenated sequences");
     }
   };
   check_offsets("cu_seqlens_q", *in.cu_seqlens_q, in.query.size(1));

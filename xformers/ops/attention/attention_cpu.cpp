@@ -39,9 +39,7 @@ SeqLayout to_layout(const AttentionInputs& in) {
 Dropout to_dropout(const AttentionInputs& in) {
   if (in.p == 0) return {};
   const int64_t* words = in.philox_state->const_data_ptr<int64_t>();
-  return {.p = in.p,
-          .philox_seed = static_cast<uint64_t>(words[0]),
-          .philox_offset = static_cast<uint64_t>(words[1])};
+  return {.p = in.p, .philox_seed = static_cast<uint64_t>(words[0]), .philox_offset = static_cast<uint64_t>(words[1])};
 }
 
 // What forward and backward params have in common.
@@ -74,8 +72,8 @@ std::tuple<at::Tensor, at::Tensor> forward_cpu(const at::Tensor& query_arg, cons
                                                const OptionalTensor& seqused_k, std::optional<double> scale, double p,
                                                const OptionalTensor& philox_state, bool need_lse) {
   const auto inputs_of = [&](const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
-    return AttentionInputs{q,            k,            v,         attn_bias, window_left, window_right,
-                           cu_seqlens_q, cu_seqlens_k, seqused_k, p,         philox_state};
+    return AttentionInputs{q,         k, v,           attn_bias, window_left, window_right, cu_seqlens_q, cu_seqlens_k,
+                           seqused_k, p, philox_state};
   };
   const AttentionInputs given = inputs_of(query_arg, key_arg, value_arg);
   check_inputs(given);
@@ -106,8 +104,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward_cpu(
     const OptionalTensor& seqused_k, std::optional<double> scale, double p, const OptionalTensor& philox_state,
     const OptionalTensor& grad_lse_arg, bool need_bias_grad) {
   const auto inputs_of = [&](const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
-    return AttentionInputs{q,            k,            v,         attn_bias, window_left, window_right,
-                           cu_seqlens_q, cu_seqlens_k, seqused_k, p,         philox_state};
+    return AttentionInputs{q,         k, v,           attn_bias, window_left, window_right, cu_seqlens_q, cu_seqlens_k,
+                           seqused_k, p, philox_state};
   };
   const AttentionInputs given = inputs_of(query_arg, key_arg, value_arg);
   check_inputs(given);
@@ -118,8 +116,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward_cpu(
                    value = with_unit_last_stride(value_arg);
   const at::Tensor out = with_unit_last_stride(out_arg), grad_out = with_unit_last_stride(grad_out_arg);
   const at::Tensor lse = with_unit_last_stride(lse_arg);
-  const OptionalTensor grad_lse =
-      grad_lse_arg ? OptionalTensor(with_unit_last_stride(*grad_lse_arg)) : std::nullopt;
+  const OptionalTensor grad_lse = grad_lse_arg ? OptionalTensor(with_unit_last_stride(*grad_lse_arg)) : std::nullopt;
   const OptionalTensor scores =
       attn_bias ? OptionalTensor(to_score_tensor(*attn_bias, query.scalar_type())) : std::nullopt;
   const auto like = [&](const at::Tensor& t) { return at::empty(t.sizes(), query.options()); };

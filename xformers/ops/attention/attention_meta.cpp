@@ -7,11 +7,12 @@
 namespace xformers::ops {
 namespace {
 
-std::tuple<at::Tensor, at::Tensor> forward_meta(
-    const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, const OptionalTensor& attn_bias,
-    c10::SymInt window_left, c10::SymInt window_right, bool /*bottom_right*/, const OptionalTensor& cu_seqlens_q,
-    const OptionalTensor& cu_seqlens_k, const OptionalTensor& seqused_k, std::optional<double> /*scale*/, double p,
-    const OptionalTensor& philox_state, bool need_lse) {
+std::tuple<at::Tensor, at::Tensor> forward_meta(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                                                const OptionalTensor& attn_bias, c10::SymInt window_left,
+                                                c10::SymInt window_right, bool /*bottom_right*/,
+                                                const OptionalTensor& cu_seqlens_q, const OptionalTensor& cu_seqlens_k,
+                                                const OptionalTensor& seqused_k, std::optional<double> /*scale*/,
+                                                double p, const OptionalTensor& philox_state, bool need_lse) {
   check_inputs({query, key, value, attn_bias, window_left, window_right, cu_seqlens_q, cu_seqlens_k, seqused_k, p,
                 philox_state});
   const auto lse_shape = need_lse ? lse_sizes(query) : c10::SymDimVector{0};

@@ -1,5 +1,6 @@
-// The operator pair as typed functions. Arguments after the tensors that every call has are ordered by how often they are
-// given, and the schema has a default for each (attention.cpp): a Python call pays for every argument that it passes.
+// The operator pair as typed functions. Arguments after the tensors that every call has are ordered by how often they
+// are given, and the schema has a default for each (attention.cpp): a Python call pays for every argument that it
+// passes.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -16,22 +17,22 @@ using OptionalTensor = std::optional<at::Tensor>;
 // (3-D inputs: heads = 1), fp32, fp64 for fp64 inputs; shape [0] where neither need_lse nor a gradient asks for it.
 using AttentionForward = std::tuple<at::Tensor, at::Tensor>(
     const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-    const OptionalTensor& attn_bias,                                              // what is added
-    c10::SymInt window_left, c10::SymInt window_right, bool bottom_right,         // who sees whom
-    const OptionalTensor& cu_seqlens_q, const OptionalTensor& cu_seqlens_k,       // who is there
-    const OptionalTensor& seqused_k,                                              //
-    std::optional<double> scale, double p, const OptionalTensor& philox_state,    //
+    const OptionalTensor& attn_bias,                                            // what is added
+    c10::SymInt window_left, c10::SymInt window_right, bool bottom_right,       // who sees whom
+    const OptionalTensor& cu_seqlens_q, const OptionalTensor& cu_seqlens_k,     // who is there
+    const OptionalTensor& seqused_k,                                            //
+    std::optional<double> scale, double p, const OptionalTensor& philox_state,  //
     bool need_lse);
 
 // (dq, dk, dv, dbias) in the shapes of the inputs; dbias has shape [0] unless need_bias_grad.
 using AttentionBackward = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>(
     const at::Tensor& grad_out, const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-    const at::Tensor& out, const at::Tensor& lse,                                 //
-    const OptionalTensor& attn_bias,                                              //
-    c10::SymInt window_left, c10::SymInt window_right, bool bottom_right,         //
-    const OptionalTensor& cu_seqlens_q, const OptionalTensor& cu_seqlens_k,       //
-    const OptionalTensor& seqused_k,                                              //
-    std::optional<double> scale, double p, const OptionalTensor& philox_state,    //
+    const at::Tensor& out, const at::Tensor& lse,                               //
+    const OptionalTensor& attn_bias,                                            //
+    c10::SymInt window_left, c10::SymInt window_right, bool bottom_right,       //
+    const OptionalTensor& cu_seqlens_q, const OptionalTensor& cu_seqlens_k,     //
+    const OptionalTensor& seqused_k,                                            //
+    std::optional<double> scale, double p, const OptionalTensor& philox_state,  //
     const OptionalTensor& grad_lse, bool need_bias_grad);
 
 inline const c10::TypedOperatorHandle<AttentionForward>& attention_forward_op() {

@@ -39,11 +39,11 @@ struct LocalAttentionFromBottomRightMask {
 struct SeqLenInfo {
   static SeqLenInfo from_seqlens(at::IntArrayRef seqlens, std::optional<at::Device> device = std::nullopt);
 
-  // x [1, total, *] -> one [1, seqlen, *] per sequence; with batch sizes, runs of that many sequences of equal length are
-  // put together as [batch_size, seqlen, *].
+  // x [1, total, *] -> one [1, seqlen, *] per sequence; with batch sizes, runs of that many sequences of equal length
+  // are put together as [batch_size, seqlen, *].
   std::vector<at::Tensor> split(const at::Tensor& x, const std::vector<int64_t>& batch_sizes = {}) const;
 
-  at::Tensor seqstart;                // int32 [sequences + 1]
+  at::Tensor seqstart;                 // int32 [sequences + 1]
   std::vector<int64_t> seqstart_host;  // the same numbers
   int64_t max_seqlen = -1, min_seqlen = -1;
   bool device_given = false;

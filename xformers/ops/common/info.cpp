@@ -22,7 +22,7 @@ std::string last_attention_kernel(bool backward) {
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(xformers, m) {
-  m.def("cpu_isas() -> str[]", cpu_isas);                                        // of this machine, in rising order
-  m.def("attention_kernels(bool backward=False) -> str[]", attention_kernels);   // best first
+  m.def("cpu_isas() -> str[]", cpu_isas);                                       // of this machine, in rising order
+  m.def("attention_kernels(bool backward=False) -> str[]", attention_kernels);  // best first
   m.def("last_attention_kernel(bool backward=False) -> str", last_attention_kernel);  // of this thread's last call
 }

@@ -29,7 +29,8 @@ at::Tensor draw(std::optional<at::Device> device, std::optional<at::Generator> g
 }  // namespace
 
 at::Tensor draw_philox_state() {
-  static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("xformers::draw_philox_state", "")
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("xformers::draw_philox_state", "")
                              .typed<at::Tensor(std::optional<at::Device>, std::optional<at::Generator>)>();
   return op.call(std::nullopt, at::detail::getDefaultCPUGenerator());
 }

@@ -13,9 +13,9 @@
 
 namespace xformers::ops {
 
-std::string describe(const at::Tensor& tensor);          // "[2, 1024, 16, 128] bf16 cpu"
-std::string describe_shape(c10::SymIntArrayRef sizes);   // "[2, 1024, 16, 128]"
-const char* describe_dtype(at::ScalarType dtype);        // "bf16"
+std::string describe(const at::Tensor& tensor);         // "[2, 1024, 16, 128] bf16 cpu"
+std::string describe_shape(c10::SymIntArrayRef sizes);  // "[2, 1024, 16, 128]"
+const char* describe_dtype(at::ScalarType dtype);       // "bf16"
 
 // Names the operation and the tensors that every message of it shows.
 class TensorCheck {

@@ -1,6 +1,6 @@
 """Memory-efficient attention: `softmax(scale * query key^T + attn_bias) value`, without the score matrix in memory."""
 
-from typing import Any, Optional, Tuple, Union
+from typing import Any
 
 import torch
 
@@ -18,7 +18,7 @@ _attention_forward = torch.ops.xformers.attention_forward.default
 _attention_backward = torch.ops.xformers.attention_backward.default
 _draw_philox_state = torch.ops.xformers.draw_philox_state.default
 
-Bias = Union[None, torch.Tensor, AttentionBias]
+Bias = torch.Tensor | AttentionBias | None
 
 
 def memory_efficient_attention(
@@ -27,10 +27,10 @@ def memory_efficient_attention(
     value: torch.Tensor,
     attn_bias: Bias = None,
     p: float = 0.0,
-    scale: Optional[float] = None,
+    scale: float | None = None,
     *,
     op: Any = None,
-    output_dtype: Optional[torch.dtype] = None,
+    output_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """Attention in memory that grows with the sequence, not with its square.
 
@@ -45,15 +45,16 @@ def memory_efficient_attention(
         key, value: the same with seqlen_k; value may have its own head_dim. Sizes are not broadcast: use ``expand``,
             which copies nothing, here neither. fp32, bf16, fp16 and fp64, all three alike; any strides.
         attn_bias: ``None``; a bias class of ``xformers.ops.fmha.attn_bias``; or a tensor
-            ``[batch, (groups, heads,) seqlen_q, seqlen_k]`` in the query's dtype, added to the scores (any strides, may
-            hold -inf, may require grad), or of booleans, True where a query attends.
+            ``[batch, (groups, heads,) seqlen_q, seqlen_k]`` in the query's dtype, added to the scores (any strides,
+            may hold -inf, may require grad), or of booleans, True where a query attends.
         p: probability of dropping an attention weight. Applied whenever it is not 0: there is no training flag.
         scale: factor of the scores; ``head_dim ** -0.5`` by default.
         op: must be None, or a pair of None: the library chooses the kernel.
         output_dtype: must be None or the query's dtype.
 
-    Returns: the output, contiguous, in the query's layout. A query that sees no key gets 0. Differentiable in query, key,
-    value and a tensor bias. Wrong arguments raise a ValueError that says what came, what was expected and how to fix it.
+    Returns: the output, contiguous, in the query's layout. A query that sees no key gets 0. Differentiable in query,
+    key, value and a tensor bias. Wrong arguments raise a ValueError that says what came, what was expected and how to
+    fix it.
     """
     if op is not None or output_dtype is not None:
         _refuse_choices(op, output_dtype, query)
@@ -66,16 +67,14 @@ def memory_efficient_attention_forward(
     value: torch.Tensor,
     attn_bias: Bias = None,
     p: float = 0.0,
-    scale: Optional[float] = None,
+    scale: float | None = None,
     *,
     op: Any = None,
-    output_dtype: Optional[torch.dtype] = None,
+    output_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """`memory_efficient_attention` that never records gradients."""
     with torch.no_grad():
-        return memory_efficient_attention(
-            query, key, value, attn_bias, p, scale, op=op, output_dtype=output_dtype
-        )
+        return memory_efficient_attention(query, key, value, attn_bias, p, scale, op=op, output_dtype=output_dtype)
 
 
 def memory_efficient_attention_forward_requires_grad(
@@ -84,15 +83,15 @@ def memory_efficient_attention_forward_requires_grad(
     value: torch.Tensor,
     attn_bias: Bias = None,
     p: float = 0.0,
-    scale: Optional[float] = None,
+    scale: float | None = None,
     *,
     op: Any = None,
-    output_dtype: Optional[torch.dtype] = None,
-) -> Tuple[torch.Tensor, torch.Tensor]:
+    output_dtype: torch.dtype | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns (out, lse), what `memory_efficient_attention_backward` asks for, and records no gradient itself.
 
-    lse is the natural log-sum-exp of the scores: ``[batch, heads, seqlen_q]``, 5-D ``[batch, groups, heads, seqlen_q]``,
-    3-D ``[batch, 1, seqlen_q]``; fp32, fp64 for fp64 inputs; -inf where a query sees no key.
+    lse is the natural log-sum-exp of the scores: ``[batch, heads, seqlen_q]``, 5-D ``[batch, groups, heads,
+    seqlen_q]``, 3-D ``[batch, 1, seqlen_q]``; fp32, fp64 for fp64 inputs; -inf where a query sees no key.
     """
     _refuse_dropout(p)
     if op is not None or output_dtype is not None:
@@ -110,10 +109,10 @@ def memory_efficient_attention_backward(
     value: torch.Tensor,
     attn_bias: Bias = None,
     p: float = 0.0,
-    scale: Optional[float] = None,
+    scale: float | None = None,
     *,
     op: Any = None,
-) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of query, key and value, from the gradient of the output and what the forward returned."""
     _refuse_dropout(p)
     if op is not None:
@@ -125,7 +124,7 @@ def memory_efficient_attention_backward(
         return _attention_backward(grad, query, key, value, output, lse, *operands, scale=scale)[:3]
 
 
-def _operands(query: torch.Tensor, attn_bias: Bias) -> Tuple[Any, ...]:
+def _operands(query: torch.Tensor, attn_bias: Bias) -> tuple[Any, ...]:
     """What a bias lowers to: the operator's arguments after value, up to where they are the defaults."""
     if attn_bias is None:
         return ()
@@ -150,9 +149,9 @@ def _attention(
     value: torch.Tensor,
     attn_bias: Bias,
     p: float,
-    scale: Optional[float],
+    scale: float | None,
     need_lse: bool,
-) -> Tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor]:
     operands = _operands(query, attn_bias) if attn_bias is not None else ()
     # Each argument that is passed costs time, so defaults are left out.
     if p == 0.0 and scale is None and not need_lse:
@@ -177,7 +176,7 @@ def _refuse_dropout(p: float) -> None:
         )
 
 
-def _refuse_choices(op: Any, output_dtype: Optional[torch.dtype], query: torch.Tensor) -> None:
+def _refuse_choices(op: Any, output_dtype: torch.dtype | None, query: torch.Tensor) -> None:
     if op is not None and not (isinstance(op, tuple) and all(part is None for part in op)):
         raise ValueError(f"attention: op is {op}, expected None.  Fix: leave it out; the library chooses the kernel.")
     if output_dtype is not None and output_dtype != query.dtype:

@@ -9,13 +9,14 @@ docs/ops/attention.md.
 """
 
 import operator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Iterable, List, Optional, Sequence, Tuple, Union
+from typing import Any, ClassVar
 
 import torch
 
-Device = Union[None, str, int, torch.device]
-Band = Tuple[int, int, bool]  # window_left, window_right, bottom_right
+Device = str | int | torch.device | None
+Band = tuple[int, int, bool]  # window_left, window_right, bottom_right
 
 _FULL: Band = (-1, -1, False)
 _CAUSAL: Band = (-1, 0, False)
@@ -29,7 +30,7 @@ class AttentionBias:
     _TAKES_3D: ClassVar[bool] = False  # inputs [batch, seqlen, head_dim]
     _BAND: ClassVar[Band] = _FULL
 
-    def _operands(self, device: torch.device) -> Tuple[Any, ...]:
+    def _operands(self, device: torch.device) -> tuple[Any, ...]:
         """Arguments of the operator after query, key and value."""
         return (None, *self._BAND)
 
@@ -107,7 +108,7 @@ class _SeqLenInfo:
     seqstart: torch.Tensor  # int32 [sequences + 1]
     max_seqlen: int
     min_seqlen: int
-    seqstart_py: List[int]  # the same numbers on the host
+    seqstart_py: list[int]  # the same numbers on the host
     _device_given: bool = False  # else seqstart follows the inputs to their device
 
     @classmethod
@@ -131,21 +132,21 @@ class _SeqLenInfo:
             _device_given=device is not None,
         )
 
-    def intervals(self) -> Iterable[Tuple[int, int]]:
+    def intervals(self) -> Iterable[tuple[int, int]]:
         """(start, end) of every sequence."""
-        return zip(self.seqstart_py, self.seqstart_py[1:])
+        return zip(self.seqstart_py, self.seqstart_py[1:], strict=False)
 
     def to(self, device: Device) -> "_SeqLenInfo":
         if self.seqstart.device == torch.device(device):
             return self
         return replace(self, seqstart=self.seqstart.to(device), _device_given=True)
 
-    def split(self, x: torch.Tensor, batch_sizes: Optional[Sequence[int]] = None) -> List[torch.Tensor]:
+    def split(self, x: torch.Tensor, batch_sizes: Sequence[int] | None = None) -> list[torch.Tensor]:
         """[1, total, *] -> one [1, seqlen, *] per sequence, or [batch_size, seqlen, *] per run of `batch_sizes`."""
         if x.ndim < 2 or x.shape[0] != 1 or x.shape[1] != self.seqstart_py[-1]:
             raise ValueError(
-                f"attn_bias: the tensor to split has shape {list(x.shape)}, expected [1, {self.seqstart_py[-1]}, ...].  "
-                "Fix: split what was concatenated for this bias."
+                f"attn_bias: the tensor to split has shape {list(x.shape)}, "
+                f"expected [1, {self.seqstart_py[-1]}, ...].  Fix: split what was concatenated for this bias."
             )
         if batch_sizes is None:
             batch_sizes = [1] * (len(self.seqstart_py) - 1)
@@ -166,26 +167,26 @@ class _SeqLenInfo:
 
 @dataclass(eq=False)
 class BlockDiagonalMask(AttentionBias):
-    """Packed sequences: inputs of batch 1 hold all sequences one after the other, and every query sees the keys of its own
-    sequence only. Build it with `from_seqlens` or `from_tensor_list`."""
+    """Packed sequences: inputs of batch 1 hold all sequences one after the other, and every query sees the keys of its
+    own sequence only. Build it with `from_seqlens` or `from_tensor_list`."""
 
     q_seqinfo: _SeqLenInfo
     k_seqinfo: _SeqLenInfo
-    _batch_sizes: Optional[Sequence[int]] = None
+    _batch_sizes: Sequence[int] | None = None
 
-    def _operands(self, device: torch.device) -> Tuple[Any, ...]:
+    def _operands(self, device: torch.device) -> tuple[Any, ...]:
         return (None, *self._BAND, self.q_seqinfo._on(device), self.k_seqinfo._on(device))
 
     @classmethod
     def from_seqlens(
-        cls, q_seqlen: Sequence[int], kv_seqlen: Optional[Sequence[int]] = None, *, device: Device = None
+        cls, q_seqlen: Sequence[int], kv_seqlen: Sequence[int] | None = None, *, device: Device = None
     ) -> "BlockDiagonalMask":
         """One block per pair of lengths; keys have the lengths of the queries unless `kv_seqlen` is given. Without a
         device the bias works with inputs on any."""
         if kv_seqlen is not None and len(kv_seqlen) != len(q_seqlen):
             raise ValueError(
-                f"attn_bias: there are {len(q_seqlen)} query lengths and {len(kv_seqlen)} key lengths, expected as many "
-                "of each.  Fix: give one pair of lengths per sequence; 0 is a length."
+                f"attn_bias: there are {len(q_seqlen)} query lengths and {len(kv_seqlen)} key lengths, expected as "
+                "many of each.  Fix: give one pair of lengths per sequence; 0 is a length."
             )
         q_seqinfo = _SeqLenInfo.from_seqlens(q_seqlen, device=device)
         if kv_seqlen is None or list(kv_seqlen) == list(q_seqlen):
@@ -195,7 +196,7 @@ class BlockDiagonalMask(AttentionBias):
         return cls(q_seqinfo=q_seqinfo, k_seqinfo=k_seqinfo)
 
     @classmethod
-    def from_tensor_list(cls, tensors: Sequence[torch.Tensor]) -> Tuple["BlockDiagonalMask", torch.Tensor]:
+    def from_tensor_list(cls, tensors: Sequence[torch.Tensor]) -> tuple["BlockDiagonalMask", torch.Tensor]:
         """Tensors [batch_i, seqlen_i, *] -> the bias, with a block per row, and their concatenation
         [1, sum of batch_i * seqlen_i, *]."""
         seqlens = [x.shape[1] for x in tensors for _ in range(x.shape[0])]
@@ -208,8 +209,8 @@ class BlockDiagonalMask(AttentionBias):
         cls,
         tensors_q: Sequence[torch.Tensor],
         tensors_k: Sequence[torch.Tensor],
-        tensors_v: Optional[Sequence[torch.Tensor]] = None,
-    ) -> Tuple["BlockDiagonalMask", torch.Tensor, torch.Tensor, Optional[torch.Tensor]]:
+        tensors_v: Sequence[torch.Tensor] | None = None,
+    ) -> tuple["BlockDiagonalMask", torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """The same for queries and keys of different lengths; returns (bias, query, key, value or None)."""
         batch_sizes = [x.shape[0] for x in tensors_q]
         if batch_sizes != [x.shape[0] for x in tensors_k]:
@@ -229,15 +230,15 @@ class BlockDiagonalMask(AttentionBias):
         value = _concatenate(tensors_v) if tensors_v is not None else None
         return bias, _concatenate(tensors_q), _concatenate(tensors_k), value
 
-    def split_queries(self, tensor: torch.Tensor) -> List[torch.Tensor]:
+    def split_queries(self, tensor: torch.Tensor) -> list[torch.Tensor]:
         """The inverse of the concatenation of the queries."""
         return self.q_seqinfo.split(tensor, self._batch_sizes)
 
-    def split_kv(self, tensor: torch.Tensor) -> List[torch.Tensor]:
+    def split_kv(self, tensor: torch.Tensor) -> list[torch.Tensor]:
         """The inverse of the concatenation of the keys and values."""
         return self.k_seqinfo.split(tensor, self._batch_sizes)
 
-    def split(self, tensor: torch.Tensor) -> List[torch.Tensor]:
+    def split(self, tensor: torch.Tensor) -> list[torch.Tensor]:
         """The inverse of the concatenation, where queries and keys have the same lengths."""
         if self.q_seqinfo is not self.k_seqinfo and self.q_seqinfo.seqstart_py != self.k_seqinfo.seqstart_py:
             raise ValueError(
@@ -265,7 +266,7 @@ class BlockDiagonalMask(AttentionBias):
                 "Fix: use the total lengths of queries and keys."
             )
         mask = torch.full(tuple(shape[-2:]), -torch.inf, dtype=dtype, device=device)
-        for (q0, q1), (k0, k1) in zip(self.q_seqinfo.intervals(), self.k_seqinfo.intervals()):
+        for (q0, q1), (k0, k1) in zip(self.q_seqinfo.intervals(), self.k_seqinfo.intervals(), strict=False):
             mask[q0:q1, k0:k1] = _materialize_band(q1 - q0, k1 - k0, self._BAND, dtype, device)
         return mask.expand(*shape)
 
@@ -279,7 +280,9 @@ class BlockDiagonalCausalMask(BlockDiagonalMask):
 
 def _device_of(tensors: Sequence[torch.Tensor]) -> torch.device:
     if not tensors:
-        raise ValueError("attn_bias: the list of tensors is empty, expected at least one.  Fix: pass [batch, seqlen, ...].")
+        raise ValueError(
+            "attn_bias: the list of tensors is empty, expected at least one.  Fix: pass [batch, seqlen, ...]."
+        )
     return tensors[0].device
 
 

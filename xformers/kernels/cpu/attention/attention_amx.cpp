@@ -1,6 +1,7 @@
 // bf16 by AMX tiles; fp16 and fp32 too, as sums of two and three bf16 numbers: 3 and 6 tile products cost less than one
 // on fp32 vectors.
 #define XFORMERS_ISA_NAMESPACE isa_amx
+#include "xformers/kernels/cpu/attention/decode_tile-inl.h"
 #include "xformers/kernels/cpu/attention/isa_kernels.h"
 #include "xformers/kernels/cpu/attention/run-inl.h"
 #include "xformers/kernels/cpu/gemm/engine_amx-inl.h"
@@ -14,6 +15,9 @@ void forward(const AttentionFwdParams& params, const ForwardPlan& plan, const Th
     case DType::kFloat16: return run_forward<Forward<Bf16Gemm<Float16, AmxEngine>>>(params, plan, threads);
     case DType::kFloat64: return;  // not in this kernel's list of dtypes
   }
+}
+void decode(const AttentionFwdParams& params, const ForwardPlan& plan, const Threads& threads) {
+  run_forward<DecodeTile<Bf16Gemm<BFloat16, AmxEngine>>>(params, plan, threads);
 }
 void backward(const AttentionBwdParams& params, const BackwardPlan& plan, const Threads& threads) {
   switch (params.shape.dtype) {

@@ -126,13 +126,12 @@ class Backward {
   HWY_INLINE void load_queries(Range rows, const BackwardTask& task, const Sequence& sequence) {
     const ptrdiff_t dim = p_.shape.head_dim, dim_v = p_.shape.head_dim_v;
     fill_columns(columns_, 0, rows.end - rows.begin, 32, rows, task.head);
-    T* const gathered = reinterpret_cast<T*>(staging_);
-    gather_rows(gathered, dim, p_.q, sequence, task.group, columns_);
-    q_ = Gemm::pack_right(q_memory_, gathered, dim, columns_.padded, dim);
-    qt_ = Gemm::pack_right_transposed(qt_memory_, gathered, dim, columns_.padded, dim);
-    gather_rows(gathered, dim_v, p_.dout, sequence, task.group, columns_);
-    dout_ = Gemm::pack_right(dout_memory_, gathered, dim_v, columns_.padded, dim_v);
-    doutt_ = Gemm::pack_right_transposed(doutt_memory_, gathered, dim_v, columns_.padded, dim_v);
+    const Rows q = query_rows(p_.q, dim, rows, task, sequence);
+    q_ = Gemm::pack_right(q_memory_, q.data, q.stride, columns_.padded, dim);
+    qt_ = Gemm::pack_right_transposed(qt_memory_, q.data, q.stride, columns_.padded, dim);
+    const Rows dout = query_rows(p_.dout, dim_v, rows, task, sequence);
+    dout_ = Gemm::pack_right(dout_memory_, dout.data, dout.stride, columns_.padded, dim_v);
+    doutt_ = Gemm::pack_right_transposed(doutt_memory_, dout.data, dout.stride, columns_.padded, dim_v);
 
     for (ptrdiff_t c = 0; c < columns_.padded; ++c) {
       delta_[c] = 0;
@@ -142,9 +141,25 @@ class Backward {
       const C lse = *row_of<const C>(p_.lse, sequence.batch, row, task.group, task.head);
       if (lse == -kInfinity<C>) continue;
       lse_log2_[c] = lse * static_cast<C>(kLog2e);
-      delta_[c] = dot(gathered + c * dim_v, row_of<const T>(p_.out, sequence.batch, row, task.group, task.head), dim_v);
+      delta_[c] = dot(dout.data + c * dout.stride, row_of<const T>(p_.out, sequence.batch, row, task.group, task.head), dim_v);
       if (p_.dlse.data) delta_[c] -= *row_of<const C>(p_.dlse, sequence.batch, row, task.group, task.head);
     }
+  }
+
+  struct Rows {
+    const T* data;
+    ptrdiff_t stride;
+  };
+
+  // The block's rows where they lie, or in a copy that unused columns extend by zeros.
+  HWY_INLINE Rows query_rows(const HeadsTensor& tensor, ptrdiff_t dim, Range rows, const BackwardTask& task,
+                             const Sequence& sequence) {
+    if (columns_.count == columns_.padded) {
+      return {row_of<const T>(tensor, sequence.batch, sequence.q_begin + rows.begin, task.group, task.head), tensor.seq_stride};
+    }
+    T* const gathered = reinterpret_cast<T*>(staging_);
+    gather_rows(gathered, dim, tensor, sequence, task.group, columns_);
+    return {gathered, dim};
   }
 
   static HWY_INLINE C dot(const T* a, const T* b, ptrdiff_t count) {

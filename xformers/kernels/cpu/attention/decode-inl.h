@@ -1,23 +1,18 @@
-// Forward attention for few rows: one or a few queries against many keys, the case of text generation. Every key and
-// value is read once from memory for all heads that share it, and that reading is what it costs; products run on plain
-// vectors, straight from the rows of K and V.
+// Decode on plain vectors, straight from the rows of K and V, for up to 8 rows per stream (decode_streams-inl.h).
 //
-// A stream is a set of rows that share their keys: the heads of a group, or one head. A task holds all streams of a
-// sequence and takes its keys in blocks of 32:
-//   per stream:  S = Q K^T          tiles of kRows rows x (lanes / kRows) keys, one accumulator vector each, summed across
-//                                   lanes together: lane = key * kRows + row
-//                bias, mask, online softmax on the same [key][row] array
-//                O += P V           kRows x 4 vectors of accumulators over the block's keys
-// Meanwhile the next block is prefetched row by row in the order in which it lies in memory, which the streams' own
-// accesses are not: heads are interleaved in [seqlen, heads, head_dim].
+//   per stream and 32 keys:  S = Q K^T   tiles of kRows rows x (lanes / kRows) keys, one accumulator vector each, summed
+//                                        across lanes together: lane = key * kRows + row
+//                            bias, mask, online softmax on the same [key][row] array
+//                            O += P V    kRows x 4 vectors of accumulators over the block's keys
 #pragma once
 
-#include "xformers/kernels/cpu/attention/fwd-inl.h"
+#include "xformers/kernels/cpu/attention/decode_streams-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace xformers::cpu::XFORMERS_ISA_NAMESPACE {
 
 inline constexpr ptrdiff_t kDecodeKeys = 32;
+inline constexpr ptrdiff_t kDecodeRows = 8;
 
 // The first `count` elements as a vector, the rest zero.
 template <class T>
@@ -44,24 +39,25 @@ HWY_INLINE Vec<C> sum_each(Vec<C>* v) {
 }
 
 template <class T>
-class Decode {
-  using C = typename ComputeOf<T>::type;
+class Decode : public DecodeStreams<T> {
+  using Base = DecodeStreams<T>;
+  using typename Base::C;
+  using typename Base::Row;
+  using Base::num_streams_;
+  using Base::p_;
+  using Base::rows_;
   static constexpr ptrdiff_t kLanes = lanes<C>();
 
  public:
-  using Compute = C;
   static HWY_INLINE void begin() {}
   static HWY_INLINE void end() {}
 
-  HWY_INLINE Decode(const AttentionFwdParams& params, ForwardPartials<C> partials) : p_(params), partials_(partials) {}
+  HWY_INLINE Decode(const AttentionFwdParams& params, ForwardPartials<C> partials) : Base(params, partials) {}
 
   HWY_INLINE size_t lay_out(void* memory) {
     Arena arena(memory);
-    const AttentionShape& shape = p_.shape;
-    shared_ = shape.heads_per_group > 1 && p_.k.head_stride == 0 && p_.v.head_stride == 0;
-    num_streams_ = shared_ ? shape.num_groups : shape.num_heads();
-    q_stride_ = round_up(shape.head_dim, kLanes);
-    out_stride_ = round_up(shape.head_dim_v, kLanes);
+    q_stride_ = round_up(p_.shape.head_dim, kLanes);
+    out_stride_ = round_up(p_.shape.head_dim_v, kLanes);
     const ptrdiff_t rows = num_streams_ * kDecodeRows;
     rows_ = arena.take<Row>(rows);
     q_ = arena.take<C>(rows * q_stride_);
@@ -73,12 +69,9 @@ class Decode {
   HWY_NOINLINE void run(const ForwardTask& task) {
     const Sequence sequence = sequence_at(p_.shape, p_.seq, task.sequence);
     const Band band(p_.band, sequence);
-    const int64_t num_queries = task.queries.end - task.queries.begin;
-    const ptrdiff_t rows_per_stream = (shared_ ? p_.shape.heads_per_group : 1) * num_queries;
-    const ptrdiff_t num_rows = num_streams_ * rows_per_stream;
-    for (ptrdiff_t r = 0; r < num_rows; ++r) {  // groups, heads, queries, the last fastest
-      const int64_t head = r / num_queries;
-      rows_[r] = {head / p_.shape.heads_per_group, head % p_.shape.heads_per_group, r % num_queries, -kInfinity<C>, C(0)};
+    const ptrdiff_t per_stream = Base::rows_per_stream(task), num_rows = num_streams_ * per_stream;
+    Base::start_rows(task, num_rows);
+    for (ptrdiff_t r = 0; r < num_rows; ++r) {
       const T* q = row_of<const T>(p_.q, sequence.batch, sequence.q_begin + rows_[r].query, rows_[r].group, rows_[r].head);
       convert_row(q, q_ + r * q_stride_, p_.shape.head_dim);
       zero_row(q_ + r * q_stride_ + p_.shape.head_dim, q_stride_ - p_.shape.head_dim);
@@ -86,10 +79,11 @@ class Decode {
     }
     for (int64_t key = task.keys.begin; key < task.keys.end; key += kDecodeKeys) {
       const Range keys{key, min_of(key + kDecodeKeys, task.keys.end)};
-      const Range next{keys.end, min_of(keys.end + kDecodeKeys, task.keys.end)};
       for (ptrdiff_t stream = 0; stream < num_streams_; ++stream) {
-        ahead_ = {next, sequence, stream * (next.end - next.begin)};
-        for (ptrdiff_t r = stream * rows_per_stream, end = r + rows_per_stream; r < end;) {
+        const Range next{keys.end, min_of(keys.end + kDecodeKeys, task.keys.end)};
+        next_k_ = Base::look_ahead(p_.k, p_.shape.head_dim, next, sequence, stream);
+        next_v_ = Base::look_ahead(p_.v, p_.shape.head_dim_v, next, sequence, stream);
+        for (ptrdiff_t r = stream * per_stream, end = r + per_stream; r < end;) {
           if (kLanes >= 4 && end - r >= 4) {
             add_keys<kLanes >= 4 ? 4 : 1>(r, keys, band, sequence);
             r += 4;
@@ -100,41 +94,13 @@ class Decode {
             add_keys<1>(r, keys, band, sequence);
             r += 1;
           }
-          ahead_.next = {0, 0};  // once per stream is enough
         }
       }
     }
-    for (ptrdiff_t r = 0; r < num_rows; ++r) finish(r, task, sequence);
+    for (ptrdiff_t r = 0; r < num_rows; ++r) Base::finish(r, out_ + r * out_stride_, task, sequence);
   }
 
  private:
-  struct Row {
-    int64_t group, head, query;
-    C max, sum;  // max: of the scores times scale * log2(e)
-  };
-
-  // What to prefetch while the current stream is worked on: `next` rows of all streams, of which this stream takes those
-  // from `first` on, counted in memory order.
-  struct Ahead {
-    Range next;
-    Sequence sequence;
-    ptrdiff_t first;
-  };
-
-  // The index-th of this stream's share of the next block's rows.
-  HWY_INLINE void prefetch(const HeadsTensor& tensor, ptrdiff_t index, ptrdiff_t dim) const {
-    const ptrdiff_t num_keys = ahead_.next.end - ahead_.next.begin;
-    if (index >= num_keys) return;
-    const ptrdiff_t i = ahead_.first + index;
-    const bool keys_outside = tensor.seq_stride >= tensor.group_stride;
-    const ptrdiff_t key = keys_outside ? i / num_streams_ : i % num_keys;
-    const ptrdiff_t stream = keys_outside ? i % num_streams_ : i / num_keys;
-    const ptrdiff_t head = shared_ ? 0 : stream % p_.shape.heads_per_group;
-    const ptrdiff_t group = shared_ ? stream : stream / p_.shape.heads_per_group;
-    const T* row = row_of<const T>(tensor, ahead_.sequence.batch, ahead_.sequence.k_begin + ahead_.next.begin + key, group, head);
-    for (ptrdiff_t c = 0; c < dim; c += 64 / static_cast<ptrdiff_t>(sizeof(T))) __builtin_prefetch(row + c, 0, 2);
-  }
-
   // Rows [row, row + kRows) with these keys.
   template <int kRows>
   HWY_INLINE void add_keys(ptrdiff_t row, Range keys, const Band& band, const Sequence& sequence) {
@@ -145,7 +111,7 @@ class Decode {
     const T* v = row_of<const T>(p_.v, sequence.batch, sequence.k_begin + keys.begin, rows_[row].group, rows_[row].head);
 
     for (ptrdiff_t n = 0; n < padded; n += kTileKeys) {
-      for (ptrdiff_t i = n; i < n + kTileKeys; ++i) prefetch(p_.k, i, p_.shape.head_dim);
+      for (ptrdiff_t i = 0; i < kTileKeys; ++i) next_k_.next();
       hn::StoreU(hn::Mul(tile_scores<kRows>(row, k, n, count), hn::Set(d, static_cast<C>(p_.softmax_scale * kLog2e))), d,
                  scores_ + n * kRows);
     }
@@ -229,11 +195,9 @@ class Decode {
   template <int kRows>
   HWY_INLINE void mask_rows(ptrdiff_t row, Range keys, ptrdiff_t padded, const Band& band) {
     for (int r = 0; r < kRows; ++r) {
-      const int64_t query = rows_[row + r].query;
-      const int64_t first = clamp_to(band.first_key(query) - keys.begin, 0, padded);
-      const int64_t last = clamp_to(min_of(band.last_key(query) + 1, keys.end) - keys.begin, 0, padded);
-      for (int64_t n = 0; n < first; ++n) scores_[n * kRows + r] = -kInfinity<C>;
-      for (int64_t n = last; n < padded; ++n) scores_[n * kRows + r] = -kInfinity<C>;
+      const Range seen = Base::visible(rows_[row + r], keys, band);
+      for (int64_t n = 0; n < seen.begin; ++n) scores_[n * kRows + r] = -kInfinity<C>;
+      for (int64_t n = seen.end; n < padded; ++n) scores_[n * kRows + r] = -kInfinity<C>;
     }
   }
 
@@ -260,7 +224,7 @@ class Decode {
     }
     for (ptrdiff_t n = 0; n < count; ++n) {
       const T* const value_row = v + n * p_.v.seq_stride + c;
-      if (c == 0) prefetch(p_.v, n, p_.shape.head_dim_v);
+      next_v_.next();
       Vec<C> value[kVecs];
 #pragma GCC unroll 4
       for (int i = 0; i < kVecs; ++i) {
@@ -284,30 +248,8 @@ class Decode {
     }
   }
 
-  HWY_INLINE void finish(ptrdiff_t r, const ForwardTask& task, const Sequence& sequence) {
-    const Row& row = rows_[r];
-    const ptrdiff_t dim_v = p_.shape.head_dim_v;
-    const bool empty = row.sum == C(0);
-    const C inverse = empty ? C(0) : C(1) / row.sum;
-    const Tag<C> d;
-    const C lse = empty ? -kInfinity<C> : row.max * static_cast<C>(kLn2) + hn::GetLane(hn::Log(d, hn::Set(d, row.sum)));
-    const C* const out = out_ + r * out_stride_;
-    if (task.partial_row >= 0) {
-      store_row(out, inverse, partials_.out + (task.partial_row + r) * dim_v, dim_v);
-      partials_.lse[task.partial_row + r] = lse;
-      return;
-    }
-    const int64_t at = sequence.q_begin + row.query;
-    store_row(out, inverse, row_of<T>(p_.out, sequence.batch, at, row.group, row.head), dim_v);
-    if (p_.lse.data) *row_of<C>(p_.lse, sequence.batch, at, row.group, row.head) = lse;
-  }
-
-  const AttentionFwdParams& p_;
-  ForwardPartials<C> partials_;
-  bool shared_;  // the heads of a group share key and value
-  ptrdiff_t num_streams_, q_stride_, out_stride_;
-  Ahead ahead_;
-  Row* rows_;
+  ptrdiff_t q_stride_, out_stride_;
+  typename Base::Ahead next_k_, next_v_;
   C *q_, *out_, *scores_;  // [rows, head_dim], [rows, head_dim_v], [keys, rows of a tile]
 };
 

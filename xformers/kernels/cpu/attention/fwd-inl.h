@@ -1,5 +1,5 @@
-// Forward attention of one task: online softmax over blocks of 128 keys, for up to 8 blocks of 64 columns ((head, query)
-// pairs that share keys and values), so that a packed block of keys serves 512 rows.
+// Forward attention of one task: online softmax over blocks of 128 keys, for up to 16 blocks of 64 columns ((head, query)
+// pairs that share keys and values), so that a packed block of keys serves 1024 rows.
 //
 //   per block of keys:  pack K [keys, head_dim] and V^T [head_dim_v, keys]
 //     per block of columns:  S^T = K Q^T -> bias, mask -> column maxima -> P^T = 2^(S^T - max) -> O^T += V^T P^T

@@ -21,7 +21,8 @@ XFORMERS_DECLARE_ISA(isa_portable)
 XFORMERS_DECLARE_ISA(isa_avx2)
 XFORMERS_DECLARE_ISA(isa_avx512)
 XFORMERS_DECLARE_ISA(isa_avx512_bf16)  // no decode: that of avx512 serves
-XFORMERS_DECLARE_ISA(isa_amx)          // likewise
+XFORMERS_DECLARE_ISA(isa_avx512_fp16)  // likewise
+XFORMERS_DECLARE_ISA(isa_amx)
 #undef XFORMERS_DECLARE_ISA
 
 }  // namespace xformers::cpu

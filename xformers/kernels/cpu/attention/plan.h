@@ -12,8 +12,7 @@ namespace xformers::cpu {
 
 // The kernels' blocks: columns are (head, query) pairs.
 inline constexpr int64_t kBlockColumns = 64, kBlockKeys = 128;
-inline constexpr int64_t kMaxColumnBlocks = 8;
-inline constexpr int64_t kDecodeRows = 8;  // (head, query) pairs that share their keys: the most that decode kernels take
+inline constexpr int64_t kMaxColumnBlocks = 16;
 
 // Column blocks that a forward task may hold: fewer for wide heads, so that its memory stays near the second-level cache.
 XFORMERS_BAND_INLINE int64_t column_blocks(const AttentionShape& shape) {

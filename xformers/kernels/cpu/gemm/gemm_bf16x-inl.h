@@ -81,6 +81,13 @@ HWY_INLINE __m512i interleave_halves(__m512i bits) {
   return _mm512_permutexvar_epi16(order, bits);
 }
 
+// For vpermt2w: [a_i, b_i, a_(i+1), b_(i+1), ...] from i = begin.
+HWY_INLINE __m512i zip_order(int begin) {
+  const __m512i order = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5, 36,
+                                         4, 35, 3, 34, 2, 33, 1, 32, 0);
+  return _mm512_add_epi16(order, _mm512_set1_epi16(static_cast<short>(begin)));
+}
+
 // Engine::multiply<kPlanes>(c, c_stride, left, right, rows, cols, depth, accumulate), begin(), end().
 template <class T, class Engine>
 struct Bf16Gemm {
@@ -137,7 +144,15 @@ struct Bf16Gemm {
       const T* row = from + k * stride;
       Pair* target = data + k / 2 * padded;
       const bool has_first = k < depth, has_second = k + 1 < depth;
-      for (ptrdiff_t c = 0; c < padded; c += 16) {
+      ptrdiff_t c = 0;
+      if constexpr (kPlanes == 1) {
+        for (; has_second && c + 32 <= cols; c += 32) {
+          const __m512i a = _mm512_loadu_si512(row + c), b = _mm512_loadu_si512(row + stride + c);
+          _mm512_storeu_si512(target + c, _mm512_permutex2var_epi16(a, zip_order(0), b));
+          _mm512_storeu_si512(target + c + 16, _mm512_permutex2var_epi16(a, zip_order(16), b));
+        }
+      }
+      for (; c < padded; c += 16) {
         const __mmask16 mask = first_16(cols - c);
         const __mmask16 first = has_first ? mask : __mmask16{0}, second = has_second ? mask : __mmask16{0};
         if constexpr (kPlanes == 1) {
