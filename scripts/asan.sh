@@ -4,4 +4,4 @@ source "$(dirname "$0")/common.sh"
 scripts/bootstrap.sh
 scripts/build.sh asan ON all
 export PATH="$PWD/.venv/bin:$PATH"
-ctest --preset asan --no-tests=error
+ctest --preset asan --progress --parallel "$(nproc)" --no-tests=error

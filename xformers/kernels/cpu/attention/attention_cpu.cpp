@@ -36,8 +36,8 @@ constexpr unsigned kAmxDTypes = kAllDTypes & ~bit(DType::kFloat64), kBf16 = bit(
                    kFp16 = bit(DType::kFloat16);
 
 // fp16 by fp16 multiply-adds, where there is no AMX: only the products with probabilities are in fp16, the rest of the time
-// goes to fp32. Measured against avx512 on one core: head_dim 128, forward 1.1 and backward 1.15 times as fast (200 and 185
-// against 168 and 164 GFLOP/s); head_dim 64, 1.05 to 1.1 times.
+// goes to fp32. Speed against avx512 on one busy core, median of six paired runs: head_dim 128, forward x1.09 (1.02 ...
+// 1.24), backward x1.13 (1.09 ... 1.18); head_dim 64, x1.03 (1.00 ... 1.13) and x1.07 (1.03 ... 1.10).
 
 // Best first; the last one takes everything.
 const std::vector<Kernel<ForwardFn>>& forward_list() {

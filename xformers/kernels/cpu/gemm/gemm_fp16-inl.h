@@ -9,9 +9,9 @@
 //   chains of   8 x 2   8 x 4   16 x 1   16 x 2   32      8 x 1   4 x 2   16 x 2
 //   error       0.78    0.78    1.01     1.02    1.39     3.5     3.2     7.4
 //
-// Scores are exponents, which makes them the tender part: S = K Q^T stays fp32 (gemm_fma-inl.h), and so does dP = V dO^T,
-// which is packed like it. Products with probabilities or their gradients, one of forward's two and three of backward's
-// five, are fp16.
+// Scores are exponents, which makes them the tender part: S = K Q^T stays fp32 (gemm_fma-inl.h), and so does dP = V
+// dO^T, which is packed like it. Products with probabilities or their gradients, one of forward's two and three of
+// backward's five, are fp16.
 //
 // Each fp16 operand is scaled by a power of two to magnitudes below 2^5, so that no sum of 32 products overflows and
 // nothing of account underflows; the sums are scaled back as they are widened.
