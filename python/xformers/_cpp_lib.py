@@ -10,6 +10,8 @@ from .version import __version__
 
 _PACKAGE = Path(__file__).parent
 _LIBRARY = _PACKAGE / "libxformers.so"
+# What it was built for -> where all tests passed. (A load that fails is no version check: it may also crash later.)
+_RUNS_UNDER = {"2.11": ("2.10", "2.11")}
 _registered = False
 
 
@@ -33,11 +35,13 @@ def _register_extensions() -> None:
     global _registered
     if _registered:
         return
-    built_for, present = _major_minor(_build_info()["torch_version"]), _major_minor(torch.__version__)
-    if built_for != present:
+    built_for, present = (_major_minor(version) for version in (_build_info()["torch_version"], torch.__version__))
+    runs_under = _RUNS_UNDER.get(built_for, (built_for,))
+    if present not in runs_under:
         raise ImportError(
-            f"xformers {__version__} was built for torch {built_for}, and this is torch {torch.__version__}: "
-            f"rebuild xformers in this environment, or run: pip install 'torch=={built_for}.*'"
+            f"xformers {__version__} was built for torch {built_for} and runs under torch {' and '.join(runs_under)}; "
+            f"this is torch {torch.__version__}: rebuild xformers in this environment, or run: "
+            f"pip install 'torch=={built_for}.*'"
         )
     try:
         torch.ops.load_library(_LIBRARY)

@@ -4,6 +4,9 @@
 //                                        across lanes together: lane = key * kRows + row
 //                            bias, mask, online softmax on the same [key][row] array
 //                            O += P V    kRows x 4 vectors of accumulators over the block's keys
+//
+// Meanwhile the next block is prefetched row by row in the order in which it lies in memory, which the streams' own
+// accesses are not (measured: 17 GB/s a core with it, 8 without, in bf16).
 #pragma once
 
 #include "xformers/kernels/cpu/attention/decode_streams-inl.h"
@@ -81,8 +84,8 @@ class Decode : public DecodeStreams<T> {
       const Range keys{key, min_of(key + kDecodeKeys, task.keys.end)};
       for (ptrdiff_t stream = 0; stream < num_streams_; ++stream) {
         const Range next{keys.end, min_of(keys.end + kDecodeKeys, task.keys.end)};
-        next_k_ = Base::look_ahead(p_.k, p_.shape.head_dim, next, sequence, stream);
-        next_v_ = Base::look_ahead(p_.v, p_.shape.head_dim_v, next, sequence, stream);
+        next_k_ = look_ahead(p_.k, p_.shape.head_dim, next, sequence, stream);
+        next_v_ = look_ahead(p_.v, p_.shape.head_dim_v, next, sequence, stream);
         for (ptrdiff_t r = stream * per_stream, end = r + per_stream; r < end;) {
           if (kLanes >= 4 && end - r >= 4) {
             add_keys<kLanes >= 4 ? 4 : 1>(r, keys, band, sequence);
@@ -101,6 +104,47 @@ class Decode : public DecodeStreams<T> {
   }
 
  private:
+  // Rows of K or V to prefetch, in memory order, one per call of next().
+  class Ahead {
+   public:
+    HWY_INLINE void next() {
+      if (left_ == 0) return;
+      --left_;
+      for (ptrdiff_t c = 0; c < dim_; c += 64 / static_cast<ptrdiff_t>(sizeof(T))) __builtin_prefetch(row_ + c, 0, 2);
+      row_ += inner_stride_;
+      if (++inner_ == inner_count_) {
+        inner_ = 0;
+        row_ += outer_stride_ - inner_count_ * inner_stride_;
+      }
+    }
+
+   private:
+    friend class Decode;
+    const T* row_;
+    ptrdiff_t left_ = 0, dim_, inner_, inner_count_, inner_stride_, outer_stride_;
+  };
+
+  // This stream's share of the rows that the next block has in all streams: as many as one stream has keys.
+  HWY_INLINE Ahead look_ahead(const HeadsTensor& tensor, ptrdiff_t dim, Range next, const Sequence& sequence, ptrdiff_t stream) const {
+    const AttentionShape& shape = p_.shape;
+    const bool one_stride = Base::shared_ || shape.heads_per_group == 1 || tensor.group_stride == shape.heads_per_group * tensor.head_stride;
+    const ptrdiff_t stream_stride = Base::shared_ || shape.heads_per_group == 1 ? tensor.group_stride : tensor.head_stride;
+    const ptrdiff_t num_keys = next.end - next.begin;
+    Ahead ahead;
+    if (num_keys == 0 || !one_stride) return ahead;
+    const bool keys_outside = tensor.seq_stride >= stream_stride;
+    ahead.left_ = num_keys;
+    ahead.dim_ = dim;
+    ahead.inner_count_ = keys_outside ? num_streams_ : num_keys;
+    ahead.inner_stride_ = keys_outside ? stream_stride : tensor.seq_stride;
+    ahead.outer_stride_ = keys_outside ? tensor.seq_stride : stream_stride;
+    const ptrdiff_t first = stream * num_keys, outer = first / ahead.inner_count_;
+    ahead.inner_ = first % ahead.inner_count_;
+    ahead.row_ = row_of<const T>(tensor, sequence.batch, sequence.k_begin + next.begin, 0, 0) + outer * ahead.outer_stride_ +
+                 ahead.inner_ * ahead.inner_stride_;
+    return ahead;
+  }
+
   // Rows [row, row + kRows) with these keys.
   template <int kRows>
   HWY_INLINE void add_keys(ptrdiff_t row, Range keys, const Band& band, const Sequence& sequence) {
@@ -249,7 +293,7 @@ class Decode : public DecodeStreams<T> {
   }
 
   ptrdiff_t q_stride_, out_stride_;
-  typename Base::Ahead next_k_, next_v_;
+  Ahead next_k_, next_v_;
   C *q_, *out_, *scores_;  // [rows, head_dim], [rows, head_dim_v], [keys, rows of a tile]
 };
 

@@ -2,9 +2,8 @@
 // generation. Every key and value is read once from memory for all heads that share it, and that reading is what it costs.
 //
 // A stream is a set of rows that share their keys: the heads of a group, or one head. A task holds all streams of a
-// sequence and takes its keys block by block, stream by stream. Meanwhile the next block is prefetched row by row in the
-// order in which it lies in memory, which the streams' own accesses are not: heads are interleaved in
-// [seqlen, heads, head_dim].
+// sequence and takes its keys block by block, stream by stream, so that the interleaved heads of [seqlen, heads, head_dim]
+// are read while their neighbourhood is in the cache.
 #pragma once
 
 #include "xformers/kernels/cpu/attention/fwd-inl.h"
@@ -41,47 +40,6 @@ class DecodeStreams {
   }
   HWY_INLINE ptrdiff_t rows_per_stream(const ForwardTask& task) const {
     return (shared_ ? p_.shape.heads_per_group : 1) * (task.queries.end - task.queries.begin);
-  }
-
-  // Rows of K or V to prefetch, in memory order, one per call of next().
-  class Ahead {
-   public:
-    HWY_INLINE void next() {
-      if (left_ == 0) return;
-      --left_;
-      for (ptrdiff_t c = 0; c < dim_; c += 64 / static_cast<ptrdiff_t>(sizeof(T))) __builtin_prefetch(row_ + c, 0, 2);
-      row_ += inner_stride_;
-      if (++inner_ == inner_count_) {
-        inner_ = 0;
-        row_ += outer_stride_ - inner_count_ * inner_stride_;
-      }
-    }
-
-   private:
-    friend class DecodeStreams;
-    const T* row_;
-    ptrdiff_t left_ = 0, dim_, inner_, inner_count_, inner_stride_, outer_stride_;
-  };
-
-  // This stream's share of the rows that the next block has in all streams: as many as one stream has keys.
-  HWY_INLINE Ahead look_ahead(const HeadsTensor& tensor, ptrdiff_t dim, Range next, const Sequence& sequence, ptrdiff_t stream) const {
-    const AttentionShape& shape = p_.shape;
-    const bool one_stride = shared_ || shape.heads_per_group == 1 || tensor.group_stride == shape.heads_per_group * tensor.head_stride;
-    const ptrdiff_t stream_stride = shared_ || shape.heads_per_group == 1 ? tensor.group_stride : tensor.head_stride;
-    const ptrdiff_t num_keys = next.end - next.begin;
-    Ahead ahead;
-    if (num_keys == 0 || !one_stride) return ahead;
-    const bool keys_outside = tensor.seq_stride >= stream_stride;
-    ahead.left_ = num_keys;
-    ahead.dim_ = dim;
-    ahead.inner_count_ = keys_outside ? num_streams_ : num_keys;
-    ahead.inner_stride_ = keys_outside ? stream_stride : tensor.seq_stride;
-    ahead.outer_stride_ = keys_outside ? tensor.seq_stride : stream_stride;
-    const ptrdiff_t first = stream * num_keys, outer = first / ahead.inner_count_;
-    ahead.inner_ = first % ahead.inner_count_;
-    ahead.row_ = row_of<const T>(tensor, sequence.batch, sequence.k_begin + next.begin, 0, 0) + outer * ahead.outer_stride_ +
-                 ahead.inner_ * ahead.inner_stride_;
-    return ahead;
   }
 
   // Keys [first, last) of a block that a row may see, counted from the block's begin.

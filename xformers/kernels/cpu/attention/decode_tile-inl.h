@@ -5,6 +5,8 @@
 //                            bias, mask, online softmax: a vector holds one key's 16 rows
 //                            P [16 rows, keys]: transposed in registers;  V: pairs of keys interleaved
 //                            O [16 rows, head_dim_v] += P V
+//
+// No prefetching: blocks are read fast enough for the processor's own (measured: 18 GB/s a core without, 15 with).
 #pragma once
 
 #include "xformers/kernels/cpu/attention/decode_streams-inl.h"
@@ -67,9 +69,6 @@ class DecodeTile : public DecodeStreams<typename Gemm::Element> {
     for (int64_t key = task.keys.begin; key < task.keys.end; key += kTileKeys) {
       const Range keys{key, min_of(key + kTileKeys, task.keys.end)};
       for (ptrdiff_t s = 0; s < num_streams_; ++s) {
-        const Range next{keys.end, min_of(keys.end + kTileKeys, task.keys.end)};
-        next_k_ = Base::look_ahead(p_.k, p_.shape.head_dim, next, sequence, s);
-        next_v_ = Base::look_ahead(p_.v, p_.shape.head_dim_v, next, sequence, s);
         add_keys(streams_[s], rows_ + s * per_stream, per_stream, keys, band, sequence);
       }
     }
@@ -111,10 +110,7 @@ class DecodeTile : public DecodeStreams<typename Gemm::Element> {
                                         : Gemm::pack_left(k_memory_, k, p_.k.seq_stride, count, dim);
     Gemm::multiply(scores_, kTileRows, packed_k, stream.q, count, kTileRows, dim, false);
     const __m512 scale = _mm512_set1_ps(static_cast<float>(p_.softmax_scale * kLog2e));
-    for (ptrdiff_t n = 0; n < count; ++n) {
-      at(n, _mm512_mul_ps(at(n), scale));
-      next_k_.next();
-    }
+    for (ptrdiff_t n = 0; n < count; ++n) at(n, _mm512_mul_ps(at(n), scale));
     if (p_.bias.data) add_bias_rows(rows, num_rows, keys, sequence);
     for (ptrdiff_t r = 0; r < num_rows; ++r) {
       const Range seen = Base::visible(rows[r], keys, band);
@@ -176,7 +172,6 @@ class DecodeTile : public DecodeStreams<typename Gemm::Element> {
       const Vec<float> p = exp2_vec<Gemm::kExp2Degree>(Vec<float>{_mm512_sub_ps(at(n), base)});
       row_sum = _mm512_add_ps(row_sum, p.raw);
       at(n, p.raw);
-      next_v_.next();
     }
     for (ptrdiff_t n = count; n < padded; ++n) at(n, _mm512_setzero_ps());
     _mm512_store_ps(stream.row_max, row_max);
@@ -185,7 +180,6 @@ class DecodeTile : public DecodeStreams<typename Gemm::Element> {
 
   ptrdiff_t out_stride_;
   size_t q_size_;
-  typename Base::Ahead next_k_, next_v_;
   Stream* streams_;
   char *q_memory_, *k_memory_, *v_memory_;
   float *out_, *scores_, *transposed_;  // [16 rows, head_dim_v] per stream, [keys, 16 rows], [16 rows, keys]
