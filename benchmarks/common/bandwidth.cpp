@@ -16,7 +16,8 @@ std::atomic<uint64_t> sink;  // keeps the sums alive
 #if defined(__x86_64__)
 __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default"), optimize("O3")))
 #endif
-uint64_t sum_words(const uint64_t* data, int64_t count) {
+uint64_t
+sum_words(const uint64_t* data, int64_t count) {
   const int64_t quarter = count / 4;
   const uint64_t *a = data, *b = a + quarter, *c = b + quarter, *d = c + quarter;
   uint64_t sum_a = 0, sum_b = 0, sum_c = 0, sum_d = 0;

@@ -32,7 +32,6 @@ def test_cpp_example_is_compiled():
 
 
 def test_message_is_the_real_one():
-
     (message,) = [block for block in blocks("") if block.startswith("attention: ")]
     query, key = (torch.empty(2, 1024, 16, dim, dtype=torch.bfloat16) for dim in (128, 96))
     with pytest.raises(ValueError) as error:

@@ -36,10 +36,10 @@ inline constexpr uint32_t drop_threshold(double p) { return static_cast<uint32_t
 
 inline constexpr uint32_t dropout_draw(uint64_t seed, uint64_t offset, uint64_t sequence_head, uint64_t query,
                                        uint64_t key) {
-  const PhiloxWords words = philox4x32({{static_cast<uint32_t>(key / 4), static_cast<uint32_t>(query),
-                                         static_cast<uint32_t>(sequence_head), static_cast<uint32_t>(offset)}},
-                                       static_cast<uint32_t>(seed),
-                                       static_cast<uint32_t>(seed >> 32) ^ static_cast<uint32_t>(offset >> 32));
+  const PhiloxWords words =
+      philox4x32({{static_cast<uint32_t>(key / 4), static_cast<uint32_t>(query), static_cast<uint32_t>(sequence_head),
+                   static_cast<uint32_t>(offset)}},
+                 static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32) ^ static_cast<uint32_t>(offset >> 32));
   return words.word[key % 4];
 }
 

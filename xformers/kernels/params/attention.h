@@ -39,8 +39,8 @@ struct AttentionShape {
 
 // Who is there. Dense: all pointers null, `batch` sequences of seqlen_q queries and seqlen_k keys.
 // Packed: num_sequences sequences share batch row 0; sequence b owns queries [cu_seqlens_q[b], cu_seqlens_q[b + 1]) and
-// keys [cu_seqlens_k[b], cu_seqlens_k[b + 1]), or cu_seqlens_k[b] + [0, seqused_k[b]) where seqused_k is given (padded and
-// gappy keys). Kernels clamp every range to the tensor, whatever the offsets say.
+// keys [cu_seqlens_k[b], cu_seqlens_k[b + 1]), or cu_seqlens_k[b] + [0, seqused_k[b]) where seqused_k is given (padded
+// and gappy keys). Kernels clamp every range to the tensor, whatever the offsets say.
 struct SeqLayout {
   int64_t num_sequences = 0;              // packed only
   const int32_t* cu_seqlens_q = nullptr;  // [num_sequences + 1]

@@ -1,6 +1,5 @@
 // bf16 by AMX tiles; fp16 and fp32 too, as sums of two and three bf16 numbers: 3 and 6 tile products cost less than one
 // on fp32 vectors.
-#define XFORMERS_ISA_NAMESPACE isa_amx
 #include "xformers/kernels/cpu/attention/decode_tile-inl.h"
 #include "xformers/kernels/cpu/attention/isa_kernels.h"
 #include "xformers/kernels/cpu/attention/run-inl.h"

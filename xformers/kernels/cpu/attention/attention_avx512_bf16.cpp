@@ -1,5 +1,5 @@
-// bf16 by vdpbf16ps: the processors where that beats widening to fp32 (AMD; on Intel it is slower, see attention_cpu.cpp).
-#define XFORMERS_ISA_NAMESPACE isa_avx512_bf16
+// bf16 by vdpbf16ps: the processors where that beats widening to fp32 (AMD; on Intel it is slower, see
+// attention_cpu.cpp).
 #include "xformers/kernels/cpu/attention/isa_kernels.h"
 #include "xformers/kernels/cpu/attention/run-inl.h"
 #include "xformers/kernels/cpu/gemm/engine_dpbf16-inl.h"

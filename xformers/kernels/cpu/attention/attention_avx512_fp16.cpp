@@ -1,5 +1,4 @@
 // fp16 on fp16 multiply-adds, where their rounding does not show (gemm_fp16-inl.h).
-#define XFORMERS_ISA_NAMESPACE isa_avx512_fp16
 #include "xformers/kernels/cpu/attention/isa_kernels.h"
 #include "xformers/kernels/cpu/attention/run-inl.h"
 #include "xformers/kernels/cpu/gemm/gemm_fp16-inl.h"

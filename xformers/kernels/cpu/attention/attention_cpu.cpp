@@ -15,7 +15,8 @@ namespace xformers::cpu {
 namespace {
 
 constexpr unsigned bit(DType dtype) { return 1u << static_cast<unsigned>(dtype); }
-constexpr unsigned kAllDTypes = bit(DType::kFloat32) | bit(DType::kFloat64) | bit(DType::kBFloat16) | bit(DType::kFloat16);
+constexpr unsigned kAllDTypes =
+    bit(DType::kFloat32) | bit(DType::kFloat64) | bit(DType::kBFloat16) | bit(DType::kFloat16);
 
 // One row of a kernel list. Fn is ForwardFn or BackwardFn.
 template <class Fn>
@@ -28,16 +29,16 @@ struct Kernel {
   Fn run;
 };
 
-// On Intel's cores vdpbf16ps has half the rate of fp32 FMA (measured: 85 against 175 GFLOP/s a core), so bf16 is widened
-// instead; other vendors' cores run it at twice the fp32 rate.
+// On Intel's cores vdpbf16ps has half the rate of fp32 FMA (measured: 85 against 175 GFLOP/s a core), so bf16 is
+// widened instead; other vendors' cores run it at twice the fp32 rate.
 bool slow_bf16_dot() { return cpu_features().is_intel; }
 
 constexpr unsigned kAmxDTypes = kAllDTypes & ~bit(DType::kFloat64), kBf16 = bit(DType::kBFloat16),
                    kFp16 = bit(DType::kFloat16);
 
-// fp16 by fp16 multiply-adds, where there is no AMX: only the products with probabilities are in fp16, the rest of the time
-// goes to fp32. Speed against avx512 on one busy core, median of six paired runs: head_dim 128, forward x1.09 (1.02 ...
-// 1.24), backward x1.13 (1.09 ... 1.18); head_dim 64, x1.03 (1.00 ... 1.13) and x1.07 (1.03 ... 1.10).
+// fp16 by fp16 multiply-adds, where there is no AMX: only the products with probabilities are in fp16, the rest of the
+// time goes to fp32. Speed against avx512 on one busy core, median of six paired runs: head_dim 128, forward x1.09
+// (1.02 ... 1.24), backward x1.13 (1.09 ... 1.18); head_dim 64, x1.03 (1.00 ... 1.13) and x1.07 (1.03 ... 1.10).
 
 // Best first; the last one takes everything.
 const std::vector<Kernel<ForwardFn>>& forward_list() {
@@ -113,8 +114,8 @@ std::optional<Isa> wanted_isa() {
   }
   std::string available;
   for (const std::string& each : available_isa_names()) available += (available.empty() ? "" : ", ") + each;
-  throw Error("attention: XFORMERS_CPU_ISA is '" + std::string(name) + "', expected one that this processor has: " + available +
-              ".  Fix: unset it, or name one of these");
+  throw Error("attention: XFORMERS_CPU_ISA is '" + std::string(name) +
+              "', expected one that this processor has: " + available + ".  Fix: unset it, or name one of these");
 }
 
 // The environment's objections: XFORMERS_KERNEL names one kernel, of either direction ("fwd_amx" leaves backward free).
@@ -127,7 +128,8 @@ void add_environment_reasons(const Kernel<Fn>& kernel, const std::vector<Kernel<
     if (wanted != kernel.name) reasons.push_back("XFORMERS_KERNEL asks for " + std::string(wanted));
     return;
   }
-  if (isa && *isa < kernel.isa) reasons.push_back(std::string("XFORMERS_CPU_ISA asks for ") + name_of(*isa) + " or less");
+  if (isa && *isa < kernel.isa)
+    reasons.push_back(std::string("XFORMERS_CPU_ISA asks for ") + name_of(*isa) + " or less");
   if (kernel.only_when_asked && isa != kernel.isa) reasons.push_back("slower than fp32 on this processor");
 }
 
@@ -174,13 +176,15 @@ std::vector<std::string> reasons_of(const std::vector<Kernel<Fn>>& list, std::st
 }
 
 void check_shape(const AttentionShape& shape, const SeqLayout& seq) {
-  if (shape.batch < 0 || shape.seqlen_q < 0 || shape.seqlen_k < 0 || shape.num_groups < 0 || shape.heads_per_group < 0 ||
-      shape.head_dim < 1 || shape.head_dim_v < 1) {
-    throw Error("attention: a size is negative, or head_dim or head_dim_v is below 1; expected sizes >= 0 and head dims >= 1.  "
-                "Fix: see AttentionShape");
+  if (shape.batch < 0 || shape.seqlen_q < 0 || shape.seqlen_k < 0 || shape.num_groups < 0 ||
+      shape.heads_per_group < 0 || shape.head_dim < 1 || shape.head_dim_v < 1) {
+    throw Error(
+        "attention: a size is negative, or head_dim or head_dim_v is below 1; expected sizes >= 0 and head dims >= 1.  "
+        "Fix: see AttentionShape");
   }
   if (seq.packed() && (shape.batch != 1 || !seq.cu_seqlens_k)) {
-    throw Error("attention: packed sequences with batch " + std::to_string(shape.batch) + (seq.cu_seqlens_k ? "" : " and no cu_seqlens_k") +
+    throw Error("attention: packed sequences with batch " + std::to_string(shape.batch) +
+                (seq.cu_seqlens_k ? "" : " and no cu_seqlens_k") +
                 ", expected batch 1 and both offset arrays.  Fix: concatenate the sequences along seqlen");
   }
 }
@@ -193,7 +197,8 @@ void check_band(const MaskBand& band) {
 
 void check_dropout(const Dropout& dropout) {
   if (!(dropout.p >= 0 && dropout.p <= 1)) {
-    throw Error("attention: dropout p is " + std::to_string(dropout.p) + ", expected 0 <= p <= 1.  Fix: pass the probability of dropping");
+    throw Error("attention: dropout p is " + std::to_string(dropout.p) +
+                ", expected 0 <= p <= 1.  Fix: pass the probability of dropping");
   }
 }
 
@@ -202,7 +207,8 @@ std::vector<char> uncovered_rows(const AttentionShape& shape, const SeqLayout& s
   std::vector<char> uncovered(keys ? shape.seqlen_k : shape.seqlen_q, 1);
   for (int64_t s = 0; s < seq.num_sequences; ++s) {
     const Sequence sequence = sequence_at(shape, seq, s);
-    const int64_t begin = keys ? sequence.k_begin : sequence.q_begin, length = keys ? sequence.seqlen_k : sequence.seqlen_q;
+    const int64_t begin = keys ? sequence.k_begin : sequence.q_begin,
+                  length = keys ? sequence.seqlen_k : sequence.seqlen_q;
     std::fill_n(uncovered.begin() + begin, length, 0);
   }
   return uncovered;
@@ -270,7 +276,10 @@ void attention_forward(const AttentionFwdParams& params, const Threads& threads)
     zero_rows(params.out, params.shape, params.shape.head_dim_v, rows);
     if (params.lse.data) clear_lse_rows(params.lse, params.shape, rows);
   }
-  kernel.run(params, kernel.most_rows > 0 ? plan_decode(params, threads.num_threads) : plan_forward(params, threads.num_threads), threads);
+  kernel.run(
+      params,
+      kernel.most_rows > 0 ? plan_decode(params, threads.num_threads) : plan_forward(params, threads.num_threads),
+      threads);
   last_forward = kernel.name;
 }
 

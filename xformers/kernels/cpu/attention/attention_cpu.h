@@ -16,7 +16,8 @@ namespace xformers::cpu {
 void attention_forward(const AttentionFwdParams& params, const Threads& threads);
 void attention_backward(const AttentionBwdParams& params, const Threads& threads);
 
-// Kernel names, best first, for listings and tests; reasons why a kernel can't run params on this machine (empty: it can).
+// Kernel names, best first, for listings and tests; reasons why a kernel can't run params on this machine (empty: it
+// can).
 std::vector<std::string> forward_kernels();
 std::vector<std::string> backward_kernels();
 std::vector<std::string> why_not_forward(std::string_view kernel, const AttentionFwdParams& params);

@@ -1,5 +1,5 @@
-// A sequence inside the tensors, and the band of its score matrix that is visible. Plain integer arithmetic: all that the
-// kernels, forward and backward, ask about masks.
+// A sequence inside the tensors, and the band of its score matrix that is visible. Plain integer arithmetic: all that
+// the kernels, forward and backward, ask about masks.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,9 @@ struct Range {
   XFORMERS_BAND_INLINE bool empty() const { return begin >= end; }
 };
 
-XFORMERS_BAND_INLINE int64_t clamp_to(int64_t x, int64_t low, int64_t high) { return x < low ? low : x > high ? high : x; }
+XFORMERS_BAND_INLINE int64_t clamp_to(int64_t x, int64_t low, int64_t high) {
+  return x < low ? low : x > high ? high : x;
+}
 
 // One sequence: where its rows lie. Dense layouts: the whole of one batch row.
 struct Sequence {

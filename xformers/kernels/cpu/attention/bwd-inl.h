@@ -12,8 +12,8 @@
 // Working memory: dQ of the head in the compute type, and the packed blocks.
 #pragma once
 
-#include "xformers/kernels/cpu/base/scratch.h"
 #include "xformers/kernels/cpu/attention/scores-inl.h"
+#include "xformers/kernels/cpu/base/scratch.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace xformers::cpu::XFORMERS_ISA_NAMESPACE {
@@ -78,7 +78,8 @@ class Backward {
         for (ptrdiff_t b = 0; key + b * kBlockKeys < keys.end; ++b) {
           const KeyBlock& block = key_blocks_[b];
           const int64_t first = block.keys.begin;
-          const ptrdiff_t begin = max_of(seen.begin - first, 0) / 32 * 32, end = min_of(seen.end, block.keys.end) - first;
+          const ptrdiff_t begin = max_of(seen.begin - first, 0) / 32 * 32,
+                          end = min_of(seen.end, block.keys.end) - first;
           if (begin < end) add_block(block, begin, end - begin, task, band, sequence, dq_block(dq, query));
         }
       }
@@ -141,7 +142,8 @@ class Backward {
       const C lse = *row_of<const C>(p_.lse, sequence.batch, row, task.group, task.head);
       if (lse == -kInfinity<C>) continue;
       lse_log2_[c] = lse * static_cast<C>(kLog2e);
-      delta_[c] = dot(dout.data + c * dout.stride, row_of<const T>(p_.out, sequence.batch, row, task.group, task.head), dim_v);
+      delta_[c] =
+          dot(dout.data + c * dout.stride, row_of<const T>(p_.out, sequence.batch, row, task.group, task.head), dim_v);
       if (p_.dlse.data) delta_[c] -= *row_of<const C>(p_.dlse, sequence.batch, row, task.group, task.head);
     }
   }
@@ -155,7 +157,8 @@ class Backward {
   HWY_INLINE Rows query_rows(const HeadsTensor& tensor, ptrdiff_t dim, Range rows, const BackwardTask& task,
                              const Sequence& sequence) {
     if (columns_.count == columns_.padded) {
-      return {row_of<const T>(tensor, sequence.batch, sequence.q_begin + rows.begin, task.group, task.head), tensor.seq_stride};
+      return {row_of<const T>(tensor, sequence.batch, sequence.q_begin + rows.begin, task.group, task.head),
+              tensor.seq_stride};
     }
     T* const gathered = reinterpret_cast<T*>(staging_);
     gather_rows(gathered, dim, tensor, sequence, task.group, columns_);
@@ -173,18 +176,18 @@ class Backward {
   }
 
   // Keys [begin, begin + rows) of the block with the loaded queries.
-  HWY_INLINE void add_block(const KeyBlock& block, ptrdiff_t begin, ptrdiff_t rows, const BackwardTask& task, const Band& band,
-                            const Sequence& sequence, C* dq) {
+  HWY_INLINE void add_block(const KeyBlock& block, ptrdiff_t begin, ptrdiff_t rows, const BackwardTask& task,
+                            const Band& band, const Sequence& sequence, C* dq) {
     const ptrdiff_t dim = p_.shape.head_dim, dim_v = p_.shape.head_dim_v, cols = columns_.padded;
     const int64_t key = block.keys.begin + begin;
     Gemm::multiply(scores_, cols, block.k.at_row(begin), qt_, rows, cols, dim, false);
     Gemm::multiply(dprobs_, cols, block.v.at_row(begin), doutt_, rows, cols, dim_v, false);
 
-    const C scale_log2 = finish_scores<T>(scores_, rows, p_.softmax_scale, p_.bias, band, sequence.batch, task.group, columns_, key,
-                                          staging_);
+    const C scale_log2 = finish_scores<T>(scores_, rows, p_.softmax_scale, p_.bias, band, sequence.batch, task.group,
+                                          columns_, key, staging_);
     if (p_.dropout.p > 0) {
-      fill_keep(keep_, rows, p_.dropout, task.sequence, p_.shape.num_heads(), task.group * p_.shape.heads_per_group, columns_,
-                key);
+      fill_keep(keep_, rows, p_.dropout, task.sequence, p_.shape.num_heads(), task.group * p_.shape.heads_per_group,
+                columns_, key);
     }
     const Left probs = Gemm::probs_left(p_memory_, scores_, kBlockKeys, cols);
     const Left ds = Gemm::probs_left(ds_memory_, dprobs_, kBlockKeys, cols);
@@ -192,13 +195,16 @@ class Backward {
     differentiate(probs, ds, ds_right, scale_log2, rows);
     if (p_.dbias.data) store_dbias(rows, key, task, sequence);
 
-    Gemm::multiply(block.dv + begin * round_up(dim_v, 16), round_up(dim_v, 16), probs, dout_, rows, round_up(dim_v, 16), cols, true);
-    Gemm::multiply(block.dk + begin * round_up(dim, 16), round_up(dim, 16), ds, q_, rows, round_up(dim, 16), cols, true);
+    Gemm::multiply(block.dv + begin * round_up(dim_v, 16), round_up(dim_v, 16), probs, dout_, rows, round_up(dim_v, 16),
+                   cols, true);
+    Gemm::multiply(block.dk + begin * round_up(dim, 16), round_up(dim, 16), ds, q_, rows, round_up(dim, 16), cols,
+                   true);
     Gemm::multiply(dq, cols, block.kt.at_depth(begin), ds_right, dim, cols, rows, true);
   }
 
   // scores -> P (with dropout), dprobs -> dS.
-  HWY_INLINE void differentiate(const Left& probs, const Left& ds, const Right& ds_right, C scale_log2, ptrdiff_t rows) {
+  HWY_INLINE void differentiate(const Left& probs, const Left& ds, const Right& ds_right, C scale_log2,
+                                ptrdiff_t rows) {
     const Tag<C> d;
     const ptrdiff_t cols = columns_.padded;
     const auto scale = hn::Set(d, scale_log2), zero = hn::Zero(d);
@@ -236,7 +242,8 @@ class Backward {
     const ptrdiff_t stride = round_up(rows, 16);
     transpose(dprobs_, columns_.padded, staging_, stride, rows, columns_.padded);
     for (ptrdiff_t c = 0; c < columns_.count; ++c) {
-      T* to = bias_row<T>(p_.dbias, sequence.batch, columns_.origin + c, task.group, task.head) + key * p_.dbias.k_stride;
+      T* to =
+          bias_row<T>(p_.dbias, sequence.batch, columns_.origin + c, task.group, task.head) + key * p_.dbias.k_stride;
       const C* from = staging_ + c * stride;
       if (p_.dbias.k_stride == 1) {
         store_row(from, C(1), to, rows);
@@ -252,8 +259,10 @@ class Backward {
     for (int64_t key = block.keys.begin; key < block.keys.end; ++key) {
       const ptrdiff_t n = key - block.keys.begin;
       const int64_t row = sequence.k_begin + key;
-      store_row(block.dk + n * round_up(dim, 16), scale, row_of<T>(p_.dk, sequence.batch, row, task.group, task.head), dim);
-      store_row(block.dv + n * round_up(dim_v, 16), C(1), row_of<T>(p_.dv, sequence.batch, row, task.group, task.head), dim_v);
+      store_row(block.dk + n * round_up(dim, 16), scale, row_of<T>(p_.dk, sequence.batch, row, task.group, task.head),
+                dim);
+      store_row(block.dv + n * round_up(dim_v, 16), C(1), row_of<T>(p_.dv, sequence.batch, row, task.group, task.head),
+                dim_v);
     }
   }
 
@@ -265,7 +274,8 @@ class Backward {
       const ptrdiff_t count = min_of(kBlockColumns, sequence.seqlen_q - query), cols = round_up(count, 32);
       transpose(dq_block(dq, query), cols, staging_, stride, dim, cols);
       for (ptrdiff_t c = 0; c < count; ++c) {
-        store_row(staging_ + c * stride, scale, row_of<T>(p_.dq, sequence.batch, sequence.q_begin + query + c, group, head), dim);
+        store_row(staging_ + c * stride, scale,
+                  row_of<T>(p_.dq, sequence.batch, sequence.q_begin + query + c, group, head), dim);
       }
     }
   }

@@ -1,6 +1,7 @@
 // Decode on plain vectors, straight from the rows of K and V, for up to 8 rows per stream (decode_streams-inl.h).
 //
-//   per stream and 32 keys:  S = Q K^T   tiles of kRows rows x (lanes / kRows) keys, one accumulator vector each, summed
+//   per stream and 32 keys:  S = Q K^T   tiles of kRows rows x (lanes / kRows) keys, one accumulator vector each,
+//   summed
 //                                        across lanes together: lane = key * kRows + row
 //                            bias, mask, online softmax on the same [key][row] array
 //                            O += P V    kRows x 4 vectors of accumulators over the block's keys
@@ -44,11 +45,11 @@ HWY_INLINE Vec<C> sum_each(Vec<C>* v) {
 template <class T>
 class Decode : public DecodeStreams<T> {
   using Base = DecodeStreams<T>;
-  using typename Base::C;
-  using typename Base::Row;
   using Base::num_streams_;
   using Base::p_;
   using Base::rows_;
+  using typename Base::C;
+  using typename Base::Row;
   static constexpr ptrdiff_t kLanes = lanes<C>();
 
  public:
@@ -75,7 +76,8 @@ class Decode : public DecodeStreams<T> {
     const ptrdiff_t per_stream = Base::rows_per_stream(task), num_rows = num_streams_ * per_stream;
     Base::start_rows(task, num_rows);
     for (ptrdiff_t r = 0; r < num_rows; ++r) {
-      const T* q = row_of<const T>(p_.q, sequence.batch, sequence.q_begin + rows_[r].query, rows_[r].group, rows_[r].head);
+      const T* q =
+          row_of<const T>(p_.q, sequence.batch, sequence.q_begin + rows_[r].query, rows_[r].group, rows_[r].head);
       convert_row(q, q_ + r * q_stride_, p_.shape.head_dim);
       zero_row(q_ + r * q_stride_ + p_.shape.head_dim, q_stride_ - p_.shape.head_dim);
       zero_row(out_ + r * out_stride_, out_stride_);
@@ -125,10 +127,13 @@ class Decode : public DecodeStreams<T> {
   };
 
   // This stream's share of the rows that the next block has in all streams: as many as one stream has keys.
-  HWY_INLINE Ahead look_ahead(const HeadsTensor& tensor, ptrdiff_t dim, Range next, const Sequence& sequence, ptrdiff_t stream) const {
+  HWY_INLINE Ahead look_ahead(const HeadsTensor& tensor, ptrdiff_t dim, Range next, const Sequence& sequence,
+                              ptrdiff_t stream) const {
     const AttentionShape& shape = p_.shape;
-    const bool one_stride = Base::shared_ || shape.heads_per_group == 1 || tensor.group_stride == shape.heads_per_group * tensor.head_stride;
-    const ptrdiff_t stream_stride = Base::shared_ || shape.heads_per_group == 1 ? tensor.group_stride : tensor.head_stride;
+    const bool one_stride = Base::shared_ || shape.heads_per_group == 1 ||
+                            tensor.group_stride == shape.heads_per_group * tensor.head_stride;
+    const ptrdiff_t stream_stride =
+        Base::shared_ || shape.heads_per_group == 1 ? tensor.group_stride : tensor.head_stride;
     const ptrdiff_t num_keys = next.end - next.begin;
     Ahead ahead;
     if (num_keys == 0 || !one_stride) return ahead;
@@ -140,8 +145,8 @@ class Decode : public DecodeStreams<T> {
     ahead.outer_stride_ = keys_outside ? tensor.seq_stride : stream_stride;
     const ptrdiff_t first = stream * num_keys, outer = first / ahead.inner_count_;
     ahead.inner_ = first % ahead.inner_count_;
-    ahead.row_ = row_of<const T>(tensor, sequence.batch, sequence.k_begin + next.begin, 0, 0) + outer * ahead.outer_stride_ +
-                 ahead.inner_ * ahead.inner_stride_;
+    ahead.row_ = row_of<const T>(tensor, sequence.batch, sequence.k_begin + next.begin, 0, 0) +
+                 outer * ahead.outer_stride_ + ahead.inner_ * ahead.inner_stride_;
     return ahead;
   }
 
@@ -151,13 +156,15 @@ class Decode : public DecodeStreams<T> {
     const Tag<C> d;
     constexpr ptrdiff_t kTileKeys = kLanes / kRows;
     const ptrdiff_t count = keys.end - keys.begin, padded = round_up(count, kTileKeys);
-    const T* k = row_of<const T>(p_.k, sequence.batch, sequence.k_begin + keys.begin, rows_[row].group, rows_[row].head);
-    const T* v = row_of<const T>(p_.v, sequence.batch, sequence.k_begin + keys.begin, rows_[row].group, rows_[row].head);
+    const T* k =
+        row_of<const T>(p_.k, sequence.batch, sequence.k_begin + keys.begin, rows_[row].group, rows_[row].head);
+    const T* v =
+        row_of<const T>(p_.v, sequence.batch, sequence.k_begin + keys.begin, rows_[row].group, rows_[row].head);
 
     for (ptrdiff_t n = 0; n < padded; n += kTileKeys) {
       for (ptrdiff_t i = 0; i < kTileKeys; ++i) next_k_.next();
-      hn::StoreU(hn::Mul(tile_scores<kRows>(row, k, n, count), hn::Set(d, static_cast<C>(p_.softmax_scale * kLog2e))), d,
-                 scores_ + n * kRows);
+      hn::StoreU(hn::Mul(tile_scores<kRows>(row, k, n, count), hn::Set(d, static_cast<C>(p_.softmax_scale * kLog2e))),
+                 d, scores_ + n * kRows);
     }
     if (p_.bias.data) add_bias_rows<kRows>(row, keys, sequence);
     mask_rows<kRows>(row, keys, padded, band);
@@ -165,12 +172,14 @@ class Decode : public DecodeStreams<T> {
     // Lanes hold kTileKeys keys of each row side by side; every row's maximum is copied to all of its lanes.
     alignas(64) C by_lane[kLanes], base_by_lane[kLanes], factor[kRows];
     auto block_max = hn::LoadU(d, scores_);
-    for (ptrdiff_t i = kLanes; i < padded * kRows; i += kLanes) block_max = hn::Max(block_max, hn::LoadU(d, scores_ + i));
+    for (ptrdiff_t i = kLanes; i < padded * kRows; i += kLanes)
+      block_max = hn::Max(block_max, hn::LoadU(d, scores_ + i));
     hn::Store(block_max, d, by_lane);
     for (int r = 0; r < kRows; ++r) {
       Row& state = rows_[row + r];
       C highest = state.max;
-      for (ptrdiff_t lane = r; lane < kLanes; lane += kRows) highest = by_lane[lane] > highest ? by_lane[lane] : highest;
+      for (ptrdiff_t lane = r; lane < kLanes; lane += kRows)
+        highest = by_lane[lane] > highest ? by_lane[lane] : highest;
       const C base = highest == -kInfinity<C> ? C(0) : highest;  // -inf minus itself would be NaN
       factor[r] = hn::GetLane(exp2_vec<5>(hn::Set(d, state.max - base)));
       state.max = highest;
@@ -210,7 +219,8 @@ class Decode : public DecodeStreams<T> {
       for (int j = 0; j < kTileKeys; ++j) {
         const auto key = load_vec(key_rows[j] + c);
 #pragma GCC unroll 4
-        for (int r = 0; r < kRows; ++r) acc[j * kRows + r] = hn::MulAdd(hn::LoadU(d, q + r * q_stride_ + c), key, acc[j * kRows + r]);
+        for (int r = 0; r < kRows; ++r)
+          acc[j * kRows + r] = hn::MulAdd(hn::LoadU(d, q + r * q_stride_ + c), key, acc[j * kRows + r]);
       }
     }
     if (c < p_.shape.head_dim) {
@@ -218,7 +228,8 @@ class Decode : public DecodeStreams<T> {
       for (int j = 0; j < kTileKeys; ++j) {
         const auto key = load_first(key_rows[j] + c, p_.shape.head_dim - c);
 #pragma GCC unroll 4
-        for (int r = 0; r < kRows; ++r) acc[j * kRows + r] = hn::MulAdd(hn::LoadU(d, q + r * q_stride_ + c), key, acc[j * kRows + r]);
+        for (int r = 0; r < kRows; ++r)
+          acc[j * kRows + r] = hn::MulAdd(hn::LoadU(d, q + r * q_stride_ + c), key, acc[j * kRows + r]);
       }
     }
     return sum_each<kLanes, C>(acc);
@@ -228,7 +239,8 @@ class Decode : public DecodeStreams<T> {
   HWY_INLINE void add_bias_rows(ptrdiff_t row, Range keys, const Sequence& sequence) {
     for (int r = 0; r < kRows; ++r) {
       const Row& state = rows_[row + r];
-      const T* bias = bias_row<const T>(p_.bias, sequence.batch, state.query, state.group, state.head) + keys.begin * p_.bias.k_stride;
+      const T* bias = bias_row<const T>(p_.bias, sequence.batch, state.query, state.group, state.head) +
+                      keys.begin * p_.bias.k_stride;
       for (int64_t n = 0; n < keys.end - keys.begin; ++n) {
         scores_[n * kRows + r] += static_cast<C>(to_compute(bias[n * p_.bias.k_stride])) * static_cast<C>(kLog2e);
       }

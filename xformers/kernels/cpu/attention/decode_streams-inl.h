@@ -1,9 +1,10 @@
 // Forward attention for few rows, what its kernels share: one or a few queries against many keys, the case of text
-// generation. Every key and value is read once from memory for all heads that share it, and that reading is what it costs.
+// generation. Every key and value is read once from memory for all heads that share it, and that reading is what it
+// costs.
 //
 // A stream is a set of rows that share their keys: the heads of a group, or one head. A task holds all streams of a
-// sequence and takes its keys block by block, stream by stream, so that the interleaved heads of [seqlen, heads, head_dim]
-// are read while their neighbourhood is in the cache.
+// sequence and takes its keys block by block, stream by stream, so that the interleaved heads of [seqlen, heads,
+// head_dim] are read while their neighbourhood is in the cache.
 #pragma once
 
 #include "xformers/kernels/cpu/attention/fwd-inl.h"
@@ -24,7 +25,8 @@ class DecodeStreams {
     C max, sum;  // max: of the scores times scale * log2(e)
   };
 
-  HWY_INLINE DecodeStreams(const AttentionFwdParams& params, ForwardPartials<C> partials) : p_(params), partials_(partials) {
+  HWY_INLINE DecodeStreams(const AttentionFwdParams& params, ForwardPartials<C> partials)
+      : p_(params), partials_(partials) {
     const AttentionShape& shape = p_.shape;
     shared_ = shape.heads_per_group > 1 && p_.k.head_stride == 0 && p_.v.head_stride == 0;
     num_streams_ = shared_ ? shape.num_groups : shape.num_heads();
@@ -35,7 +37,8 @@ class DecodeStreams {
     const int64_t num_queries = task.queries.end - task.queries.begin;
     for (ptrdiff_t r = 0; r < num_rows; ++r) {
       const int64_t head = r / num_queries;
-      rows_[r] = {head / p_.shape.heads_per_group, head % p_.shape.heads_per_group, r % num_queries, -kInfinity<C>, C(0)};
+      rows_[r] = {head / p_.shape.heads_per_group, head % p_.shape.heads_per_group, r % num_queries, -kInfinity<C>,
+                  C(0)};
     }
   }
   HWY_INLINE ptrdiff_t rows_per_stream(const ForwardTask& task) const {

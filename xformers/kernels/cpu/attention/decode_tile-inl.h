@@ -1,5 +1,5 @@
-// Decode on matrix tiles, for up to 16 rows per stream (decode_streams-inl.h): the rows of K are read as tiles where they
-// lie, so that the processor does little more than load.
+// Decode on matrix tiles, for up to 16 rows per stream (decode_streams-inl.h): the rows of K are read as tiles where
+// they lie, so that the processor does little more than load.
 //
 //   per stream and 64 keys:  S^T [keys, 16 rows] = K Q^T
 //                            bias, mask, online softmax: a vector holds one key's 16 rows
@@ -23,10 +23,10 @@ template <class Gemm>
 class DecodeTile : public DecodeStreams<typename Gemm::Element> {
   using T = typename Gemm::Element;
   using Base = DecodeStreams<T>;
-  using typename Base::Row;
   using Base::num_streams_;
   using Base::p_;
   using Base::rows_;
+  using typename Base::Row;
   static_assert(Gemm::kPlanes == 1);
 
   struct Stream {
@@ -86,7 +86,8 @@ class DecodeTile : public DecodeStreams<typename Gemm::Element> {
     std::memset(static_cast<void*>(gathered_), 0, kTileRows * dim * sizeof(T));
     for (ptrdiff_t r = 0; r < per_stream; ++r) {
       const Row& row = rows_[index * per_stream + r];
-      std::memcpy(gathered_ + r * dim, row_of<const T>(p_.q, sequence.batch, sequence.q_begin + row.query, row.group, row.head),
+      std::memcpy(gathered_ + r * dim,
+                  row_of<const T>(p_.q, sequence.batch, sequence.q_begin + row.query, row.group, row.head),
                   dim * sizeof(T));
     }
     stream.q = Gemm::pack_right_transposed(q_memory_ + index * q_size_, gathered_, dim, kTileRows, dim);
@@ -123,9 +124,8 @@ class DecodeTile : public DecodeStreams<typename Gemm::Element> {
     for (ptrdiff_t r = 0; r < kTileRows; ++r) {
       for (ptrdiff_t n = 0; n < padded; n += 32) {
         const float* from = transposed_ + r * kTileKeys + n;
-        split_planes<1>(_mm512_loadu_ps(from), _mm512_loadu_ps(from + 16), [&](int, __m512i bits) {
-          _mm512_storeu_si512(probs_ + r * kTileKeys + n, bits);
-        });
+        split_planes<1>(_mm512_loadu_ps(from), _mm512_loadu_ps(from + 16),
+                        [&](int, __m512i bits) { _mm512_storeu_si512(probs_ + r * kTileKeys + n, bits); });
       }
     }
     const auto packed_v = Gemm::pack_right(v_memory_, v, p_.v.seq_stride, count, p_.shape.head_dim_v);
@@ -164,10 +164,12 @@ class DecodeTile : public DecodeStreams<typename Gemm::Element> {
       alignas(64) float by_row[kTileRows];
       _mm512_store_ps(by_row, factor.raw);
       for (ptrdiff_t r = 0; r < kTileRows; ++r) {
-        for (float* out = stream.out + r * out_stride_; out < stream.out + (r + 1) * out_stride_; ++out) *out *= by_row[r];
+        for (float* out = stream.out + r * out_stride_; out < stream.out + (r + 1) * out_stride_; ++out)
+          *out *= by_row[r];
       }
     }
-    const __m512 base = _mm512_mask_blend_ps(_mm512_cmp_ps_mask(row_max, lowest, _CMP_LT_OQ), row_max, _mm512_setzero_ps());
+    const __m512 base =
+        _mm512_mask_blend_ps(_mm512_cmp_ps_mask(row_max, lowest, _CMP_LT_OQ), row_max, _mm512_setzero_ps());
     for (ptrdiff_t n = 0; n < count; ++n) {
       const Vec<float> p = exp2_vec<Gemm::kExp2Degree>(Vec<float>{_mm512_sub_ps(at(n), base)});
       row_sum = _mm512_add_ps(row_sum, p.raw);

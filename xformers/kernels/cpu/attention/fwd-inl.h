@@ -1,16 +1,16 @@
-// Forward attention of one task: online softmax over blocks of 128 keys, for up to 16 blocks of 64 columns ((head, query)
-// pairs that share keys and values), so that a packed block of keys serves 1024 rows.
+// Forward attention of one task: online softmax over blocks of 128 keys, for up to 16 blocks of 64 columns ((head,
+// query) pairs that share keys and values), so that a packed block of keys serves 1024 rows.
 //
 //   per block of keys:  pack K [keys, head_dim] and V^T [head_dim_v, keys]
 //     per block of columns:  S^T = K Q^T -> bias, mask -> column maxima -> P^T = 2^(S^T - max) -> O^T += V^T P^T
 //   at the end:  out = O / sum, lse = max + ln(sum)
 //
-// The maximum in use is only raised when a score exceeds it by more than 2^8: until then the sums cannot overflow, and O
-// needs no rescaling. Working memory: O^T and Q^T of the columns and one packed block of K and V.
+// The maximum in use is only raised when a score exceeds it by more than 2^8: until then the sums cannot overflow, and
+// O needs no rescaling. Working memory: O^T and Q^T of the columns and one packed block of K and V.
 #pragma once
 
-#include "xformers/kernels/cpu/base/scratch.h"
 #include "xformers/kernels/cpu/attention/scores-inl.h"
+#include "xformers/kernels/cpu/base/scratch.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace xformers::cpu::XFORMERS_ISA_NAMESPACE {
@@ -81,19 +81,22 @@ class Forward {
         const Range seen = band.key_range(block.columns.queries);
         const ptrdiff_t begin = max_of(seen.begin - key, 0) / 32 * 32, end = min_of(seen.end - key, num_keys);
         if (begin >= end) continue;
-        add_keys(block, task, band, sequence, packed_k.at_row(begin), packed_v.at_depth(begin), key + begin, end - begin);
+        add_keys(block, task, band, sequence, packed_k.at_row(begin), packed_v.at_depth(begin), key + begin,
+                 end - begin);
       }
     }
     for (ptrdiff_t b = 0; b < num_blocks; ++b) finish(blocks_[b], task, sequence);
   }
 
  private:
-  HWY_INLINE void start(ColumnBlock& block, ptrdiff_t index, ptrdiff_t total, const ForwardTask& task, const Sequence& sequence) {
+  HWY_INLINE void start(ColumnBlock& block, ptrdiff_t index, ptrdiff_t total, const ForwardTask& task,
+                        const Sequence& sequence) {
     const ptrdiff_t first = index * kBlockColumns;
     fill_columns(block.columns, first, min_of(kBlockColumns, total - first), 16, task.queries, task.head_begin);
     T* const rows = reinterpret_cast<T*>(staging_);
     gather_rows(rows, p_.shape.head_dim, p_.q, sequence, task.group_begin, block.columns);
-    block.q = Gemm::pack_right_transposed(q_memory_[index], rows, p_.shape.head_dim, block.columns.padded, p_.shape.head_dim);
+    block.q =
+        Gemm::pack_right_transposed(q_memory_[index], rows, p_.shape.head_dim, block.columns.padded, p_.shape.head_dim);
     block.out = out_memory_[index];
     block.started = false;
     for (ptrdiff_t c = 0; c < kBlockColumns; ++c) {
@@ -108,11 +111,11 @@ class Forward {
     const ptrdiff_t cols = block.columns.padded;
     Gemm::multiply(scores_, cols, k, block.q, rows, cols, p_.shape.head_dim, false);
 
-    const C scale_log2 = finish_scores<T>(scores_, rows, p_.softmax_scale, p_.bias, band, sequence.batch, task.group_begin, block.columns, key,
-                                          staging_);
+    const C scale_log2 = finish_scores<T>(scores_, rows, p_.softmax_scale, p_.bias, band, sequence.batch,
+                                          task.group_begin, block.columns, key, staging_);
     if (p_.dropout.p > 0) {
-      fill_keep(keep_, rows, p_.dropout, task.sequence, p_.shape.num_heads(), task.group_begin * p_.shape.heads_per_group,
-                block.columns, key);
+      fill_keep(keep_, rows, p_.dropout, task.sequence, p_.shape.num_heads(),
+                task.group_begin * p_.shape.heads_per_group, block.columns, key);
     }
     const auto probs = Gemm::probs_right(probs_, scores_, kBlockKeys, cols);
     softmax(block, probs, scale_log2, rows);
@@ -120,7 +123,8 @@ class Forward {
     block.started = true;
   }
 
-  // Scores (times scale_log2: exponents of 2) to probabilities relative to the block's maximum; updates maxima and sums.
+  // Scores (times scale_log2: exponents of 2) to probabilities relative to the block's maximum; updates maxima and
+  // sums.
   HWY_INLINE void softmax(ColumnBlock& block, const typename Gemm::Right& probs, C scale_log2, ptrdiff_t rows) {
     const Tag<C> d;
     const ptrdiff_t cols = block.columns.padded;
@@ -146,8 +150,7 @@ class Forward {
       if (!hn::AllFalse(d, hn::Gt(seen_max, hn::Add(row_max, headroom)))) {
         const auto raised = hn::Max(row_max, seen_max);
         // Of a column that has seen no key yet, row_max is -inf: the factor is 0. Where raised is -inf too, likewise.
-        const auto factor =
-            exp2_vec<Gemm::kExp2Degree>(hn::Mul(hn::Sub(row_max, hn::Max(raised, lowest)), scale));
+        const auto factor = exp2_vec<Gemm::kExp2Degree>(hn::Mul(hn::Sub(row_max, hn::Max(raised, lowest)), scale));
         row_sum = hn::Mul(row_sum, factor);
         hn::Store(factor, d, rescale + c);
         hn::Store(raised, d, block.row_max + c);
@@ -223,7 +226,8 @@ class Forward {
         continue;
       }
       const int64_t row = sequence.q_begin + columns.origin + columns.query[c];
-      store_row(staging_ + c * stride, inverse[c], row_of<T>(p_.out, sequence.batch, row, task.group_begin, columns.head[c]), dim_v);
+      store_row(staging_ + c * stride, inverse[c],
+                row_of<T>(p_.out, sequence.batch, row, task.group_begin, columns.head[c]), dim_v);
       if (p_.lse.data) *row_of<C>(p_.lse, sequence.batch, row, task.group_begin, columns.head[c]) = lse[c];
     }
   }

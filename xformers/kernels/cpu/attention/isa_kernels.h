@@ -1,5 +1,5 @@
-// The kernels of each instruction set: tiled forward and backward, and decode for few rows. Each set lives in its own unit
-// with its own compiler flags.
+// The kernels of each instruction set: tiled forward and backward, and decode for few rows. Each set lives in its own
+// unit with its own compiler flags.
 #pragma once
 
 #include "xformers/kernels/cpu/attention/plan.h"
@@ -11,11 +11,11 @@ namespace xformers::cpu {
 using ForwardFn = void (*)(const AttentionFwdParams& params, const ForwardPlan& plan, const Threads& threads);
 using BackwardFn = void (*)(const AttentionBwdParams& params, const BackwardPlan& plan, const Threads& threads);
 
-#define XFORMERS_DECLARE_ISA(isa)                                                                        \
-  namespace isa {                                                                                        \
-  void forward(const AttentionFwdParams& params, const ForwardPlan& plan, const Threads& threads);       \
-  void backward(const AttentionBwdParams& params, const BackwardPlan& plan, const Threads& threads);     \
-  void decode(const AttentionFwdParams& params, const ForwardPlan& plan, const Threads& threads);        \
+#define XFORMERS_DECLARE_ISA(isa)                                                                    \
+  namespace isa {                                                                                    \
+  void forward(const AttentionFwdParams& params, const ForwardPlan& plan, const Threads& threads);   \
+  void backward(const AttentionBwdParams& params, const BackwardPlan& plan, const Threads& threads); \
+  void decode(const AttentionFwdParams& params, const ForwardPlan& plan, const Threads& threads);    \
   }
 XFORMERS_DECLARE_ISA(isa_portable)
 XFORMERS_DECLARE_ISA(isa_avx2)

@@ -12,14 +12,17 @@ namespace xformers::cpu {
 namespace {
 
 template <class T, class C>
-void merge_rows(const AttentionFwdParams& params, const ForwardMerge& merge, const C* partial_out, const C* partial_lse) {
+void merge_rows(const AttentionFwdParams& params, const ForwardMerge& merge, const C* partial_out,
+                const C* partial_lse) {
   constexpr C kMinusInfinity = -std::numeric_limits<C>::infinity();
-  const int64_t dim_v = params.shape.head_dim_v, rows = merge.num_rows(), num_queries = merge.queries.end - merge.queries.begin;
+  const int64_t dim_v = params.shape.head_dim_v, rows = merge.num_rows(),
+                num_queries = merge.queries.end - merge.queries.begin;
   const Sequence sequence = sequence_at(params.shape, params.seq, merge.sequence);
   std::vector<C> sum(dim_v);
   for (int64_t r = 0; r < rows; ++r) {
     C highest = kMinusInfinity, total = 0;
-    for (int64_t s = 0; s < merge.num_splits; ++s) highest = std::max(highest, partial_lse[merge.partial_row + s * rows + r]);
+    for (int64_t s = 0; s < merge.num_splits; ++s)
+      highest = std::max(highest, partial_lse[merge.partial_row + s * rows + r]);
     std::fill(sum.begin(), sum.end(), C(0));
     for (int64_t s = 0; s < merge.num_splits; ++s) {
       const int64_t partial = merge.partial_row + s * rows + r;
@@ -29,7 +32,8 @@ void merge_rows(const AttentionFwdParams& params, const ForwardMerge& merge, con
       for (int64_t d = 0; d < dim_v; ++d) sum[d] += weight * partial_out[partial * dim_v + d];
     }
     const int64_t num_heads = merge.head_end - merge.head_begin, head = merge.head_begin + r / num_queries % num_heads;
-    const int64_t group = merge.group_begin + r / num_queries / num_heads, query = merge.queries.begin + r % num_queries;
+    const int64_t group = merge.group_begin + r / num_queries / num_heads,
+                  query = merge.queries.begin + r % num_queries;
     T* out = static_cast<T*>(params.out.data) + sequence.batch * params.out.batch_stride +
              (sequence.q_begin + query) * params.out.seq_stride + group * params.out.group_stride +
              head * params.out.head_stride;
@@ -44,7 +48,8 @@ void merge_rows(const AttentionFwdParams& params, const ForwardMerge& merge, con
 
 }  // namespace
 
-void merge_splits(const AttentionFwdParams& params, const ForwardMerge& merge, const float* partial_out, const float* partial_lse) {
+void merge_splits(const AttentionFwdParams& params, const ForwardMerge& merge, const float* partial_out,
+                  const float* partial_lse) {
   switch (params.shape.dtype) {
     case DType::kFloat32: return merge_rows<float>(params, merge, partial_out, partial_lse);
     case DType::kBFloat16: return merge_rows<BFloat16>(params, merge, partial_out, partial_lse);
@@ -53,7 +58,8 @@ void merge_splits(const AttentionFwdParams& params, const ForwardMerge& merge, c
   }
 }
 
-void merge_splits(const AttentionFwdParams& params, const ForwardMerge& merge, const double* partial_out, const double* partial_lse) {
+void merge_splits(const AttentionFwdParams& params, const ForwardMerge& merge, const double* partial_out,
+                  const double* partial_lse) {
   merge_rows<double>(params, merge, partial_out, partial_lse);
 }
 

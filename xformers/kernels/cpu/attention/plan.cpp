@@ -5,7 +5,7 @@
 namespace xformers::cpu {
 namespace {
 
-constexpr int64_t kMinKeysPerSplit = 512;  // below this, merging costs more than the split gains
+constexpr int64_t kMinKeysPerSplit = 512;             // below this, merging costs more than the split gains
 constexpr int64_t kMaxShareBytes = int64_t{1} << 29;  // memory for shares of dq
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -76,7 +76,8 @@ ForwardPlan plan_forward(const AttentionFwdParams& params, int num_threads) {
   for (int64_t s = 0; s < num_seqs; ++s) {
     num_tasks += head_tasks * ceil_div(sequence_at(shape, params.seq, s).seqlen_q, queries);
   }
-  const int64_t wanted_splits = num_tasks < 2 * num_threads && num_threads > 1 ? ceil_div(2 * num_threads, num_tasks) : 1;
+  const int64_t wanted_splits =
+      num_tasks < 2 * num_threads && num_threads > 1 ? ceil_div(2 * num_threads, num_tasks) : 1;
 
   plan.tasks.reserve(num_tasks);
   for (int64_t s = 0; s < num_seqs; ++s) {
@@ -115,10 +116,12 @@ ForwardPlan plan_decode(const AttentionFwdParams& params, int num_threads) {
     total_keys += keys.empty() ? 0 : keys.end - keys.begin;
   }
   // Several tasks a thread, so that sequences of different lengths balance; one is enough for a single thread.
-  const int64_t keys_per_task = std::max(num_threads > 1 ? total_keys / (4 * num_threads) : total_keys, kMinKeysPerSplit);
+  const int64_t keys_per_task =
+      std::max(num_threads > 1 ? total_keys / (4 * num_threads) : total_keys, kMinKeysPerSplit);
   for (int64_t s = 0; s < num_seqs; ++s) {
     const ForwardTask task = task_of(s);
-    if (!task.queries.empty()) add_tasks(plan, task, std::max((task.keys.end - task.keys.begin) / keys_per_task, int64_t{1}));
+    if (!task.queries.empty())
+      add_tasks(plan, task, std::max((task.keys.end - task.keys.begin) / keys_per_task, int64_t{1}));
   }
   return plan;
 }
@@ -128,9 +131,10 @@ BackwardPlan plan_backward(const AttentionBwdParams& params, int num_threads) {
   const int64_t num_seqs = num_sequences(shape, params.seq);
   BackwardPlan plan;
   const int64_t whole_tasks = num_seqs * shape.num_heads();
-  const int64_t wanted = num_threads > 1 && whole_tasks > 0 && whole_tasks % num_threads != 0 && whole_tasks < 4 * num_threads
-                             ? ceil_div(4 * num_threads, whole_tasks)
-                             : 1;
+  const int64_t wanted =
+      num_threads > 1 && whole_tasks > 0 && whole_tasks % num_threads != 0 && whole_tasks < 4 * num_threads
+          ? ceil_div(4 * num_threads, whole_tasks)
+          : 1;
   for (int64_t s = 0; s < num_seqs; ++s) {
     const Sequence sequence = sequence_at(shape, params.seq, s);
     const int64_t share = dq_size(sequence.seqlen_q, shape.head_dim);

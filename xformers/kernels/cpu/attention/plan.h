@@ -14,7 +14,8 @@ namespace xformers::cpu {
 inline constexpr int64_t kBlockColumns = 64, kBlockKeys = 128;
 inline constexpr int64_t kMaxColumnBlocks = 16;
 
-// Column blocks that a forward task may hold: fewer for wide heads, so that its memory stays near the second-level cache.
+// Column blocks that a forward task may hold: fewer for wide heads, so that its memory stays near the second-level
+// cache.
 XFORMERS_BAND_INLINE int64_t column_blocks(const AttentionShape& shape) {
   const int64_t widest = shape.head_dim > shape.head_dim_v ? shape.head_dim : shape.head_dim_v;
   return widest <= 128 ? kMaxColumnBlocks : widest <= 256 ? kMaxColumnBlocks / 2 : kMaxColumnBlocks / 4;
@@ -25,23 +26,26 @@ XFORMERS_BAND_INLINE int64_t dq_size(int64_t seqlen_q, int64_t head_dim) {
   return (seqlen_q + kBlockColumns - 1) / kBlockColumns * kBlockColumns * ((head_dim + 15) / 16 * 16);
 }
 
-// Forward: queries [queries.begin, queries.end) of heads [head_begin, head_end) of groups [group_begin, group_end), over
-// these keys. Tiled kernels get one group at a time and heads that share key and value; decode kernels get all heads, so
-// that they read the rows of K and V in the order in which they lie in memory.
+// Forward: queries [queries.begin, queries.end) of heads [head_begin, head_end) of groups [group_begin, group_end),
+// over these keys. Tiled kernels get one group at a time and heads that share key and value; decode kernels get all
+// heads, so that they read the rows of K and V in the order in which they lie in memory.
 struct ForwardTask {
   int64_t sequence, group_begin, group_end, head_begin, head_end;
   Range queries, keys;
-  int64_t partial_row;  // first row in the partial results, -1: the task sees all its keys and writes out and lse itself
+  int64_t
+      partial_row;  // first row in the partial results, -1: the task sees all its keys and writes out and lse itself
 };
 
-// Rows whose keys were split over several tasks: their partial results are merged in order. Rows run over groups, heads,
-// queries, the last fastest.
+// Rows whose keys were split over several tasks: their partial results are merged in order. Rows run over groups,
+// heads, queries, the last fastest.
 struct ForwardMerge {
   int64_t sequence, group_begin, group_end, head_begin, head_end;
   Range queries;
   int64_t partial_row;  // of the first split; split s starts num_rows() * s later
   int64_t num_splits;
-  int64_t num_rows() const { return (group_end - group_begin) * (head_end - head_begin) * (queries.end - queries.begin); }
+  int64_t num_rows() const {
+    return (group_end - group_begin) * (head_end - head_begin) * (queries.end - queries.begin);
+  }
 };
 
 struct ForwardPlan {
@@ -53,8 +57,8 @@ struct ForwardPlan {
 ForwardPlan plan_forward(const AttentionFwdParams& params, int num_threads);
 ForwardPlan plan_decode(const AttentionFwdParams& params, int num_threads);
 
-// The most (head, query) pairs that share their keys: heads of a group where they share key and value, times the queries
-// of the longest sequence.
+// The most (head, query) pairs that share their keys: heads of a group where they share key and value, times the
+// queries of the longest sequence.
 int64_t rows_per_key(const AttentionFwdParams& params);
 
 // Backward: keys [k_begin, k_end) of one head, all its queries.

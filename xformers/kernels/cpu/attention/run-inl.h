@@ -1,11 +1,11 @@
 // One whole call for one kernel: memory, tasks, merges.
 #pragma once
 
-#include "xformers/kernels/cpu/base/scratch.h"
 #include "xformers/kernels/cpu/attention/bwd-inl.h"
 #include "xformers/kernels/cpu/attention/decode-inl.h"
-#include "xformers/kernels/cpu/base/parallel_for.h"
 #include "xformers/kernels/cpu/attention/merge.h"
+#include "xformers/kernels/cpu/base/parallel_for.h"
+#include "xformers/kernels/cpu/base/scratch.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace xformers::cpu::XFORMERS_ISA_NAMESPACE {
@@ -27,9 +27,8 @@ void run_forward(const AttentionFwdParams& params, const ForwardPlan& plan, cons
     kernel.run(plan.tasks[task]);
     Kernel::end();
   });
-  for_each_task(threads, static_cast<int64_t>(plan.merges.size()), [&](int64_t index, int) {
-    merge_splits(params, plan.merges[index], partials.out, partials.lse);
-  });
+  for_each_task(threads, static_cast<int64_t>(plan.merges.size()),
+                [&](int64_t index, int) { merge_splits(params, plan.merges[index], partials.out, partials.lse); });
 }
 
 template <class Gemm>

@@ -17,13 +17,13 @@ inline constexpr double kLog2e = 1.4426950408889634074, kLn2 = 0.693147180559945
 
 template <class T>
 HWY_INLINE T* row_of(const HeadsTensor& tensor, int64_t batch, int64_t row, int64_t group, int64_t head) {
-  return static_cast<T*>(tensor.data) + batch * tensor.batch_stride + row * tensor.seq_stride + group * tensor.group_stride +
-         head * tensor.head_stride;
+  return static_cast<T*>(tensor.data) + batch * tensor.batch_stride + row * tensor.seq_stride +
+         group * tensor.group_stride + head * tensor.head_stride;
 }
 template <class C>
 HWY_INLINE C* row_of(const RowTensor& tensor, int64_t batch, int64_t row, int64_t group, int64_t head) {
-  return static_cast<C*>(tensor.data) + batch * tensor.batch_stride + group * tensor.group_stride + head * tensor.head_stride +
-         row;
+  return static_cast<C*>(tensor.data) + batch * tensor.batch_stride + group * tensor.group_stride +
+         head * tensor.head_stride + row;
 }
 template <class T>
 HWY_INLINE T* bias_row(const ScoreBias& bias, int64_t batch, int64_t query, int64_t group, int64_t head) {
@@ -70,7 +70,8 @@ HWY_INLINE void gather_rows(T* to, ptrdiff_t width, const HeadsTensor& tensor, c
                             const Columns<C>& columns) {
   for (ptrdiff_t c = 0; c < columns.count; ++c) {
     const int64_t row = sequence.q_begin + columns.origin + columns.query[c];
-    std::memcpy(to + c * width, row_of<const T>(tensor, sequence.batch, row, group, columns.head[c]), width * sizeof(T));
+    std::memcpy(to + c * width, row_of<const T>(tensor, sequence.batch, row, group, columns.head[c]),
+                width * sizeof(T));
   }
   std::memset(static_cast<void*>(to + columns.count * width), 0, (columns.padded - columns.count) * width * sizeof(T));
 }
@@ -82,7 +83,8 @@ HWY_INLINE void add_bias(C* scores, ptrdiff_t rows, C scale_log2, const ScoreBia
   C* const transposed = staging + kBlockColumns * kBlockKeys;
   const ptrdiff_t padded_rows = round_up(rows, 16);
   for (ptrdiff_t c = 0; c < columns.count; ++c) {
-    const T* from = bias_row<const T>(bias, batch, columns.origin + columns.query[c], group, columns.head[c]) + key * bias.k_stride;
+    const T* from =
+        bias_row<const T>(bias, batch, columns.origin + columns.query[c], group, columns.head[c]) + key * bias.k_stride;
     C* to = staging + c * padded_rows;
     if (bias.k_stride == 1) {
       convert_row(from, to, rows);
@@ -90,12 +92,14 @@ HWY_INLINE void add_bias(C* scores, ptrdiff_t rows, C scale_log2, const ScoreBia
       for (ptrdiff_t n = 0; n < rows; ++n) to[n] = static_cast<C>(to_compute(from[n * bias.k_stride]));
     }
   }
-  zero_row(staging + columns.count * padded_rows, (columns.padded - columns.count) * padded_rows);  // stale NaN would spread
+  zero_row(staging + columns.count * padded_rows,
+           (columns.padded - columns.count) * padded_rows);  // stale NaN would spread
   transpose(staging, padded_rows, transposed, columns.padded, columns.padded, rows);
   const Tag<C> d;
   const auto scale = hn::Set(d, scale_log2), log2e = hn::Set(d, static_cast<C>(kLog2e));
   for (ptrdiff_t i = 0; i < rows * columns.padded; i += lanes<C>()) {
-    hn::StoreU(hn::MulAdd(hn::LoadU(d, scores + i), scale, hn::Mul(hn::LoadU(d, transposed + i), log2e)), d, scores + i);
+    hn::StoreU(hn::MulAdd(hn::LoadU(d, scores + i), scale, hn::Mul(hn::LoadU(d, transposed + i), log2e)), d,
+               scores + i);
   }
 }
 
@@ -133,8 +137,8 @@ HWY_INLINE void mask_scores(C* scores, ptrdiff_t rows, const Band& band, const C
 
 // Bias and mask; returns the factor that is still to be applied.
 template <class T, class C>
-HWY_INLINE C finish_scores(C* scores, ptrdiff_t rows, double softmax_scale, const ScoreBias& bias, const Band& band, int64_t batch,
-                           int64_t group, const Columns<C>& columns, int64_t key, C* staging) {
+HWY_INLINE C finish_scores(C* scores, ptrdiff_t rows, double softmax_scale, const ScoreBias& bias, const Band& band,
+                           int64_t batch, int64_t group, const Columns<C>& columns, int64_t key, C* staging) {
   C factor = static_cast<C>(softmax_scale * kLog2e);
   if (bias.data) {
     add_bias<T>(scores, rows, factor, bias, batch, group, columns, key, staging);
@@ -158,7 +162,8 @@ HWY_INLINE void multiply_wide(VecU32 a, VecU32 b, VecU32& high, VecU32& low) {
   low = hn::OddEven(hn::BitCast(d, hn::ShiftLeft<32>(odd)), hn::BitCast(d, even));
 }
 
-// keep[key][column] = 1 or 0 for keys [key, key + rows); key is a multiple of 4 and keep has room for rows rounded up to 4.
+// keep[key][column] = 1 or 0 for keys [key, key + rows); key is a multiple of 4 and keep has room for rows rounded up
+// to 4.
 template <class C>
 HWY_INLINE void fill_keep(C* keep, ptrdiff_t rows, const Dropout& dropout, int64_t sequence_index, int64_t num_heads,
                           int64_t first_head_of_group, const Columns<C>& columns, int64_t key) {
@@ -174,10 +179,12 @@ HWY_INLINE void fill_keep(C* keep, ptrdiff_t rows, const Dropout& dropout, int64
   const auto mul0 = hn::Set(d, kPhiloxMul0), mul1 = hn::Set(d, kPhiloxMul1);
   for (ptrdiff_t n = 0; n < rows; n += 4) {
     for (ptrdiff_t c = 0; c < columns.padded; c += kLanes) {
-      auto c0 = hn::Set(d, static_cast<uint32_t>((key + n) / 4)), c1 = hn::Load(d, query + c), c2 = hn::Load(d, head + c);
+      auto c0 = hn::Set(d, static_cast<uint32_t>((key + n) / 4)), c1 = hn::Load(d, query + c),
+           c2 = hn::Load(d, head + c);
       auto c3 = hn::Set(d, static_cast<uint32_t>(dropout.philox_offset));
       uint32_t key0 = static_cast<uint32_t>(dropout.philox_seed);
-      uint32_t key1 = static_cast<uint32_t>(dropout.philox_seed >> 32) ^ static_cast<uint32_t>(dropout.philox_offset >> 32);
+      uint32_t key1 =
+          static_cast<uint32_t>(dropout.philox_seed >> 32) ^ static_cast<uint32_t>(dropout.philox_offset >> 32);
       for (int round = 0; round < kPhiloxRounds; ++round) {
         VecU32 high0, low0, high1, low1;
         multiply_wide(c0, mul0, high0, low0);

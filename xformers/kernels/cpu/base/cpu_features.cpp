@@ -46,8 +46,7 @@ CpuFeatures detect() {
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return features;
   const uint32_t last_subleaf = a;
   features.avx2 = bit(b, 5) && bit(b, 3) && bit(b, 8) && fma && f16c && ymm_saved;
-  features.avx512 =
-      features.avx2 && bit(b, 16) && bit(b, 17) && bit(b, 28) && bit(b, 30) && bit(b, 31) && zmm_saved;
+  features.avx512 = features.avx2 && bit(b, 16) && bit(b, 17) && bit(b, 28) && bit(b, 30) && bit(b, 31) && zmm_saved;
   features.avx512_fp16 = features.avx512 && bit(d, 23);
   const bool amx = bit(d, 22) && bit(d, 24) && tiles_saved;
   if (last_subleaf >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) features.avx512_bf16 = features.avx512 && bit(a, 5);

@@ -22,7 +22,7 @@ struct CpuFeatures {
 const CpuFeatures& cpu_features();  // detected once
 
 bool has_isa(Isa isa);
-const char* name_of(Isa isa);                  // "portable", "avx2", "avx512", "avx512_bf16", "avx512_fp16", "amx"
+const char* name_of(Isa isa);  // "portable", "avx2", "avx512", "avx512_bf16", "avx512_fp16", "amx"
 std::vector<std::string> available_isa_names();
 
 }  // namespace xformers::cpu

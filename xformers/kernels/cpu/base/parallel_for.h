@@ -18,8 +18,8 @@ struct Threads {
 Threads default_threads();
 void run_std_threads(int num_workers, void (*body)(void* context, int worker), void* context);
 
-// Calls fn(task, worker) for every task in [0, num_tasks). Workers take the next task when free, so uneven tasks balance;
-// a task must not depend on which worker runs it. fn must not throw.
+// Calls fn(task, worker) for every task in [0, num_tasks). Workers take the next task when free, so uneven tasks
+// balance; a task must not depend on which worker runs it. fn must not throw.
 template <class Fn>
 void for_each_task(const Threads& threads, int64_t num_tasks, const Fn& fn) {
   const int num_workers = static_cast<int>(num_tasks < threads.num_threads ? num_tasks : threads.num_threads);

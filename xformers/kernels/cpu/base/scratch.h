@@ -1,5 +1,5 @@
-// Working memory of one call: a buffer that stays with the calling thread, so that small problems cost no allocation and
-// no page faults, and an arena that lays arrays out in it.
+// Working memory of one call: a buffer that stays with the calling thread, so that small problems cost no allocation
+// and no page faults, and an arena that lays arrays out in it.
 #pragma once
 
 #include <cstddef>

@@ -1,6 +1,6 @@
 // Vector helpers on Highway: rows of any element type to and from the compute type (float, or double for double), 2^x,
-// transposition. Compiled once per instruction set: the including unit defines XFORMERS_ISA_NAMESPACE and its own flags.
-// No include guard trick is needed, since one unit holds one instruction set.
+// transposition. Compiled once per instruction set: the build defines XFORMERS_ISA_NAMESPACE and the
+// flags. No include guard trick is needed, since one unit holds one instruction set.
 #pragma once
 
 #include <hwy/contrib/math/math-inl.h>
@@ -44,7 +44,9 @@ struct ComputeOf<double> {
 
 HWY_INLINE constexpr ptrdiff_t min_of(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
 HWY_INLINE constexpr ptrdiff_t max_of(ptrdiff_t a, ptrdiff_t b) { return a > b ? a : b; }
-HWY_INLINE constexpr ptrdiff_t round_up(ptrdiff_t x, ptrdiff_t multiple) { return (x + multiple - 1) / multiple * multiple; }
+HWY_INLINE constexpr ptrdiff_t round_up(ptrdiff_t x, ptrdiff_t multiple) {
+  return (x + multiple - 1) / multiple * multiple;
+}
 
 // ---- one vector of elements, in the compute type ----
 HWY_INLINE Vec<float> load_vec(const float* p) { return hn::LoadU(Tag<float>(), p); }
@@ -176,8 +178,8 @@ HWY_INLINE Vec<double> exp2_vec(Vec<double> x) {
 }
 
 // ---- transposition of 32-bit and 64-bit elements ----
-// to[j * to_stride + i] = from[i * from_stride + j] for i < rows, j < cols. Writes whole tiles: the target needs room for
-// rows and cols rounded up to 16, and the source must be readable likewise.
+// to[j * to_stride + i] = from[i * from_stride + j] for i < rows, j < cols. Writes whole tiles: the target needs room
+// for rows and cols rounded up to 16, and the source must be readable likewise.
 #if XFORMERS_AVX512
 HWY_INLINE void transpose_16x16(const float* from, ptrdiff_t from_stride, float* to, ptrdiff_t to_stride) {
   __m512 a[16], b[16];

@@ -1,4 +1,5 @@
-// bf16 products on AMX: tiles of 16 rows x 64 bytes, C += A * B with A [16, 32] bf16, B [16 pairs, 16], C [16, 16] fp32.
+// bf16 products on AMX: tiles of 16 rows x 64 bytes, C += A * B with A [16, 32] bf16, B [16 pairs, 16], C [16, 16]
+// fp32.
 #pragma once
 
 #include "xformers/kernels/cpu/gemm/gemm_bf16x-inl.h"
@@ -24,8 +25,8 @@ struct AmxEngine {
 
   // Tiles 0-3 accumulate [row tile, col tile], 4-5 hold Left, 6-7 Right.
   template <int kPlanes, int kRowTiles, int kColTiles>
-  static HWY_INLINE void block(float* c, ptrdiff_t c_stride, const PlaneLeft& left, const PlaneRight& right, ptrdiff_t row,
-                               ptrdiff_t col, ptrdiff_t depth, bool accumulate) {
+  static HWY_INLINE void block(float* c, ptrdiff_t c_stride, const PlaneLeft& left, const PlaneRight& right,
+                               ptrdiff_t row, ptrdiff_t col, ptrdiff_t depth, bool accumulate) {
     const ptrdiff_t c_bytes = c_stride * sizeof(float), left_bytes = left.stride * sizeof(Bf16Bits);
     const ptrdiff_t right_bytes = right.stride * sizeof(Pair);
     float* const c0 = c + row * c_stride + col;

@@ -11,14 +11,15 @@ struct Dpbf16Engine {
   static HWY_INLINE void end() {}
 
   template <int kPlanes, int kRows, int kVecs>
-  static HWY_INLINE void tile(float* c, ptrdiff_t c_stride, const PlaneLeft& left, const PlaneRight& right, ptrdiff_t row,
-                              ptrdiff_t col, ptrdiff_t depth, bool accumulate) {
+  static HWY_INLINE void tile(float* c, ptrdiff_t c_stride, const PlaneLeft& left, const PlaneRight& right,
+                              ptrdiff_t row, ptrdiff_t col, ptrdiff_t depth, bool accumulate) {
     __m512 acc[kRows][kVecs];
     float* const target = c + row * c_stride + col;
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
-      for (int v = 0; v < kVecs; ++v) acc[r][v] = accumulate ? _mm512_loadu_ps(target + r * c_stride + v * 16) : _mm512_setzero_ps();
+      for (int v = 0; v < kVecs; ++v)
+        acc[r][v] = accumulate ? _mm512_loadu_ps(target + r * c_stride + v * 16) : _mm512_setzero_ps();
     }
     for (const PlanePair& pair : PlanePairs<kPlanes>::kList) {
       const Bf16Bits* a = left.data + pair.left * left.plane + row * left.stride;
@@ -47,8 +48,8 @@ struct Dpbf16Engine {
   }
 
   template <int kPlanes, int kVecs>
-  static HWY_NOINLINE void columns(float* c, ptrdiff_t c_stride, const PlaneLeft& left, const PlaneRight& right, ptrdiff_t rows,
-                                   ptrdiff_t col, ptrdiff_t depth, bool accumulate) {
+  static HWY_NOINLINE void columns(float* c, ptrdiff_t c_stride, const PlaneLeft& left, const PlaneRight& right,
+                                   ptrdiff_t rows, ptrdiff_t col, ptrdiff_t depth, bool accumulate) {
     ptrdiff_t row = 0;
     for (; row + 6 <= rows; row += 6) tile<kPlanes, 6, kVecs>(c, c_stride, left, right, row, col, depth, accumulate);
     for (; row + 2 <= rows; row += 2) tile<kPlanes, 2, kVecs>(c, c_stride, left, right, row, col, depth, accumulate);
@@ -56,8 +57,8 @@ struct Dpbf16Engine {
   }
 
   template <int kPlanes>
-  static HWY_INLINE void multiply(float* c, ptrdiff_t c_stride, const PlaneLeft& left, const PlaneRight& right, ptrdiff_t rows,
-                                  ptrdiff_t cols, ptrdiff_t depth, bool accumulate) {
+  static HWY_INLINE void multiply(float* c, ptrdiff_t c_stride, const PlaneLeft& left, const PlaneRight& right,
+                                  ptrdiff_t rows, ptrdiff_t cols, ptrdiff_t depth, bool accumulate) {
     for (ptrdiff_t col = 0; col < cols;) {
       const ptrdiff_t vecs = min_of((cols - col) / 16, 4);
       if (vecs == 4) columns<kPlanes, 4>(c, c_stride, left, right, rows, col, depth, accumulate);

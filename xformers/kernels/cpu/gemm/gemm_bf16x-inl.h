@@ -1,15 +1,16 @@
 // Small matrix products on bf16 multipliers (AMX tiles or vdpbf16ps): C[rows, cols] (+)= Left * Right, C in fp32.
 //
 // An element is split into kPlanes bf16 numbers that add up to it exactly: 1 for bf16, 2 for fp16 (11 significant bits
-// = 8 + 3), 3 for fp32 (24 = 8 + 8 + 8). The product of two elements is then the sum of the products of their planes, of
-// which those below the last place are left out:
+// = 8 + 3), 3 for fp32 (24 = 8 + 8 + 8). The product of two elements is then the sum of the products of their planes,
+// of which those below the last place are left out:
 //   2 planes: hh + hl + lh                  relative error 2^-17 of an element
 //   3 planes: hh + hm + mh + mm + hl + lh   relative error 2^-24
 // (Henry, Tang & Heinecke, "Leveraging the bfloat16 artificial intelligence datatype for higher-precision
 // computations", ARITH 2019.) Non-finite elements give NaN where the plain product might give Inf.
 //
 //   Left   [planes][rows, to 16][depth, to 32]           bf16, row-major
-//   Right  [planes][depth / 2, to 16][cols, to 16][2]    pairs along the depth, as the dot-product instructions read them
+//   Right  [planes][depth / 2, to 16][cols, to 16][2]    pairs along the depth, as the dot-product instructions read
+//   them
 #pragma once
 
 #include <immintrin.h>
@@ -51,14 +52,18 @@ struct NumPlanes<float> {
 };
 
 HWY_INLINE __m512 load_16(const float* p, __mmask16 mask) { return _mm512_maskz_loadu_ps(mask, p); }
-HWY_INLINE __m512 load_16(const Float16* p, __mmask16 mask) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, p)); }
+HWY_INLINE __m512 load_16(const Float16* p, __mmask16 mask) {
+  return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, p));
+}
 HWY_INLINE __m512 load_16(const BFloat16* p, __mmask16 mask) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, p)), 16));
 }
 HWY_INLINE __mmask16 first_16(ptrdiff_t count) {
   return count >= 16 ? __mmask16{0xffff} : count <= 0 ? __mmask16{0} : static_cast<__mmask16>((1u << count) - 1);
 }
-HWY_INLINE __m512 float_of(__m256i bf16) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bf16), 16)); }
+HWY_INLINE __m512 float_of(__m256i bf16) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bf16), 16));
+}
 
 // The planes of 32 numbers, one after the other: emit(plane, [bf16(low 16), bf16(high 16)]).
 template <int kPlanes, class Emit>
@@ -76,15 +81,15 @@ HWY_INLINE void split_planes(__m512 low, __m512 high, const Emit& emit) {
 
 // [a0 ... a15, b0 ... b15] -> [a0, b0, a1, b1, ...]
 HWY_INLINE __m512i interleave_halves(__m512i bits) {
-  const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20,
-                                         4, 19, 3, 18, 2, 17, 1, 16, 0);
+  const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21,
+                                         5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
   return _mm512_permutexvar_epi16(order, bits);
 }
 
 // For vpermt2w: [a_i, b_i, a_(i+1), b_(i+1), ...] from i = begin.
 HWY_INLINE __m512i zip_order(int begin) {
-  const __m512i order = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5, 36,
-                                         4, 35, 3, 34, 2, 33, 1, 32, 0);
+  const __m512i order = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37,
+                                         5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
   return _mm512_add_epi16(order, _mm512_set1_epi16(static_cast<short>(begin)));
 }
 
@@ -127,10 +132,10 @@ struct Bf16Gemm {
         }
       } else {
         for (ptrdiff_t k = 0; k < depth; k += 32) {
-          const __m512 low = load_16(row + k, first_16(depth - k)), high = load_16(row + k + 16, first_16(depth - k - 16));
-          split_planes<kPlanes>(low, high, [&](int plane, __m512i bits) {
-            _mm512_storeu_si512(target + plane * plane_size + k, bits);
-          });
+          const __m512 low = load_16(row + k, first_16(depth - k)),
+                       high = load_16(row + k + 16, first_16(depth - k - 16));
+          split_planes<kPlanes>(
+              low, high, [&](int plane, __m512i bits) { _mm512_storeu_si512(target + plane * plane_size + k, bits); });
         }
       }
     }
@@ -160,9 +165,10 @@ struct Bf16Gemm {
           const __m512i b = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(second, row + stride + c));
           _mm512_storeu_si512(target + c, _mm512_or_si512(a, _mm512_slli_epi32(b, 16)));
         } else {
-          split_planes<kPlanes>(load_16(row + c, first), load_16(row + stride + c, second), [&](int plane, __m512i bits) {
-            _mm512_storeu_si512(target + plane * plane_size + c, interleave_halves(bits));
-          });
+          split_planes<kPlanes>(load_16(row + c, first), load_16(row + stride + c, second),
+                                [&](int plane, __m512i bits) {
+                                  _mm512_storeu_si512(target + plane * plane_size + c, interleave_halves(bits));
+                                });
         }
       }
     }
@@ -170,30 +176,32 @@ struct Bf16Gemm {
   }
 
   // Pairs along the depth are what both formats have in common: transposing 32-bit pairs turns one into the other.
-  static HWY_INLINE Left pack_left_transposed(void* to, const T* from, ptrdiff_t stride, ptrdiff_t depth, ptrdiff_t rows) {
+  static HWY_INLINE Left pack_left_transposed(void* to, const T* from, ptrdiff_t stride, ptrdiff_t depth,
+                                              ptrdiff_t rows) {
     auto* data = static_cast<Bf16Bits*>(to);
     const ptrdiff_t padded = round_up(depth, 32), plane_size = round_up(rows, 16) * padded;
     const Right pairs = pack_right(data + kPlanes * plane_size, from, stride, depth, rows);
     for (int plane = 0; plane < kPlanes; ++plane) {
-      transpose(pairs.data + plane * pairs.plane, pairs.stride, reinterpret_cast<Pair*>(data + plane * plane_size), padded / 2,
-                padded / 2, round_up(rows, 16));
+      transpose(pairs.data + plane * pairs.plane, pairs.stride, reinterpret_cast<Pair*>(data + plane * plane_size),
+                padded / 2, padded / 2, round_up(rows, 16));
     }
     return {data, padded, plane_size};
   }
   // cols is a multiple of 16.
-  static HWY_INLINE Right pack_right_transposed(void* to, const T* from, ptrdiff_t stride, ptrdiff_t cols, ptrdiff_t depth) {
+  static HWY_INLINE Right pack_right_transposed(void* to, const T* from, ptrdiff_t stride, ptrdiff_t cols,
+                                                ptrdiff_t depth) {
     auto* data = static_cast<Pair*>(to);
     const ptrdiff_t pairs = round_up(depth, 32) / 2, plane_size = pairs * cols;
     const Left rows = pack_left(data + kPlanes * plane_size, from, stride, cols, depth);
     for (int plane = 0; plane < kPlanes; ++plane) {
-      transpose(reinterpret_cast<const Pair*>(rows.data + plane * rows.plane), rows.stride / 2, data + plane * plane_size, cols,
-                cols, pairs);
+      transpose(reinterpret_cast<const Pair*>(rows.data + plane * rows.plane), rows.stride / 2,
+                data + plane * plane_size, cols, cols, pairs);
     }
     return {data, cols, plane_size};
   }
 
-  // Probabilities, [rows, cols] fp32 in registers: as Left (their rows) and as Right (pairs of their rows). rows_max and
-  // cols fix the layout of the buffers.
+  // Probabilities, [rows, cols] fp32 in registers: as Left (their rows) and as Right (pairs of their rows). rows_max
+  // and cols fix the layout of the buffers.
   static HWY_INLINE size_t probs_size(ptrdiff_t rows_max, ptrdiff_t cols) {
     return kPlanes * sizeof(Bf16Bits) * round_up(rows_max, 32) * cols;
   }
@@ -205,8 +213,8 @@ struct Bf16Gemm {
   }
   // Rows `row` (even) and row + 1, 16 columns from `col`.
   template <bool kLeft, bool kRight>
-  static HWY_INLINE void store_probs(const Left& left, const Right& right, float*, ptrdiff_t, ptrdiff_t row, ptrdiff_t col,
-                                     Vec<float> first, Vec<float> second) {
+  static HWY_INLINE void store_probs(const Left& left, const Right& right, float*, ptrdiff_t, ptrdiff_t row,
+                                     ptrdiff_t col, Vec<float> first, Vec<float> second) {
     split_planes<kPlanes>(first.raw, second.raw, [&](int plane, __m512i bits) {
       if constexpr (kLeft) {
         auto* target = const_cast<Bf16Bits*>(left.data) + plane * left.plane + row * left.stride + col;

@@ -1,12 +1,12 @@
 // Small matrix products on fused multiply-add: C[rows, cols] (+)= Left[rows, depth] * Right[depth, cols].
 //
-// Left is read element by element (each one broadcast to a vector), so it may have any strides, and a transposed operand
-// is the same memory with its strides swapped. Right and C are row-major, their columns a multiple of the vector. Operands
-// are copied to compact memory first, which converts 16-bit elements and keeps rows a power of two apart from falling
-// into the same cache sets.
+// Left is read element by element (each one broadcast to a vector), so it may have any strides, and a transposed
+// operand is the same memory with its strides swapped. Right and C are row-major, their columns a multiple of the
+// vector. Operands are copied to compact memory first, which converts 16-bit elements and keeps rows a power of two
+// apart from falling into the same cache sets.
 //
-// A Gemm (this one, or gemm_bf16x-inl.h) is what the attention algorithms are written over: it says how operands lie and
-// multiplies them.
+// A Gemm (this one, or gemm_bf16x-inl.h) is what the attention algorithms are written over: it says how operands lie
+// and multiplies them.
 #pragma once
 
 #include "xformers/kernels/cpu/base/scratch.h"
@@ -48,7 +48,8 @@ HWY_INLINE void fma_tile(C* HWY_RESTRICT c, ptrdiff_t c_stride, const C* HWY_RES
 
 template <int kVecs, class C>
 HWY_NOINLINE void fma_columns(C* c, ptrdiff_t c_stride, const C* left, ptrdiff_t row_stride, ptrdiff_t depth_stride,
-                              const C* right, ptrdiff_t right_stride, ptrdiff_t rows, ptrdiff_t depth, bool accumulate) {
+                              const C* right, ptrdiff_t right_stride, ptrdiff_t rows, ptrdiff_t depth,
+                              bool accumulate) {
   ptrdiff_t r = 0;
   for (; r + 6 <= rows; r += 6) {
     fma_tile<6, kVecs>(c + r * c_stride, c_stride, left + r * row_stride, row_stride, depth_stride, right, right_stride,
@@ -57,11 +58,21 @@ HWY_NOINLINE void fma_columns(C* c, ptrdiff_t c_stride, const C* left, ptrdiff_t
   C* const last_c = c + r * c_stride;
   const C* const last = left + r * row_stride;
   switch (rows - r) {
-    case 1: return fma_tile<1, kVecs>(last_c, c_stride, last, row_stride, depth_stride, right, right_stride, depth, accumulate);
-    case 2: return fma_tile<2, kVecs>(last_c, c_stride, last, row_stride, depth_stride, right, right_stride, depth, accumulate);
-    case 3: return fma_tile<3, kVecs>(last_c, c_stride, last, row_stride, depth_stride, right, right_stride, depth, accumulate);
-    case 4: return fma_tile<4, kVecs>(last_c, c_stride, last, row_stride, depth_stride, right, right_stride, depth, accumulate);
-    case 5: return fma_tile<5, kVecs>(last_c, c_stride, last, row_stride, depth_stride, right, right_stride, depth, accumulate);
+    case 1:
+      return fma_tile<1, kVecs>(last_c, c_stride, last, row_stride, depth_stride, right, right_stride, depth,
+                                accumulate);
+    case 2:
+      return fma_tile<2, kVecs>(last_c, c_stride, last, row_stride, depth_stride, right, right_stride, depth,
+                                accumulate);
+    case 3:
+      return fma_tile<3, kVecs>(last_c, c_stride, last, row_stride, depth_stride, right, right_stride, depth,
+                                accumulate);
+    case 4:
+      return fma_tile<4, kVecs>(last_c, c_stride, last, row_stride, depth_stride, right, right_stride, depth,
+                                accumulate);
+    case 5:
+      return fma_tile<5, kVecs>(last_c, c_stride, last, row_stride, depth_stride, right, right_stride, depth,
+                                accumulate);
   }
 }
 
@@ -106,7 +117,8 @@ struct FmaGemm {
     return {data, depth, 1};
   }
   // Left from its transpose, [depth, rows].
-  static HWY_INLINE Left pack_left_transposed(void* to, const T* from, ptrdiff_t stride, ptrdiff_t depth, ptrdiff_t rows) {
+  static HWY_INLINE Left pack_left_transposed(void* to, const T* from, ptrdiff_t stride, ptrdiff_t depth,
+                                              ptrdiff_t rows) {
     return {pack_left(to, from, stride, depth, rows).data, 1, rows};
   }
   // Right from [depth, cols]; columns up to the next vector are zero.
@@ -120,7 +132,8 @@ struct FmaGemm {
     return {data, padded};
   }
   // Right from its transpose, [cols, depth]; cols is a multiple of 16.
-  static HWY_INLINE Right pack_right_transposed(void* to, const T* from, ptrdiff_t stride, ptrdiff_t cols, ptrdiff_t depth) {
+  static HWY_INLINE Right pack_right_transposed(void* to, const T* from, ptrdiff_t stride, ptrdiff_t cols,
+                                                ptrdiff_t depth) {
     auto* data = static_cast<Compute*>(to);
     Compute* const staging = data + round_up(depth, 16) * round_up(cols, 16);
     const ptrdiff_t padded = round_up(depth, 16);
@@ -131,20 +144,24 @@ struct FmaGemm {
 
   // Probabilities, [rows, cols] in registers, as Left (their rows) and as Right: both are the scores' own memory.
   static HWY_INLINE size_t probs_size(ptrdiff_t, ptrdiff_t) { return 0; }
-  static HWY_INLINE Left probs_left(void*, const Compute* scores, ptrdiff_t, ptrdiff_t cols) { return {scores, cols, 1}; }
-  static HWY_INLINE Right probs_right(void*, const Compute* scores, ptrdiff_t, ptrdiff_t cols) { return {scores, cols}; }
+  static HWY_INLINE Left probs_left(void*, const Compute* scores, ptrdiff_t, ptrdiff_t cols) {
+    return {scores, cols, 1};
+  }
+  static HWY_INLINE Right probs_right(void*, const Compute* scores, ptrdiff_t, ptrdiff_t cols) {
+    return {scores, cols};
+  }
   // Rows `row` and row + 1, one vector from column `col`. The scores have room for an even number of rows.
   template <bool kLeft, bool kRight>
-  static HWY_INLINE void store_probs(const Left&, const Right&, Compute* scores, ptrdiff_t stride, ptrdiff_t row, ptrdiff_t col,
-                                     Vec<Compute> first, Vec<Compute> second) {
+  static HWY_INLINE void store_probs(const Left&, const Right&, Compute* scores, ptrdiff_t stride, ptrdiff_t row,
+                                     ptrdiff_t col, Vec<Compute> first, Vec<Compute> second) {
     const Tag<Compute> d;
     hn::StoreU(first, d, scores + row * stride + col);
     hn::StoreU(second, d, scores + (row + 1) * stride + col);
   }
 
   // C rows are c_stride apart; cols is a multiple of the vector.
-  static HWY_INLINE void multiply(Compute* c, ptrdiff_t c_stride, Left left, Right right, ptrdiff_t rows, ptrdiff_t cols,
-                                  ptrdiff_t depth, bool accumulate) {
+  static HWY_INLINE void multiply(Compute* c, ptrdiff_t c_stride, Left left, Right right, ptrdiff_t rows,
+                                  ptrdiff_t cols, ptrdiff_t depth, bool accumulate) {
     for (ptrdiff_t col = 0; col < cols;) {
       const ptrdiff_t vecs = min_of((cols - col) / kLanes, kMaxVecs);
       const auto run = [&](auto columns) {

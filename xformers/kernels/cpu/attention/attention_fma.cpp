@@ -1,9 +1,10 @@
-#define XFORMERS_ISA_NAMESPACE isa_portable
+// The instruction sets that multiply in fp32 (or fp64) on plain vectors. Compiled once for each, with its flags and
+// -DXFORMERS_ISA_NAMESPACE=isa_portable, isa_avx2, isa_avx512.
 #include "xformers/kernels/cpu/attention/isa_kernels.h"
 #include "xformers/kernels/cpu/attention/run-inl.h"
 #include "xformers/kernels/cpu/gemm/gemm_fma-inl.h"
 
-namespace xformers::cpu::isa_portable {
+namespace xformers::cpu::XFORMERS_ISA_NAMESPACE {
 
 template <class T>
 struct GemmFor {
@@ -20,4 +21,4 @@ void backward(const AttentionBwdParams& params, const BackwardPlan& plan, const 
   backward_any<GemmFor>(params, plan, threads);
 }
 
-}  // namespace xformers::cpu::isa_portable
+}  // namespace xformers::cpu::XFORMERS_ISA_NAMESPACE
