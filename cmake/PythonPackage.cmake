@@ -12,4 +12,5 @@ add_custom_target(
           "-DLIBRARIES=$<TARGET_FILE:xformers>,$<TARGET_FILE:xformers_kernels>"
           -P "${PROJECT_SOURCE_DIR}/cmake/link_python_package.cmake"
   DEPENDS xformers xformers_kernels
+  COMMENT "Linking the Python package into ${PROJECT_BINARY_DIR}/python"
   VERBATIM)

@@ -12,6 +12,6 @@ status=0
 say "C++ tests"
 ctest --test-dir "build/$preset" --progress --parallel "$(nproc)" --output-on-failure --no-tests=error --output-junit "$PWD/$reports/ctest.xml" || status=1
 say "Python tests"
-python -m pytest -q --junitxml="$reports/pytest.xml" tests || status=1
+python -m pytest -q --durations=5 --junitxml="$reports/pytest.xml" tests || status=1
 python scripts/count_tests.py "$reports"/*.xml || status=1
 exit $status

@@ -1,6 +1,7 @@
 """The wheel: what it carries, and that it works from a fresh environment."""
 
 import json
+import os
 import re
 import sys
 import sysconfig
@@ -27,10 +28,13 @@ print(pathlib.Path(xformers.__file__).parent)
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
+def wheel(build_dir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
+    # The compiler of the build tree, so that a compiler cache knows the sources already.
+    cache = (build_dir / "CMakeCache.txt").read_text()
+    compiler = re.search(r"^CMAKE_CXX_COMPILER:.*=(.+)$", cache, re.MULTILINE).group(1)
     run(sys.executable, "-m", "pip", "wheel", ROOT, "--no-deps", "--no-build-isolation", "--wheel-dir", folder,
-        "--disable-pip-version-check")  # fmt: skip
+        "--disable-pip-version-check", env={**os.environ, "CXX": compiler})  # fmt: skip
     (wheel,) = folder.glob("*.whl")
     return wheel
 
