@@ -36,11 +36,10 @@ bool slow_bf16_dot() { return cpu_features().is_intel; }
 constexpr unsigned kAmxDTypes = kAllDTypes & ~bit(DType::kFloat64), kBf16 = bit(DType::kBFloat16),
                    kFp16 = bit(DType::kFloat16);
 
-// fp16 by fp16 multiply-adds, where there is no AMX: only the products with probabilities are in fp16, the rest of the
-// time goes to fp32. Speed against avx512 on one busy core, median of six paired runs: head_dim 128, forward x1.09
-// (1.02 ... 1.24), backward x1.13 (1.09 ... 1.18); head_dim 64, x1.03 (1.00 ... 1.13) and x1.07 (1.03 ... 1.10).
-
-// Best first; the last one takes everything.
+// Best first; the last one takes everything. The avx512_fp16 rows serve machines without AMX: only the products with
+// probabilities are in fp16, the rest of the time goes to fp32. Speed against avx512 on one busy core, median of six
+// paired runs: head_dim 128, forward x1.09 (1.02 ... 1.24), backward x1.13 (1.09 ... 1.18); head_dim 64, x1.03 (1.00
+// ... 1.13) and x1.07 (1.03 ... 1.10).
 const std::vector<Kernel<ForwardFn>>& forward_list() {
   static const std::vector<Kernel<ForwardFn>> list = {
 #if defined(XFORMERS_X86_KERNELS)
@@ -109,7 +108,7 @@ std::vector<std::string> why_not(const Kernel<BackwardFn>& kernel, const Attenti
 std::optional<Isa> wanted_isa() {
   const std::string_view name = setting("XFORMERS_CPU_ISA");
   if (name.empty()) return std::nullopt;
-  for (Isa isa : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16, Isa::kAvx512Fp16, Isa::kAmx}) {
+  for (Isa isa : kAllIsas) {
     if (name == name_of(isa) && has_isa(isa)) return isa;
   }
   std::string available;

@@ -28,7 +28,7 @@ class DecodeStreams {
   HWY_INLINE DecodeStreams(const AttentionFwdParams& params, ForwardPartials<C> partials)
       : p_(params), partials_(partials) {
     const AttentionShape& shape = p_.shape;
-    shared_ = shape.heads_per_group > 1 && p_.k.head_stride == 0 && p_.v.head_stride == 0;
+    shared_ = shares_heads(p_);
     num_streams_ = shared_ ? shape.num_groups : shape.num_heads();
   }
 

@@ -10,10 +10,6 @@ constexpr int64_t kMaxShareBytes = int64_t{1} << 29;  // memory for shares of dq
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-bool shares_heads(const AttentionFwdParams& params) {
-  return params.shape.heads_per_group > 1 && params.k.head_stride == 0 && params.v.head_stride == 0;
-}
-
 // The task itself, or its keys in `splits` parts to be merged.
 void add_tasks(ForwardPlan& plan, const ForwardTask& task, int64_t splits) {
   if (splits == 1) {

@@ -21,6 +21,11 @@ XFORMERS_BAND_INLINE int64_t column_blocks(const AttentionShape& shape) {
   return widest <= 128 ? kMaxColumnBlocks : widest <= 256 ? kMaxColumnBlocks / 2 : kMaxColumnBlocks / 4;
 }
 
+// The heads of a group read the same rows of key and value.
+XFORMERS_BAND_INLINE bool shares_heads(const AttentionFwdParams& params) {
+  return params.shape.heads_per_group > 1 && params.k.head_stride == 0 && params.v.head_stride == 0;
+}
+
 // Numbers in dq of one head as backward accumulates it: blocks of [head_dim to 16][64 queries].
 XFORMERS_BAND_INLINE int64_t dq_size(int64_t seqlen_q, int64_t head_dim) {
   return (seqlen_q + kBlockColumns - 1) / kBlockColumns * kBlockColumns * ((head_dim + 15) / 16 * 16);

@@ -94,7 +94,7 @@ const char* name_of(Isa isa) {
 
 std::vector<std::string> available_isa_names() {
   std::vector<std::string> names;
-  for (Isa isa : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16, Isa::kAvx512Fp16, Isa::kAmx}) {
+  for (Isa isa : kAllIsas) {
     if (has_isa(isa)) names.push_back(name_of(isa));
   }
   return names;

@@ -9,6 +9,8 @@ namespace xformers::cpu {
 
 // In rising order; a machine that has one has all before it, except kAvx512Bf16 which AMX machines also have.
 enum class Isa { kPortable, kAvx2, kAvx512, kAvx512Bf16, kAvx512Fp16, kAmx };
+inline constexpr Isa kAllIsas[] = {Isa::kPortable,   Isa::kAvx2,       Isa::kAvx512,
+                                   Isa::kAvx512Bf16, Isa::kAvx512Fp16, Isa::kAmx};
 
 struct CpuFeatures {
   bool avx2 = false;         // AVX2, FMA, F16C
