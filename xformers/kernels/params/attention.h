@@ -25,7 +25,7 @@ struct HeadsTensor {
 };
 
 struct AttentionShape {
-  DType dtype = DType::kFloat32;  // of q, k, v, out, bias and all gradients
+  DType dtype = DType::kFloat32;  // of q, k, v, bias and all gradients
   int64_t batch = 0;              // 1 for packed sequences
   int64_t seqlen_q = 0;           // packed: total queries (sum over sequences)
   int64_t seqlen_k = 0;           // packed: total keys
@@ -37,17 +37,29 @@ struct AttentionShape {
   int64_t num_heads() const { return num_groups * heads_per_group; }
 };
 
+// Keys in pages: key t of sequence b lies in row page_table[b][t / page_size] * page_size + t % page_size of K and V.
+// Pages may be shared, in any order; entries past a sequence's last key are never read, and entries outside the tensors
+// are clamped into them.
+struct PageTable {
+  const int32_t* data = nullptr;  // [num_sequences, max_pages]; null: keys are not paged
+  int64_t row_stride = 0, max_pages = 0, page_size = 0;
+};
+
 // Who is there. Dense: all pointers null, `batch` sequences of seqlen_q queries and seqlen_k keys.
 // Packed: num_sequences sequences share batch row 0; sequence b owns queries [cu_seqlens_q[b], cu_seqlens_q[b + 1]) and
 // keys [cu_seqlens_k[b], cu_seqlens_k[b + 1]), or cu_seqlens_k[b] + [0, seqused_k[b]) where seqused_k is given (padded
-// and gappy keys). Kernels clamp every range to the tensor, whatever the offsets say.
+// and gappy keys). Paged: the keys of sequence b are cu_seqlens_k[b] + [0, seqused_k[b]) counted in its own pages
+// (cu_seqlens_k null: from 0), and seqlen_k is the number of rows that K and V have in all.
+// Kernels clamp every range to the tensor, or to the pages, whatever the offsets say.
 struct SeqLayout {
   int64_t num_sequences = 0;              // packed only
   const int32_t* cu_seqlens_q = nullptr;  // [num_sequences + 1]
   const int32_t* cu_seqlens_k = nullptr;  // [num_sequences + 1]; with seqused_k, num_sequences entries are read
-  const int32_t* seqused_k = nullptr;     // [num_sequences] or null
+  const int32_t* seqused_k = nullptr;     // [num_sequences] or null; never null where paged
+  PageTable pages;
 
   bool packed() const { return cu_seqlens_q != nullptr; }
+  bool paged() const { return pages.data != nullptr; }
 };
 
 // Who sees whom. Query i and key j count from the start of their sequence; with the diagonal
@@ -80,18 +92,35 @@ struct RowTensor {
   int64_t batch_stride = 0, group_stride = 0, head_stride = 0;
 };
 
+// K and V as integers, dequantised to shape.dtype while they are read (forward only): element = code * scale + shift.
+// Strides of k and v then count 32-bit words. A coefficient word holds an fp16 scale (low half) and an fp16 shift.
+//   kInt4  a row is num_groups coefficient words, then head_dim / 8 words of eight codes 0 ... 15, lowest bits first;
+//          the coefficients of group g are those of elements [g, g + 1) * head_dim / num_groups.
+//   kFp8   a row is head_dim / 4 words of four e4m3 numbers; its one coefficient word is in k_scale_shift,
+//          v_scale_shift (head_dim and head_dim_v are equal in both).
+enum class KvFormat : int { kPlain, kInt4, kFp8 };
+struct KvQuantization {
+  KvFormat format = KvFormat::kPlain;
+  int64_t num_groups = 1;                    // kInt4: divides head_dim / 8
+  HeadsTensor k_scale_shift, v_scale_shift;  // kFp8: int32 [batch, seqlen_k, groups, heads]
+};
+
 struct AttentionFwdParams {
   AttentionShape shape;
   HeadsTensor q, k, v;
   HeadsTensor out;
+  bool wide_out = false;  // out is fp32 (fp64 for fp64 inputs), not shape.dtype
   RowTensor lse;  // data null: not wanted
   SeqLayout seq;
   MaskBand band;
   ScoreBias bias;
   Dropout dropout;
+  KvQuantization quantization;
+  int64_t num_splits = 0;  // parts in which the keys of each sequence are worked on and merged; 0: chosen
   double softmax_scale = 1;
 };
 
+// Layouts are dense or packed without pages, and no key belongs to two sequences.
 struct AttentionBwdParams {
   AttentionShape shape;
   HeadsTensor q, k, v, out, dout;
