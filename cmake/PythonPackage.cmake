@@ -3,6 +3,31 @@
 get_property(isas GLOBAL PROPERTY XFORMERS_CPU_ISAS)
 list(TRANSFORM isas REPLACE "(.+)" "\"\\1\"")
 list(JOIN isas ", " XFORMERS_CPU_ISA_JSON)
+
+# JSON: "text", or null where it is empty.
+function(_xformers_in_json result text)
+  if(text STREQUAL "")
+    set(${result} "null" PARENT_SCOPE)
+  else()
+    string(REGEX REPLACE "([\\\\\"])" "\\\\\\1" text "${text}")
+    set(${result} "\"${text}\"" PARENT_SCOPE)
+  endif()
+endfunction()
+
+get_property(nvcc GLOBAL PROPERTY XFORMERS_NVCC_VERSION)
+get_property(archs GLOBAL PROPERTY XFORMERS_CUDA_ARCHS)
+string(REGEX MATCH "^[0-9]+\\.[0-9]+" cuda "${nvcc}")
+list(JOIN archs " " archs)
+_xformers_in_json(XFORMERS_CUDA_JSON "${cuda}")
+_xformers_in_json(XFORMERS_NVCC_JSON "${nvcc}")
+_xformers_in_json(XFORMERS_CUDA_ARCHS_JSON "${archs}")
+set(env)
+foreach(name IN ITEMS TORCH_CUDA_ARCH_LIST PYTORCH_ROCM_ARCH XFORMERS_BUILD_TYPE XFORMERS_ENABLE_DEBUG_ASSERTIONS NVCC_FLAGS
+                      XFORMERS_PACKAGE_FROM)
+  _xformers_in_json(value "$ENV{${name}}")
+  list(APPEND env "\"${name}\": ${value}")
+endforeach()
+list(JOIN env ", " XFORMERS_ENV_JSON)
 configure_file(cmake/build_info.json.in "${PROJECT_BINARY_DIR}/_build_info.json" @ONLY)
 
 add_custom_target(

@@ -106,19 +106,19 @@ Measured measure(const Row& row, const AlternateOptions& options, bool quick) {
 }
 
 void print_header(Family family) {
-  const char* rate = family == Family::kOneQuery ? "GB/s" : "GFLOP/s";
-  const char* roof = family == Family::kOneQuery ? "of read" : "of GEMM";
-  std::printf("\n%-52s %10s %5s %8s %8s   %-14s %10s %8s   %s\n", "row", "ours ms", "+-%", rate, roof, "rival", "ms",
+  const char* rate = reads_memory(family) ? "GB/s" : "GFLOP/s";
+  const char* roof = reads_memory(family) ? "of read" : "of GEMM";
+  std::printf("\n%-60s %10s %5s %8s %8s   %-14s %10s %8s   %s\n", "row", "ours ms", "+-%", rate, roof, "rival", "ms",
               "speedup", "kernel: others, ms");
   std::fflush(stdout);
 }
 
 void print_row(const Measured& m) {
-  const bool one_query = m.row.family == Family::kOneQuery;
+  const bool in_bytes = reads_memory(m.row.family);
   const Timing& ours = m.ours();
-  const double rate = one_query ? copy_or_read_rate(m.row, ours) : m.gflops(ours);
-  std::printf("%-52s %10.3f %5.0f %8.1f %8s", m.row.name.c_str(), ours.median * 1e3, 100 * ours.spread() / 2, rate,
-              percent(one_query ? m.of_read() : m.of_gemm()).c_str());
+  const double rate = in_bytes ? copy_or_read_rate(m.row, ours) : m.gflops(ours);
+  std::printf("%-60s %10.3f %5.0f %8.1f %8s", m.row.name.c_str(), ours.median * 1e3, 100 * ours.spread() / 2, rate,
+              percent(in_bytes ? m.of_read() : m.of_gemm()).c_str());
   const Timing* rival = m.best_rival();
   if (rival)
     std::printf("   %-14s %10.3f %7.2fx   %s:", rival->side.c_str(), rival->median * 1e3, m.speedup(),
@@ -147,16 +147,17 @@ void print_memory(const std::vector<MeasuredMemory>& memory) {
     if (bytes) std::snprintf(buffer, sizeof buffer, "%.1f", *bytes / kMiB);
     return std::string(buffer);
   };
-  std::printf("\n%-52s %10s %10s\n", "peak memory beyond inputs and outputs", "ours MiB", "sdpa MiB");
+  std::printf("\n%-60s %10s %10s\n", "peak memory beyond inputs and outputs", "ours MiB", "sdpa MiB");
   for (const MeasuredMemory& m : memory) {
-    std::printf("%-52s %10s %10s\n", m.row.name.c_str(), text(m.ours).c_str(), text(m.sdpa).c_str());
+    std::printf("%-60s %10s %10s\n", m.row.name.c_str(), text(m.ours).c_str(), text(m.sdpa).c_str());
   }
   std::fflush(stdout);
 }
 
 std::vector<Goal> goals(const std::vector<Measured>& rows, const std::vector<MeasuredMemory>& memory) {
   std::map<std::string, std::vector<double>> dense;  // by dtype
-  std::vector<double> all_dense, causal_cost, one_query, of_read, window, packed, extra;
+  std::vector<double> all_dense, causal_cost, one_query, of_read, decode, decode_of_read, quantized, window, packed,
+      extra;
   std::map<std::string, std::vector<double>> against_fp32, by_hand;
   for (const Measured& m : rows) {
     const std::string dtype = name_of(m.row.shape.dtype);
@@ -181,6 +182,10 @@ std::vector<Goal> goals(const std::vector<Measured>& rows, const std::vector<Mea
         if (const Timing* folded = m.side("sdpa_folded"))
           by_hand["one query"].push_back(folded->median / m.ours().median);
         break;
+      case Family::kDecode:
+        (m.row.shape.kv_format == KvFormat::kPlain ? decode : quantized).push_back(m.speedup());
+        if (m.row.shape.kv_format == KvFormat::kPlain && m.of_read()) decode_of_read.push_back(*m.of_read());
+        break;
       case Family::kWindow:
         window.push_back(m.speedup());
         if (const Timing* blocks = m.side("sdpa_blocks")) by_hand["window"].push_back(blocks->median / m.ours().median);
@@ -201,6 +206,9 @@ std::vector<Goal> goals(const std::vector<Measured>& rows, const std::vector<Mea
   result.mean_at_least("fp16 speedup over own fp32, geometric mean", against_fp32["fp16"], 1.0);
   result.at_least("one query: speedup over SDPA, worst row", one_query, 2.5);
   result.at_least("one query: part of read bandwidth, worst row", of_read, 0.75);
+  result.at_least("decode: part of read bandwidth, worst row", decode_of_read, 0.70);
+  result.at_least("decode: speedup over the best SDPA, worst row", decode, std::nullopt);
+  result.at_least("decode int4 and fp8: speedup over SDPA in bf16", quantized, std::nullopt);
   result.at_least("window: speedup over the best SDPA, worst row", window, 3.0);
   result.at_least("packed: speedup over the best SDPA, worst row", packed, 1.5);
   result.at_least("one query: speedup over heads folded by hand", by_hand["one query"], std::nullopt);
@@ -211,9 +219,9 @@ std::vector<Goal> goals(const std::vector<Measured>& rows, const std::vector<Mea
 
 void print_goals(const std::vector<Goal>& goals) {
   if (goals.empty()) return;
-  std::printf("\n%-52s %10s %10s\n", "summary", "measured", "goal");
+  std::printf("\n%-60s %10s %10s\n", "summary", "measured", "goal");
   for (const Goal& goal : goals) {
-    std::printf("%-52s %10.2f", goal.name.c_str(), goal.value);
+    std::printf("%-60s %10.2f", goal.name.c_str(), goal.value);
     if (goal.wanted)
       std::printf(" %7s %.2f   %s", goal.at_least ? ">=" : "<=", *goal.wanted, goal.met() ? "met" : "NOT MET");
     std::printf("\n");

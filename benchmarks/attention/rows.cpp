@@ -1,6 +1,8 @@
 #include "benchmarks/attention/rows.h"
 
 #include <algorithm>
+#include <cmath>
+#include <numeric>
 #include <random>
 #include <regex>
 
@@ -77,6 +79,36 @@ void add_one_query(std::vector<Row>& rows, DType dtype, bool quick) {
   }
 }
 
+// Text generation: one query per sequence against caches of very different lengths.
+void add_decode(std::vector<Row>& rows, bool quick) {
+  const auto add_row = [&](int sequences, const std::string& storage, const std::string& words) {
+    std::mt19937 random(7);
+    const double longest = quick ? 2048 : 16384;
+    std::string queries, starts, used;
+    for (int i = 0; i < sequences; ++i) {
+      const double place = static_cast<double>(random() % 1001) / 1000;
+      queries += (i ? "+1" : "q1");
+      used += (i ? "+" : "used") + std::to_string(static_cast<int>(128 * std::pow(longest / 128, place)));
+      starts += (i ? "+" : "k") + std::to_string(static_cast<int>(longest));
+    }
+    const bool paged = words.find("page") != std::string::npos;
+    const std::string text =
+        "attention:bf16," + queries + "," + (paged ? "" : starts + ",") + used + "," + words + "h32,kv8,d128";
+    const std::string lengths = "128..." + std::to_string(static_cast<int>(longest));
+    add(rows, Family::kDecode, testing::parse_attention_case(text),
+        "decode " + std::to_string(sequences) + " x " + lengths + " " + storage + " 32/8 heads D=128", false);
+  };
+  for (int sequences : {4, 16, 64}) {
+    if (quick && sequences > 16) continue;
+    add_row(sequences, "padded", "");
+    for (int page : {256, 64, 16})
+      add_row(sequences, "pages of " + std::to_string(page), "page" + std::to_string(page) + ",");
+  }
+  add_row(16, "int4 padded", "int4_1,");
+  add_row(16, "int4 pages of 256", "page256,int4_1,");
+  add_row(16, "fp8 pages of 256", "page256,fp8,");
+}
+
 std::vector<Row> filtered(std::vector<Row> rows, const std::string& filter) {
   const std::regex pattern(filter);
   std::erase_if(rows, [&](const Row& row) { return !std::regex_search(row.name, pattern); });
@@ -100,9 +132,8 @@ double visible_scores(const MaskBand& band, int64_t queries, int64_t keys) {
 double Row::flops() const {
   double scores = 0;
   if (shape.packed()) {
-    for (size_t i = 0; i < shape.lengths_q.size(); ++i) {
-      scores += visible_scores(shape.band, shape.lengths_q[i], shape.lengths_k[i]);
-    }
+    const std::vector<int32_t>& keys = shape.used_k.empty() ? shape.lengths_k : shape.used_k;
+    for (size_t i = 0; i < keys.size(); ++i) scores += visible_scores(shape.band, shape.lengths_q[i], keys[i]);
   } else {
     scores = static_cast<double>(shape.batch) * visible_scores(shape.band, shape.seqlen_q, shape.seqlen_k);
   }
@@ -111,8 +142,13 @@ double Row::flops() const {
 
 double Row::kv_bytes() const {
   const int64_t heads = shape.kv_heads.value_or(shape.heads);
-  return static_cast<double>(shape.batch * shape.seqlen_k * heads * (shape.head_dim + shape.dim_v()) *
-                             static_cast<int64_t>(size_of(shape.dtype)));
+  const bool plain = shape.kv_format == KvFormat::kPlain;
+  int64_t keys = shape.batch * shape.seqlen_k;
+  if (!shape.used_k.empty()) keys = std::accumulate(shape.used_k.begin(), shape.used_k.end(), int64_t{0});
+  const int64_t coefficients = shape.kv_format == KvFormat::kFp8 ? 2 : 0;  // words beside the rows
+  return static_cast<double>(keys * heads *
+                             (shape.key_row_size(shape.head_dim) + shape.key_row_size(shape.dim_v()) + coefficients) *
+                             (plain ? static_cast<int64_t>(size_of(shape.dtype)) : 4));
 }
 
 std::vector<Row> attention_rows(const RowOptions& options) {
@@ -121,6 +157,7 @@ std::vector<Row> attention_rows(const RowOptions& options) {
   for (DType dtype : kDTypes) add_window(rows, dtype, options.quick);
   for (DType dtype : kDTypes) add_packed(rows, dtype, options.quick);
   for (DType dtype : kDTypes) add_one_query(rows, dtype, options.quick);
+  add_decode(rows, options.quick);
   return filtered(rows, options.filter);
 }
 

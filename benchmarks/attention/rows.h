@@ -8,7 +8,10 @@
 
 namespace xformers::bench {
 
-enum class Family { kDense, kWindow, kPacked, kOneQuery };
+enum class Family { kDense, kWindow, kPacked, kOneQuery, kDecode };
+
+// Families that read each key once and do little else: they are measured in bytes.
+constexpr bool reads_memory(Family family) { return family == Family::kOneQuery || family == Family::kDecode; }
 
 struct Row {
   Family family;

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <memory>
 
+#include "benchmarks/attention/decode.h"
 #include "benchmarks/common/bandwidth.h"
 #include "benchmarks/common/peak_memory.h"
 #include "xformers/ops/attention/attention.h"
@@ -263,6 +264,7 @@ AttentionSide gemm(DType dtype) {
 double gemm_flops() { return 2.0 * kGemmSize * kGemmSize * kGemmSize; }
 
 std::vector<AttentionSide> attention_sides(const Row& row, bool quick) {
+  if (row.family == Family::kDecode) return decode_sides(row);
   const Problem p = random_problem(row.shape);
   std::vector<AttentionSide> sides;
   if (row.family == Family::kOneQuery) {

@@ -1,32 +1,84 @@
 """What this installation is and can do: python -m xformers.info"""
 
+import json
+import platform
+
 import torch
 
 from . import __version__
 from ._cpp_lib import _build_info
+from .ops.common import OPERATORS_REGISTRY
 from .version import __compat_version__
 
 
 def get_features_status() -> dict[str, str]:
-    """The registered operators and the kernels behind attention, as name -> status."""
-    names = sorted(
-        {name.split(".")[0] for name in torch._C._dispatch_get_all_op_names() if name.startswith("xformers::")}
-    )
-    features = {name.replace("::", "."): "available" for name in names}
-    features["memory_efficient_attention.forward"] = ", ".join(torch.ops.xformers.attention_kernels())
-    features["memory_efficient_attention.backward"] = ", ".join(torch.ops.xformers.attention_kernels(True))
+    """Every registered operator -> "available", or "unavailable" and why."""
+    features = {}
+    for key in torch.ops.xformers.attention_contracts():
+        contract = json.loads(torch.ops.xformers.attention_contract(key))
+        status = "available" if contract["AVAILABLE"] else f"unavailable ({contract['NOT_BUILT']})"
+        features[f"{contract['OPERATOR_CATEGORY']}.{contract['NAME']}"] = status
+    for op in OPERATORS_REGISTRY:
+        status = "available" if op.is_available() else "unavailable (not part of this build)"
+        features.setdefault(f"{op.OPERATOR_CATEGORY}.{op.NAME}", status)
+    features["swiglu.fused.p.cpp"] = "available" if hasattr(torch.ops.xformers, "swiglu_packedw") else "not built"
     return features
 
 
+def _kernels() -> dict[str, str]:
+    ops = torch.ops.xformers
+    return {
+        "attention.devices": ", ".join(ops.attention_devices()),
+        "attention.cpu_kernels.forward": ", ".join(ops.attention_kernels()),
+        "attention.cpu_kernels.backward": ", ".join(ops.attention_kernels(True)),
+    }
+
+
+def _machine() -> dict[str, str]:
+    rows = {
+        "cpu.processor": platform.machine(),
+        "cpu.instruction_sets": ", ".join(torch.ops.xformers.cpu_isas()),
+        "cpu.threads": str(torch.get_num_threads()),
+        "gpu.count": str(torch.cuda.device_count()),
+    }
+    for index in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(index)
+        prefix = "gpu" if index == 0 else f"gpu.{index}"
+        rows[f"{prefix}.name"] = gpu.name
+        rows[f"{prefix}.compute_capability"] = f"{gpu.major}.{gpu.minor}"
+        rows[f"{prefix}.memory"] = f"{gpu.total_memory / 2**30:.1f} GiB"
+    return rows
+
+
+def _software() -> dict[str, str]:
+    return {
+        "compatible with": __compat_version__,
+        "is_triton_available": "False",
+        "python.version": platform.python_version(),
+        "pytorch.version": torch.__version__,
+        "pytorch.cuda": "available" if torch.cuda.is_available() else "not available",
+        "dcgm_profiler": "not available",
+    }
+
+
+def _build() -> dict[str, str]:
+    build = _build_info()
+    env = build.pop("env", {})
+    cuda = build.pop("cuda", None)
+    build = {
+        "cuda_version": cuda,
+        "hip_version": None,
+        "python_version": "any: nothing of the library is compiled against Python",
+        **build,
+        "cpu_isa": ", ".join(build["cpu_isa"]),
+        **{f"env.{name}": value for name, value in env.items()},
+    }
+    rows = {f"build.{name}": str(value) for name, value in build.items()}
+    return {"build.info": "available"} | rows | {"source.privacy": "open source"}
+
+
 def print_info() -> None:
-    rows = get_features_status()
-    rows["compatible with"] = __compat_version__
-    rows["cpu.instruction_sets"] = ", ".join(torch.ops.xformers.cpu_isas())
-    rows["cpu.threads"] = str(torch.get_num_threads())
-    rows["is_triton_available"] = "False"
-    rows["pytorch.version"] = torch.__version__
-    rows["pytorch.cuda"] = "available" if torch.cuda.is_available() else "not available"
-    rows.update({f"build.{key}": str(value) for key, value in _build_info().items()})
+    rows = get_features_status() | _kernels() | _machine() | _software() | _build()
     print(f"xFormers {__version__}")
     for name, status in rows.items():
         print(f"{name + ':':<50} {status}")

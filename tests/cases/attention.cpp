@@ -1,5 +1,6 @@
 #include "tests/cases/attention.h"
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <numeric>
@@ -109,6 +110,15 @@ class Word {
     unreadable(text_);
   }
 
+  // page16, page16@shared
+  bool read_pages(int64_t& page_size, bool& shared) const {
+    const auto parts = split(text_, '@');
+    if (!Word(parts[0]).read<int64_t>("page", page_size)) return false;
+    shared = parts.size() == 2 && parts[1] == "shared";
+    if (parts.size() > 1 && !shared) unreadable(text_);
+    return true;
+  }
+
   bool read_memory(Memory& memory) const {
     for (const auto& [value, name] : kMemoryNames) {
       if (is(name)) {
@@ -123,10 +133,20 @@ class Word {
   std::string_view text_;
 };
 
+bool read_key_storage(const Word& word, AttentionCase& c) {
+  if (word.read_pages(c.page_size, c.shared_pages)) return true;
+  if (word.read<int64_t>("int4_", c.quantization_groups)) return c.kv_format = KvFormat::kInt4, true;
+  if (word.is("fp8")) return c.kv_format = KvFormat::kFp8, true;
+  return false;
+}
+
 void apply(const Word& word, std::string_view text, AttentionCase& c) {
+  if (read_key_storage(word, c)) return;
   if (word.read_band(c.band) || word.read_bias(c) || word.read_memory(c.memory)) return;
-  if (word.read_lengths("q", c.lengths_q) || word.read_lengths("k", c.lengths_k) || word.read_lengths("used", c.used_k))
-    return;
+  if (word.read_lengths("q", c.lengths_q) || word.read_lengths("k", c.lengths_k)) return;
+  if (word.read_lengths("used", c.used_k) || word.read_lengths("from", c.starts_k)) return;
+  if (word.is("wide")) return void(c.wide_out = true);
+  if (word.read<int64_t>("splits", c.num_splits)) return;
   if (word.is("dlse")) return void(c.dlse = true);
   if (word.is("vfull")) return void(c.value_unshared = true);
   if (word.read<int64_t>("b", c.batch) || word.read<int64_t>("q", c.seqlen_q) || word.read<int64_t>("kv", c.kv_heads))
@@ -147,8 +167,18 @@ void check(const AttentionCase& c, std::string_view text) {
   const int64_t groups = c.num_groups(), kv_heads = c.kv_heads.value_or(c.heads);
   require(groups > 0 && c.heads % groups == 0, "g must divide h");
   require(kv_heads == c.heads || kv_heads == groups || kv_heads == 1, "kv must be h, g or 1");
-  require(c.lengths_q.size() == c.lengths_k.size(), "as many packed q as k lengths");
-  require(c.used_k.empty() || c.used_k.size() == c.lengths_k.size(), "as many used as k lengths");
+  const bool free_keys = !c.starts_k.empty() || c.paged();
+  require(c.lengths_q.size() == (free_keys ? c.used_k : c.lengths_k).size(), "as many packed q as k lengths");
+  require(!free_keys || c.lengths_k.empty(), "from and pages go without k lengths");
+  require(c.starts_k.empty() || c.starts_k.size() == c.used_k.size(), "as many from as used");
+  require(c.used_k.empty() || c.used_k.size() == c.lengths_q.size(), "as many used as k lengths");
+  require(c.page_size >= 0 && (!c.paged() || c.packed()), "pages have packed queries, and at least one key each");
+  const int64_t unit = c.kv_format == KvFormat::kPlain ? 1
+                       : c.kv_format == KvFormat::kFp8 ? 4
+                                                       : 8 * c.quantization_groups;
+  require(unit > 0 && c.head_dim % unit == 0 && c.dim_v() % unit == 0,
+          "head dims must be multiples of 4, or 8 * groups");
+  require(c.memory != Memory::kQkv || !c.forward_only() || c.wide_out, "qkv has plain keys");
   require(!c.packed() || (c.batch == 1 && c.bias == BiasValues::kNone), "packed sequences have b1 and no bias");
   require(c.memory != Memory::kQkv || (c.seqlen_q == c.seqlen_k && c.dim_v() == c.head_dim && !c.heads_shared()),
           "qkv needs equal lengths, heads and dims");
@@ -162,21 +192,55 @@ std::string join(const std::vector<int32_t>& lengths) {
 
 }  // namespace
 
+int64_t AttentionCase::key_row_size(int64_t dim) const {
+  switch (kv_format) {
+    case KvFormat::kPlain: return dim;
+    case KvFormat::kInt4: return quantization_groups + dim / 8;
+    case KvFormat::kFp8: return dim / 4;
+  }
+  return 0;
+}
+
 double AttentionCase::softmax_scale() const { return scale.value_or(1 / std::sqrt(static_cast<double>(head_dim))); }
+
+int64_t pages_of(const AttentionCase& c, size_t b) {
+  const int64_t start = c.starts_k.empty() ? 0 : c.starts_k[b];
+  return (start + c.used_k[b] + c.page_size - 1) / c.page_size;
+}
+
+void set_totals(AttentionCase& c) {
+  if (!c.packed()) return;
+  c.seqlen_q = std::accumulate(c.lengths_q.begin(), c.lengths_q.end(), int64_t{0});
+  if (!c.lengths_k.empty()) c.seqlen_k = std::accumulate(c.lengths_k.begin(), c.lengths_k.end(), int64_t{0});
+  if (!c.paged()) return;
+  int64_t most = 0, total = 0;
+  for (size_t b = 0; b < c.used_k.size(); ++b) {
+    most = std::max(most, pages_of(c, b));
+    total += pages_of(c, b);
+  }
+  constexpr int64_t kUnusedPages = 2;
+  c.seqlen_k = ((c.shared_pages ? most : total) + kUnusedPages) * c.page_size;
+}
 
 std::string to_text(const AttentionCase& c) {
   const AttentionCase standard;
   std::ostringstream out;
   out << "attention:" << name_of(c.dtype) << ",b" << c.batch;
   if (c.packed()) {
-    out << ",q" << join(c.lengths_q) << ",k" << join(c.lengths_k);
+    out << ",q" << join(c.lengths_q);
+    if (!c.lengths_k.empty()) out << ",k" << join(c.lengths_k);
+    if (c.lengths_k.empty() && !c.paged()) out << ",k" << c.seqlen_k;
+    if (!c.starts_k.empty()) out << ",from" << join(c.starts_k);
     if (!c.used_k.empty()) out << ",used" << join(c.used_k);
+    if (c.paged()) out << ",page" << c.page_size << (c.shared_pages ? "@shared" : "");
   } else {
     out << ",q" << c.seqlen_q << ",k" << c.seqlen_k;
   }
   out << ",h" << c.heads;
   if (c.kv_heads) out << ",kv" << *c.kv_heads;
   if (c.groups) out << ",g" << *c.groups;
+  if (c.kv_format == KvFormat::kInt4) out << ",int4_" << c.quantization_groups;
+  if (c.kv_format == KvFormat::kFp8) out << ",fp8";
   if (c.value_unshared) out << ",vfull";
   out << ",d" << c.head_dim;
   if (c.head_dim_v) out << ",dv" << *c.head_dim_v;
@@ -196,6 +260,8 @@ std::string to_text(const AttentionCase& c) {
   for (const auto& [memory, name] : kMemoryNames) {
     if (memory == c.memory) out << "," << name;
   }
+  if (c.wide_out) out << ",wide";
+  if (c.num_splits != 0) out << ",splits" << c.num_splits;
   if (c.dropout_p != 0) out << ",p" << c.dropout_p;
   if (c.scale) out << ",scale" << *c.scale;
   if (c.amplitude != 1) out << ",amp" << c.amplitude;
@@ -218,11 +284,8 @@ AttentionCase parse_attention_case(std::string_view text) {
   }
   if (!known) unreadable(words[0]);
   for (size_t i = 1; i < words.size(); ++i) apply(Word(words[i]), words[i], c);
-  if (c.packed()) {
-    c.seqlen_q = std::accumulate(c.lengths_q.begin(), c.lengths_q.end(), int64_t{0});
-    c.seqlen_k = std::accumulate(c.lengths_k.begin(), c.lengths_k.end(), int64_t{0});
-  }
   check(c, text);
+  set_totals(c);
   return c;
 }
 

@@ -13,6 +13,16 @@ def test_operators(build_outside):
     assert "max error" in run(folder / "consumer")
 
 
+def test_every_operator_header(build_outside, prefix, tmp_path):
+    headers = sorted(
+        header.relative_to(prefix / "include") for header in (prefix / "include/xformers/ops").rglob("*.h")
+    )
+    assert len(headers) >= 10
+    source = tmp_path / "headers.cpp"
+    source.write_text("".join(f"#include <{header}>\n" for header in headers) + "int main() {}\n")
+    run(build_outside(HERE / "consumer", CONSUMER_SOURCE=source) / "consumer")
+
+
 def test_kernels_without_torch(build_outside):
     folder = build_outside(HERE / "kernels_only", Python_EXECUTABLE="/nonexistent", XFORMERS_TORCH_DIR="/nonexistent")
     assert "lse" in run(folder / "kernels_only")

@@ -31,15 +31,18 @@ TEST(AttentionCaseText, ReadsAllWords) {
 TEST(AttentionCaseText, WritesWhatItReads) {
   for (const char* text :
        {"attention:fp16,b1,q3,k4,h2,d8,band*_5", "attention:fp32,b1,q3,k4,h2,d8,band2_5_br,bias_prefix3@odd,padded",
-        "attention:fp64,b1,q3+0,k4+9,used1+9,h6,kv1,g3,d8,scale0.5,amp2", "attention:fp32,b1,q3,k3,h2,d8,qkv,p0.25"}) {
+        "attention:fp64,b1,q3+0,k4+9,used1+9,h6,kv1,g3,d8,scale0.5,amp2",
+        "attention:bf16,b1,q3+0,from3+9,used1+9,page16@shared,h6,kv1,g3,int4_2,d32,wide,splits4",
+        "attention:fp16,b1,q3+0,k20,from3+9,used1+9,h6,fp8,d32,padded", "attention:fp32,b1,q3,k3,h2,d8,qkv,p0.25"}) {
     EXPECT_EQ(to_text(parse_attention_case(text)), text);
   }
 }
 
 TEST(AttentionCaseText, NamesWhatItCannotRead) {
-  for (const char* text :
-       {"attention:int8,q3", "attention:fp32,q3,wat", "attention:fp32,qx", "rope:fp32", "attention:fp32,h6,kv4",
-        "attention:fp32,q3+4,k5", "attention:fp32,bias_banana", "attention:fp32,band3"}) {
+  for (const char* text : {"attention:int8,q3", "attention:fp32,q3,wat", "attention:fp32,qx", "rope:fp32",
+                           "attention:fp32,h6,kv4", "attention:fp32,q3+4,k5", "attention:fp32,q3,k5,page16",
+                           "attention:fp32,q3+1,used3+1,page16@odd", "attention:fp32,q3+1,k9,from3,used3+1",
+                           "attention:fp32,q3,k5,d12,int4_1", "attention:fp32,bias_banana", "attention:fp32,band3"}) {
     EXPECT_THROW(parse_attention_case(text), std::invalid_argument) << text;
   }
 }

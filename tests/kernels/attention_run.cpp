@@ -3,6 +3,8 @@
 #include <limits>
 #include <random>
 
+#include "tests/kernels/attention_backend.h"
+
 namespace xformers::testing {
 namespace {
 
@@ -69,18 +71,21 @@ void AttentionRun::allocate() {
   const AttentionCase& c = case_;
   const int64_t groups = c.num_groups(), heads = c.heads_per_group();
   const Sizes q_sizes{c.batch, c.seqlen_q, groups, heads, c.head_dim};
-  const Sizes k_sizes{c.batch, c.seqlen_k, groups, heads, c.head_dim};
-  const Sizes v_sizes{c.batch, c.seqlen_k, groups, heads, c.dim_v()};
+  const Sizes k_sizes{c.batch, c.seqlen_k, groups, heads, c.key_row_size(c.head_dim)};
+  const Sizes v_sizes{c.batch, c.seqlen_k, groups, heads, c.key_row_size(c.dim_v())};
   const Sizes out_sizes{c.batch, c.seqlen_q, groups, heads, c.dim_v()};
-  const auto make = [&](const Sizes& sizes) {
+  const DType wide = c.dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
+  const bool words = c.kv_format != KvFormat::kPlain;
+  const auto make_of = [&](DType dtype, const Sizes& sizes) {
     const Memory memory = c.memory == Memory::kQkv ? Memory::kRows : c.memory;
-    return StridedTensor(c.dtype, sizes, heads_strides(memory, sizes));
+    return StridedTensor(dtype, sizes, heads_strides(memory, sizes));
   };
+  const auto make = [&](const Sizes& sizes) { return make_of(c.dtype, sizes); };
   const auto make_shared_heads = [&](Sizes sizes) {
     const Sizes full = sizes;
     if (c.heads_shared()) sizes[3] = 1;
     if (c.heads_shared() && *c.kv_heads == 1) sizes[2] = 1;
-    return expanded(make(sizes), full);
+    return expanded(make_of(words ? DType::kFloat32 : c.dtype, sizes), full);
   };
   const auto make_qkv = [&](StridedTensor& a, StridedTensor& b, StridedTensor& d) {
     const Sizes strides = heads_strides(Memory::kQkv, q_sizes);
@@ -99,20 +104,24 @@ void AttentionRun::allocate() {
   } else {
     q = make(q_sizes);
     k = make_shared_heads(k_sizes);
-    v = c.value_unshared ? make(v_sizes) : make_shared_heads(v_sizes);
+    v = c.value_unshared ? make_of(words ? DType::kFloat32 : c.dtype, v_sizes) : make_shared_heads(v_sizes);
     dq = make(q_sizes);
     dk = make(k_sizes);
     dv = make(v_sizes);
   }
-  out = make(out_sizes);
+  if (c.kv_format == KvFormat::kFp8) {
+    const Sizes sizes{c.batch, c.seqlen_k, groups, heads, 1};
+    k_scale_shift = make_shared_heads(sizes);
+    v_scale_shift = c.value_unshared ? make_of(DType::kFloat32, sizes) : make_shared_heads(sizes);
+  }
+  out = make_of(c.wide_out ? wide : c.dtype, out_sizes);
   dout = make(out_sizes);
 
-  const DType row_dtype = c.dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
   const int64_t row = c.seqlen_q + (c.memory == Memory::kPadded ? 3 : 0);
   const Sizes row_sizes{c.batch, groups, heads, c.seqlen_q, 1};
   const Sizes row_strides{groups * heads * row, heads * row, row, 1, 1};
-  lse = StridedTensor(row_dtype, row_sizes, row_strides);
-  dlse = StridedTensor(row_dtype, row_sizes, row_strides);
+  lse = StridedTensor(wide, row_sizes, row_strides);
+  dlse = StridedTensor(wide, row_sizes, row_strides);
 
   if (c.bias != BiasValues::kNone) {
     const Sizes full{c.batch, groups, heads, c.seqlen_q, c.seqlen_k};
@@ -125,8 +134,10 @@ void AttentionRun::allocate() {
   }
   if (c.packed()) {
     cu_seqlens_q = running_sums(c.lengths_q);
-    cu_seqlens_k = running_sums(c.lengths_k);
+    cu_seqlens_k = c.lengths_k.empty() ? c.starts_k : running_sums(c.lengths_k);
+    used_k = c.used_k;
   }
+  if (c.paged()) make_page_table();
 }
 
 void AttentionRun::fill() {
@@ -135,8 +146,13 @@ void AttentionRun::fill() {
   std::normal_distribution<double> normal;
   const auto draw = [&](const Sizes&) { return normal(random); };
   q.fill([&](const Sizes&) { return c.amplitude * normal(random); });
-  k.fill(draw);  // shared heads are drawn again for every head; the last one stays
-  v.fill(draw);
+  if (c.kv_format == KvFormat::kPlain) {
+    k.fill(draw);  // shared heads are drawn again for every head; the last one stays
+    v.fill(draw);
+  } else {
+    fill_words(k, k_scale_shift, c.head_dim);
+    fill_words(v, v_scale_shift, c.dim_v());
+  }
   dout.fill(draw);
   dlse.fill(draw);
 
@@ -153,18 +169,7 @@ void AttentionRun::fill() {
     });
   }
 
-  // Keys between sequences must not be looked at.
-  const double nan = std::numeric_limits<double>::quiet_NaN();
-  for (size_t b = 0; b < c.used_k.size(); ++b) {
-    for (int64_t key = cu_seqlens_k[b] + c.used_k[b]; key < cu_seqlens_k[b + 1]; ++key) {
-      for (StridedTensor* t : {&k, &v}) {
-        Sizes index{0, key, 0, 0, 0};
-        for (index[2] = 0; index[2] < t->sizes()[2]; ++index[2])
-          for (index[3] = 0; index[3] < t->sizes()[3]; ++index[3])
-            for (index[4] = 0; index[4] < t->sizes()[4]; ++index[4]) t->set(index, nan);
-      }
-    }
-  }
+  spoil_unused_rows();
 }
 
 AttentionShape AttentionRun::shape() const {
@@ -180,10 +185,13 @@ AttentionShape AttentionRun::shape() const {
 
 SeqLayout AttentionRun::layout() const {
   if (!case_.packed()) return {};
-  return {.num_sequences = static_cast<int64_t>(case_.lengths_q.size()),
-          .cu_seqlens_q = cu_seqlens_q.data(),
-          .cu_seqlens_k = cu_seqlens_k.data(),
-          .seqused_k = case_.used_k.empty() ? nullptr : case_.used_k.data()};
+  SeqLayout layout{.num_sequences = static_cast<int64_t>(case_.lengths_q.size()),
+                   .cu_seqlens_q = cu_seqlens_q.data(),
+                   .cu_seqlens_k = cu_seqlens_k.empty() ? nullptr : cu_seqlens_k.data(),
+                   .seqused_k = used_k.empty() ? nullptr : used_k.data(),
+                   .pages = {}};
+  if (case_.paged()) layout.pages = {page_table(), max_pages(), max_pages(), case_.page_size};
+  return layout;
 }
 
 Dropout AttentionRun::dropout() const {
@@ -199,6 +207,12 @@ AttentionFwdParams AttentionRun::forward_params() const {
   p.band = case_.band;
   if (case_.bias != BiasValues::kNone) p.bias = to_bias(bias);
   p.dropout = dropout();
+  p.wide_out = case_.wide_out;
+  p.num_splits = case_.num_splits;
+  p.quantization = {.format = case_.kv_format,
+                    .num_groups = case_.quantization_groups,
+                    .k_scale_shift = to_heads(k_scale_shift),
+                    .v_scale_shift = to_heads(v_scale_shift)};
   p.softmax_scale = case_.softmax_scale();
   return p;
 }
@@ -218,22 +232,20 @@ AttentionBwdParams AttentionRun::backward_params() const {
   return p;
 }
 
-void AttentionRun::forward() { cpu::attention_forward(forward_params(), {case_.threads, nullptr}); }
-void AttentionRun::backward() { cpu::attention_backward(backward_params(), {case_.threads, nullptr}); }
+void AttentionRun::forward() { run_forward(forward_params(), case_.threads); }
+void AttentionRun::backward() { run_backward(backward_params(), case_.threads); }
 
 reference::AttentionProblem AttentionRun::problem() const {
   const AttentionCase& c = case_;
   reference::AttentionProblem p;
   p.batch = c.batch, p.seqlen_q = c.seqlen_q, p.seqlen_k = c.seqlen_k;
   p.heads = c.heads, p.head_dim = c.head_dim, p.head_dim_v = c.dim_v();
-  p.q = q.values(), p.k = k.values(), p.v = v.values(), p.dout = dout.values();
+  p.q = q.values(), p.dout = dout.values();
+  p.k = key_values(k, k_scale_shift, c.head_dim), p.v = key_values(v, v_scale_shift, c.dim_v());
   if (c.bias != BiasValues::kNone) p.bias = bias.values();
   if (c.dlse) p.dlse = dlse.values();
   if (c.packed()) {
-    for (size_t b = 0; b < c.lengths_q.size(); ++b) {
-      const int64_t keys = c.used_k.empty() ? c.lengths_k[b] : c.used_k[b];
-      p.sequences.push_back({0, cu_seqlens_q[b], c.lengths_q[b], cu_seqlens_k[b], keys});
-    }
+    for (size_t b = 0; b < c.lengths_q.size(); ++b) p.sequences.push_back(sequence(b));
   } else {
     for (int64_t b = 0; b < c.batch; ++b) p.sequences.push_back({b, 0, c.seqlen_q, 0, c.seqlen_k});
   }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -25,7 +26,7 @@ class AttentionRun {
   void backward();  // takes out and lse of forward()
   void run() {
     forward();
-    backward();
+    if (!case_.forward_only()) backward();
   }
 
   reference::AttentionResult result() const;
@@ -37,18 +38,30 @@ class AttentionRun {
   const AttentionCase& attention_case() const { return case_; }
   StridedTensor q, k, v, out, dout;  // [batch, seqlen, groups, heads, head_dim]; shared heads have stride 0
   StridedTensor dq, dk, dv;
-  StridedTensor lse, dlse;    // [batch, groups, heads, seqlen_q, 1]
-  StridedTensor bias, dbias;  // [batch, groups, heads, seqlen_q, seqlen_k]
-  std::vector<int32_t> cu_seqlens_q, cu_seqlens_k;
+  StridedTensor lse, dlse;                     // [batch, groups, heads, seqlen_q, 1]
+  StridedTensor bias, dbias;                   // [batch, groups, heads, seqlen_q, seqlen_k]
+  StridedTensor k_scale_shift, v_scale_shift;  // fp8: words, [batch, seqlen, groups, heads, 1]
+  std::vector<int32_t> cu_seqlens_q, cu_seqlens_k, used_k;
+
+  // [sequences, max_pages()] up to the last entry that may be read: behind it lies memory that can't be.
+  int32_t* page_table() const;
+  int64_t num_page_entries() const;
 
  private:
   void allocate();
   void fill();
+  void fill_words(StridedTensor& words, StridedTensor& scale_shift, int64_t dim);
+  void spoil_unused_rows();
+  void make_page_table();
+  int64_t max_pages() const;
+  std::vector<double> key_values(const StridedTensor& rows, const StridedTensor& scale_shift, int64_t dim) const;
+  reference::Sequence sequence(size_t b) const;
   AttentionShape shape() const;
   SeqLayout layout() const;
   Dropout dropout() const;
 
   AttentionCase case_;
+  std::shared_ptr<GuardedBuffer> page_table_;
 };
 
 }  // namespace xformers::testing

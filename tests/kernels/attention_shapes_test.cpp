@@ -28,7 +28,7 @@ INSTANTIATE_TEST_SUITE_P(Odd, AttentionCases,
 namespace {
 std::vector<std::string> head_dims() {
   std::vector<std::string> texts;
-  for (int d : {1, 3, 8, 16, 40, 64, 72, 80, 96, 128, 160, 256, 257, 512}) {
+  for (int d : {1, 3, 8, 16, 40, 64, 72, 80, 96, 128, 160, 256, 257, 512, 1024}) {
     texts.push_back("attention:*,q37,k50,h2,d" + std::to_string(d));
   }
   return texts;
@@ -40,7 +40,8 @@ INSTANTIATE_TEST_SUITE_P(HeadDimV, AttentionCases,
                          cases({"attention:*,q37,k50,h2,d64,dv32", "attention:*,q37,k50,h2,d32,dv128",
                                 "attention:*,q37,k50,h2,d8,dv1", "attention:*,q37,k50,h2,d1,dv8",
                                 "attention:bf16,q37,k50,h2,d512,dv3", "attention:fp16,q37,k50,h2,d3,dv512",
-                                "attention:fp32,q37,k50,h2,d192,dv128,causal"}),
+                                "attention:fp32,q37,k50,h2,d192,dv128,causal", "attention:*,q1,k300,h4,kv1,d1024,dv576",
+                                "attention:*,q130,k140,h1,d64,dv1024"}),
                          test_name);
 
 INSTANTIATE_TEST_SUITE_P(Scale, AttentionCases,

@@ -14,9 +14,10 @@ class RandomCase {
     case_.threads = static_cast<int>(between(1, 4));
     shape();
     mask();
+    storage();
     if (case_.packed()) return;
     if (chance(3)) bias();
-    if (!case_.heads_shared() && chance(8) && case_.seqlen_q == case_.seqlen_k) {
+    if (!case_.heads_shared() && chance(8) && case_.seqlen_q == case_.seqlen_k && case_.kv_format == KvFormat::kPlain) {
       case_.head_dim_v = {};
       case_.memory = Memory::kQkv;
     }
@@ -39,21 +40,40 @@ class RandomCase {
     c.head_dim = chance(2) ? pick<int64_t>({16, 32, 64, 128}) : between(1, 100);
     if (chance(3)) c.head_dim_v = between(1, 100);
     c.memory = pick({Memory::kRows, Memory::kHeadsFirst, Memory::kPadded});
-    if (chance(4)) {
-      for (int64_t n = between(2, 5); n > 0; --n) {
-        c.lengths_q.push_back(static_cast<int32_t>(between(0, 40)));
-        c.lengths_k.push_back(static_cast<int32_t>(between(0, 80)));
-        c.seqlen_q += c.lengths_q.back(), c.seqlen_k += c.lengths_k.back();
-      }
-      c.seqlen_q -= 1, c.seqlen_k -= 1;  // the default is one row
-      if (chance(2)) {
-        for (int32_t length : c.lengths_k) c.used_k.push_back(static_cast<int32_t>(between(0, length)));
-      }
-      return;
-    }
+    if (chance(3)) return packed();
     c.batch = between(1, 2);
     c.seqlen_q = chance(4) ? between(0, 3) : between(1, 150);
     c.seqlen_k = chance(5) ? c.seqlen_q : between(0, 200);
+  }
+
+  void packed() {
+    AttentionCase& c = case_;
+    const int kind = static_cast<int>(between(0, 3));
+    const int64_t longest_q = chance(3) ? 2 : 40, longest_k = chance(4) ? 300 : 80;
+    if (kind == 2) c.seqlen_k = between(longest_k, 2 * longest_k);
+    if (kind == 3) c.page_size = pick<int64_t>({1, 7, 16, 32, 64, 100}), c.shared_pages = chance(3);
+    const bool starts = kind == 2 || (kind == 3 && chance(2));
+    for (int64_t n = between(2, 5); n > 0; --n) {
+      c.lengths_q.push_back(static_cast<int32_t>(between(0, longest_q)));
+      const int64_t length = between(0, longest_k);
+      if (kind < 2) c.lengths_k.push_back(static_cast<int32_t>(length));
+      if (kind > 0) c.used_k.push_back(static_cast<int32_t>(kind == 1 ? between(0, length) : length));
+      if (starts) c.starts_k.push_back(static_cast<int32_t>(between(0, kind == 2 ? c.seqlen_k - length : 150)));
+    }
+    set_totals(c);
+  }
+
+  // How keys, values and out are stored.
+  void storage() {
+    AttentionCase& c = case_;
+    c.wide_out = chance(6);
+    if (chance(4)) c.num_splits = between(1, 9);
+    if (!chance(4)) return;
+    c.kv_format = pick({KvFormat::kInt4, KvFormat::kFp8});
+    if (c.kv_format == KvFormat::kInt4) c.quantization_groups = pick<int64_t>({1, 2, 4, 8});
+    const int64_t unit = c.kv_format == KvFormat::kFp8 ? 4 : 8 * c.quantization_groups;
+    c.head_dim = (c.head_dim + unit - 1) / unit * unit;
+    if (c.head_dim_v) c.head_dim_v = (*c.head_dim_v + unit - 1) / unit * unit;
   }
 
   void mask() {

@@ -65,6 +65,16 @@ void StridedTensor::fill(const std::function<double(const Sizes&)>& value) {
   for_each_index([&](const Sizes& index) { set(index, value(index)); });
 }
 
+uint32_t StridedTensor::get_word(const Sizes& index) const {
+  uint32_t word;
+  std::memcpy(&word, element(index), sizeof word);
+  return word;
+}
+void StridedTensor::set_word(const Sizes& index, uint32_t word) { std::memcpy(element(index), &word, sizeof word); }
+void StridedTensor::fill_words(const std::function<uint32_t(const Sizes&)>& word) {
+  for_each_index([&](const Sizes& index) { set_word(index, word(index)); });
+}
+
 std::vector<double> StridedTensor::values() const {
   std::vector<double> result;
   result.reserve(static_cast<size_t>(numel()));

@@ -36,6 +36,10 @@ class StridedTensor {
   void fill(double value) {
     fill([=](const Sizes&) { return value; });
   }
+  // The bits of a 4-byte element.
+  uint32_t get_word(const Sizes& index) const;
+  void set_word(const Sizes& index, uint32_t word);
+  void fill_words(const std::function<uint32_t(const Sizes&)>& word);
   std::vector<double> values() const;  // all elements, the last index runs fastest
   std::vector<unsigned char> bytes() const;
 

@@ -54,7 +54,7 @@ def test_masks(name, p):
 
 def test_mask_as_an_argument_and_built_inside():
     def attend(q, k, v, mask=None):
-        return memory_efficient_attention(q, k, v, mask or LowerTriangularMask(), scale=0.5)
+        return memory_efficient_attention(q, k, v, LowerTriangularMask() if mask is None else mask, scale=0.5)
 
     compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")
     inputs = qkv(batch=1)

@@ -1,4 +1,5 @@
-"""The examples of docs/ops/attention.md run, and its C++ example is the one that tests/ops compiles."""
+"""The pages of docs/ are true: Python examples run, C++ examples are compiled, messages are the real ones, links lead
+somewhere, and the tests that docs/better.md names exist."""
 
 import re
 from pathlib import Path
@@ -6,34 +7,93 @@ from pathlib import Path
 import pytest
 import torch
 
-from xformers.ops import memory_efficient_attention
+from xformers.ops import fmha, memory_efficient_attention
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = (ROOT / "docs" / "ops" / "attention.md").read_text()
+DOCS = ROOT / "docs"
+PAGES = sorted(path for path in DOCS.rglob("*.md"))
+OPS = [path for path in PAGES if path.parent.name == "ops"]
 
 
-def blocks(language):
-    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+def name_of(path):
+    return str(path.relative_to(ROOT))
+
+
+def blocks(page, language):
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
     return [text for kind, text in fenced if kind == language]
 
 
-def test_python_examples_run():
-    examples = blocks("python")
-    assert len(examples) >= 5
+@pytest.mark.parametrize("page", OPS, ids=name_of)
+def test_python_examples_run(page, capsys):
+    """All examples of a page, in order, in one namespace."""
     names = {}
+    examples = blocks(page, "python")
+    assert examples
     for example in examples:
-        exec(compile(example, "docs/ops/attention.md", "exec"), names)
+        exec(compile(example, name_of(page), "exec"), names)
 
 
-def test_cpp_example_is_compiled():
-    (example,) = blocks("cpp")
-    tested = (ROOT / "tests" / "ops" / "example_test.cpp").read_text()
-    assert example.strip() == tested.split("// [example]")[1].strip()
+def test_cpp_examples_are_compiled():
+    sources = [
+        path.read_text().split("// [example]")[1::2] for path in (ROOT / "tests" / "ops").glob("*example_test.cpp")
+    ]
+    compiled = [example.strip() for examples in sources for example in examples]
+    shown = [example.strip() for page in OPS for example in blocks(page, "cpp")]
+    assert sorted(shown) == sorted(compiled)
 
 
 def test_message_is_the_real_one():
-    (message,) = [block for block in blocks("") if block.startswith("attention: ")]
+    (message,) = [text for text in blocks(DOCS / "ops" / "attention.md", "") if text.startswith("attention: ")]
     query, key = (torch.empty(2, 1024, 16, dim, dtype=torch.bfloat16) for dim in (128, 96))
     with pytest.raises(ValueError) as error:
         memory_efficient_attention(query, key, query)
     assert str(error.value) == message.strip()
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"], ids=name_of)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{name_of(page)} links to {target}"
+
+
+def test_every_page_is_in_the_index():
+    index = (DOCS / "index.md").read_text()
+    missing = [
+        name_of(page) for page in PAGES if f"({page.relative_to(DOCS)})" not in index and page.name != "index.md"
+    ]
+    assert not missing
+
+
+def test_tests_that_are_named_exist():
+    """Each row of docs/better.md names a test, and it is there."""
+    rows = re.findall(r"^\| .* \| (.*) \|$", (DOCS / "better.md").read_text(), re.MULTILINE)
+    files = {path.name: path for path in (ROOT / "tests").rglob("test_*.py")}
+    for row in rows:
+        for name in re.findall(r"`([^`]+)`", row):
+            file, _, test = name.partition("::")
+            path = files.get(Path(file).name) if "/" not in file else ROOT / file
+            assert path is not None and path.exists(), name
+            assert not test or f"def {test}(" in path.read_text(), name
+
+
+def test_table_of_operators():
+    """The table of docs/ops/attention-operators.md says what the contracts say."""
+    short = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp64": torch.float64}
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", (DOCS / "ops" / "attention-operators.md").read_text(), re.MULTILINE)
+    checked = 0
+    for name, cells in rows:
+        if name == "memory_efficient_attention_backward":  # of the table after it
+            continue
+        directions, dtypes, head_dim, own_head_dim, dropout, bias, _ = cells.split(" | ")
+        op = getattr(fmha, name).FwOp
+        named = {dtype for word, dtype in short.items() if word in dtypes.split(";")[0]}
+        assert named == op.SUPPORTED_DTYPES if name != "generic" else named <= op.SUPPORTED_DTYPES, name
+        assert head_dim == "any" or str(op.SUPPORTED_MAX_K) in head_dim, name
+        assert (own_head_dim == "yes") == op.SUPPORTS_DIFFERENT_VALUE_EMBED, name
+        assert (dropout == "yes") == op.SUPPORTS_DROPOUT, name
+        assert (bias != "no") == (torch.Tensor in op.SUPPORTED_ATTN_BIAS_TYPES), name
+        assert ("/ yes" in directions) == hasattr(getattr(fmha, name), "BwOp"), name
+        checked += 1
+    assert checked == 5

@@ -14,7 +14,6 @@ from xformers.ops import fmha, memory_efficient_attention
 
 Q, K, V = qkv(requires_grad=False)  # [2, 5, 3, 8], [2, 7, 3, 8], [2, 7, 3, 8]
 ROW = [x[:1] for x in (Q, K, V)]
-INT = [x.int() for x in (Q, K, V)]
 
 CASES = {
     "query ndim": ((Q[0, 0], K, V), {}, "query.ndim is 2, expected 3, 4 or 5", "[batch, seqlen, heads, head_dim]"),
@@ -41,7 +40,6 @@ CASES = {
         "tensor.to(query.dtype)",
     ),
     "value dtype": ((Q, K, V.bfloat16()), {}, "value.dtype is bf16, expected fp32", "autocast"),
-    "int": (INT, {}, "query.dtype is int32, expected fp32, bf16, fp16 or fp64", "tensor.to(dtype)"),
     "key device": ((Q, K.to("meta"), V), {}, "key.device is meta, expected cpu like the query's", "tensor.to(device)"),
     "value device": ((Q, K, V.to("meta")), {}, "value.device is meta, expected cpu", "tensor.to(device)"),
     "negative p": ((Q, K, V), dict(p=-0.1), "p is -0.1", "share of weights to drop"),
@@ -103,8 +101,7 @@ CASES = {
         "query.ndim is 3 beside a LowerTriangularFromBottomRightMask, expected 4 or 5",
         "[batch, seqlen, heads, head_dim]",
     ),
-    "op": ((Q, K, V), dict(op="flash"), "op is flash, expected None", "leave it out"),
-    "output_dtype": ((Q, K, V), dict(output_dtype=torch.float64), "output_dtype is torch.float64", "leave it out"),
+    "op": ((Q, K, V), dict(op="flash"), "op is flash, expected a pair of a forward and a backward", "leave it out"),
 }
 
 
@@ -175,10 +172,8 @@ def test_backward_arguments():
     backward = fmha.memory_efficient_attention_backward
     with pytest.raises(ValueError, match=r"grad_out.shape is \[2, 5, 3, 7\], expected \[2, 5, 3, 8\]"):
         backward(out[..., :7], out, lse, Q, K, V)
-    with pytest.raises(ValueError, match=r"lse.shape is \[2, 3, 4\], expected \[2, 3, 5\]"):
+    with pytest.raises(ValueError, match=r"lse is \[2, 3, 4\], expected \[batch, heads, seqlen_q or more\]"):
         backward(out, out, lse[..., :4], Q, K, V)
-    with pytest.raises(ValueError, match="lse is .* fp64 cpu, expected fp32 cpu"):
-        backward(out, out, lse.double(), Q, K, V)
     with pytest.raises(NotImplementedError, match="p is 0.5, expected 0"):
         backward(out, out, lse, Q, K, V, p=0.5)
     with pytest.raises(NotImplementedError, match="p is 0.5, expected 0"):
@@ -192,7 +187,10 @@ def test_backward_arguments():
         (lambda: LocalAttentionFromBottomRightMask(1, -2), "window_right is -2, expected 0 or more"),
         (lambda: BlockDiagonalMask.from_seqlens([1, 2], [3]), "2 query lengths and 1 key lengths"),
         (lambda: BlockDiagonalMask.from_seqlens([1, -2]), "a sequence length is -2, expected 0 or more"),
-        (lambda: _SeqLenInfo.from_seqlens(torch.tensor([1, 2])), "the lengths are a tensor, expected Python ints"),
+        (
+            lambda: _SeqLenInfo.from_seqlens(torch.tensor([1, 2])),
+            "the sequence lengths are a tensor, expected Python ints",
+        ),
         (lambda: BlockDiagonalMask.from_tensor_list([]), "the list of tensors is empty"),
         (
             lambda: BlockDiagonalMask.from_seqlens([1, 2]).split(torch.zeros(1, 4, 2)),

@@ -36,6 +36,154 @@ def test_out_and_lse(mask, p):
     assert torch.autograd.gradcheck(attend, inputs)
 
 
+def int32(*values):
+    return torch.tensor(values, dtype=torch.int32)
+
+
+# Keys in use, in ranges that lie apart or overlap, in pages that belong to one sequence or to several.
+KEY_LAYOUTS = {
+    "padded": dict(cu_seqlens_k=int32(0, 4, 8), seqused_k=int32(3, 2)),
+    "gappy": dict(cu_seqlens_k=int32(5, 1), seqused_k=int32(2, 3)),
+    "overlapping": dict(cu_seqlens_k=int32(1, 2), seqused_k=int32(4, 5)),
+    "same": dict(cu_seqlens_k=int32(2, 2), seqused_k=int32(4, 4)),
+    "one_empty": dict(cu_seqlens_k=int32(0, 0), seqused_k=int32(0, 4)),
+    "all_empty": dict(cu_seqlens_k=int32(0, 0), seqused_k=int32(0, 0)),
+    "paged": dict(seqused_k=int32(3, 4), page_table=int32([3, 0], [2, 1]), page_size=2),
+    "shared_pages": dict(seqused_k=int32(4, 3), page_table=int32([3, 0], [3, 3]), page_size=2),
+    "paged_gappy": dict(cu_seqlens_k=int32(1, 2), seqused_k=int32(3, 1), page_table=int32([3, 0], [2, 1]), page_size=2),
+}
+
+
+def used_rows(layout):
+    """The rows of key that each sequence sees, in order."""
+    starts = layout.get("cu_seqlens_k", int32(0, 0))
+    for b, used in enumerate(layout["seqused_k"].tolist()):
+        keys = range(int(starts[b]), int(starts[b]) + used)
+        if "page_table" in layout:
+            keys = [int(layout["page_table"][b, t // 2]) * 2 + t % 2 for t in keys]
+        yield list(keys)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("name", KEY_LAYOUTS)
+def test_key_layouts(name, causal, p):
+    layout = dict(KEY_LAYOUTS[name], cu_seqlens_q=int32(0, 2, 5), p=p, philox_state=STATE)
+    if causal:
+        layout |= dict(window_right=0, bottom_right=True)
+    inputs = qkv(batch=1, nq=5, nk=8, heads=(2,), head_dim=3, head_dim_v=4, dtype=torch.float64)
+
+    def attend(q, k, v):
+        out, lse = attention_forward(q, k, v, **layout, need_lse=True)
+        return out, lse.masked_fill(lse == -torch.inf, 0.0)
+
+    assert torch.autograd.gradcheck(attend, inputs)
+    # The same as attention over a packed copy of the keys, to the bit.
+    rows = list(used_rows(layout))
+    lengths = torch.tensor([0] + [len(r) for r in rows])
+    index = torch.tensor(sum(rows, []), dtype=torch.long)
+    packed = {k: v for k, v in layout.items() if k not in ("seqused_k", "page_table", "page_size")}
+    packed["cu_seqlens_k"] = lengths.cumsum(0).to(torch.int32)
+    q, k, v = inputs
+    expected = attention_forward(q, k[:, index], v[:, index], **packed, need_lse=True)
+    got = attention_forward(*inputs, **layout, need_lse=True)
+    assert torch.equal(got[0], expected[0]) and torch.equal(got[1], expected[1])
+    incoming = torch.randn_like(got[0])
+    grads = torch.autograd.grad(got[0], inputs, incoming)
+    for g, e in zip(grads, torch.autograd.grad(expected[0], inputs, incoming), strict=True):
+        torch.testing.assert_close(g, e, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("heads", [(4,), (2, 2)], ids=["4d", "5d"])
+def test_shared_keys_and_heads(dtype, heads):
+    """Grouped-query attention over pages that sequences share: gradients of the one head, added up in fp32."""
+    layout = dict(KEY_LAYOUTS["shared_pages"], cu_seqlens_q=int32(0, 2, 5))
+    query = random((1, 5, *heads, 8), dtype, requires_grad=True)
+    one_head = [random((1, 8, *heads[:-1], 1, 8), dtype, seed=i, requires_grad=True) for i in (1, 2)]
+    key, value = (x.expand(1, 8, *heads, 8) for x in one_head)
+    leaves = [query, *one_head]
+    out = attention_forward(query, key, value, **layout)[0]
+    incoming = torch.randn_like(out)
+    grads = torch.autograd.grad(out, leaves, incoming)
+    again = attention_forward(query, key, value, **layout)[0]
+    assert all(torch.equal(a, b) for a, b in zip(torch.autograd.grad(again, leaves, incoming), grads, strict=True))
+    exact = [x.detach().double().requires_grad_() for x in leaves]
+    k64, v64 = (x.expand(1, 8, *heads, 8) for x in exact[1:])
+    truth = torch.autograd.grad(attention_forward(exact[0], k64, v64, **layout)[0], exact, incoming.double())
+    for g, t in zip(grads, truth, strict=True):
+        torch.testing.assert_close(g.double(), t, rtol=0, atol=16 * torch.finfo(dtype).eps * float(t.abs().max()))
+
+
+@pytest.mark.parametrize("out_dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_out_dtype(dtype, out_dtype):
+    inputs = qkv(dtype=dtype)
+    out, lse = attention_forward(*inputs, out_dtype=out_dtype, need_lse=True)
+    plain, plain_lse = attention_forward(*inputs, need_lse=True)
+    exact = attention_forward(*(x.double() for x in inputs))[0]
+    assert out.dtype == out_dtype and torch.equal(lse, plain_lse)
+    if dtype == out_dtype:
+        assert torch.equal(out, plain)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    eps = max(torch.finfo(out_dtype).eps, 8 * torch.finfo(wide).eps)
+    if dtype == torch.float32 or dtype == torch.float64 or dtype == out_dtype:
+        torch.testing.assert_close(out.double(), exact, rtol=eps, atol=eps)
+    else:  # closer to the truth than what is rounded to the inputs' dtype
+        assert (out.double() - exact).abs().max() <= (plain.double() - exact).abs().max() + eps
+    incoming = torch.randn(out.shape).to(dtype).to(out_dtype)
+    grads = torch.autograd.grad(out, inputs, incoming)
+    want = torch.autograd.grad(plain, inputs, incoming.to(dtype))
+    for g, w in zip(grads, want, strict=True):
+        assert g.dtype == dtype
+        tolerance = 8 * max(torch.finfo(dtype).eps, torch.finfo(out_dtype).eps)
+        torch.testing.assert_close(g, w, rtol=tolerance, atol=tolerance)
+
+
+def test_gradient_that_reaches_lse_alone():
+    inputs = qkv(dtype=torch.float64, head_dim=4)
+    scores = torch.einsum("bqhd,bkhd->bhqk", inputs[0], inputs[1]) * 4**-0.5
+    lse = attention_forward(*inputs, need_lse=True)[1]
+    incoming = torch.randn_like(lse)
+    got = torch.autograd.grad(lse, inputs, incoming)
+    want = torch.autograd.grad(scores.logsumexp(-1), inputs[:2], incoming)
+    for g, w in zip(got, (*want, torch.zeros_like(inputs[2])), strict=True):
+        torch.testing.assert_close(g, w, rtol=1e-12, atol=1e-12)
+
+
+def test_quantised_keys_have_no_gradient():
+    query = random((1, 3, 2, 16), torch.bfloat16, requires_grad=True)
+    key = torch.zeros(1, 7, 2, 3, dtype=torch.int32)
+    with pytest.raises(NotImplementedError, match="an input requires grad beside quantised key and value"):
+        attention_forward(query, key, key)
+    with torch.no_grad():
+        out, lse = attention_forward(query, key, key, need_lse=True)
+    with pytest.raises(ValueError, match="key.dtype is int32 .quantised., expected a floating dtype where gradients"):
+        torch.ops.xformers.attention_backward(out, query.detach(), key, key, out, lse)
+
+
+def test_more_keys_than_offsets_can_count():
+    """2^31 keys in all, since the sequences share them."""
+    n, used = 2**12, 2**19
+    query, key = torch.zeros(1, n, 1, 1), torch.zeros(1, 1, 1, 1).expand(1, used, 1, 1)
+    layout = dict(
+        cu_seqlens_q=torch.arange(n + 1, dtype=torch.int32),
+        cu_seqlens_k=torch.zeros(n, dtype=torch.int32),
+        seqused_k=torch.full((n,), used, dtype=torch.int32),
+    )
+    lse = torch.zeros(1, 1, n)
+    with pytest.raises(ValueError, match="the sum of seqused_k is 2147483648, expected less than 2.31"):
+        torch.ops.xformers.attention_backward(query, query, key, key, query, lse, **layout)
+
+
+def test_autocast_leaves_quantised_keys():
+    query = random((1, 3, 2, 16))
+    key = torch.zeros(1, 7, 2, 3, dtype=torch.int32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert attention_forward(query, key, key)[0].dtype == torch.bfloat16
+        assert attention_forward(query, key, key, out_dtype=torch.float32)[0].dtype == torch.float32
+
+
 @pytest.mark.parametrize("heads", [(), (2,), (2, 2)], ids=["3d", "4d", "5d"])
 def test_tensor_bias(heads):
     inputs = qkv(batch=2, nq=3, nk=4, heads=heads, head_dim=3, dtype=torch.float64)
@@ -105,6 +253,16 @@ def test_torch_func():
         *(x.detach() for x in inputs)
     )
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=False))
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_vmap_runs_one_call_after_the_other():
+    query, key, value = (torch.stack([x.detach(), -x.detach()]) for x in qkv())
+    out = torch.func.vmap(memory_efficient_attention)(query, key, value)
+    assert torch.equal(out, torch.stack([memory_efficient_attention(*x) for x in zip(query, key, value, strict=True)]))
+    grad = torch.func.vmap(torch.func.grad(lambda *x: memory_efficient_attention(*x).sum()))(query, key, value)
+    expected = torch.func.grad(lambda *x: memory_efficient_attention(*x).sum())(query[1], key[1], value[1])
+    assert torch.equal(grad[1], expected)
 
 
 def test_forward_mode_is_refused():

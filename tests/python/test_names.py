@@ -1,5 +1,6 @@
 """Names and identity of the package, as programs ask for them."""
 
+import importlib
 import importlib.metadata
 import inspect
 
@@ -9,6 +10,18 @@ import torch
 import xformers
 import xformers.ops
 from xformers.ops import fmha
+
+BOTH = """memory_efficient_attention memory_efficient_attention_forward memory_efficient_attention_forward_requires_grad
+memory_efficient_attention_backward memory_efficient_attention_partial merge_attentions AttentionBias AttentionOp
+AttentionOpBase LowerTriangularMask MemoryEfficientAttentionCutlassOp MemoryEfficientAttentionCutlassFwdFlashBwOp
+MemoryEfficientAttentionFlashAttentionOp MemoryEfficientAttentionCkOp MemoryEfficientAttentionSplitKCkOp""".split()
+FMHA = """Inputs Context Gradients AttentionFwOpBase AttentionBwOpBase bmk2bmhk ALL_FW_OPS ALL_BW_OPS _get_use_fa3
+_set_use_fa3 MemoryEfficientAttentionCkDecoderOp _memory_efficient_attention_forward
+_memory_efficient_attention_forward_requires_grad _memory_efficient_attention_backward VARLEN_BIASES""".split()
+MODULES = "attn_bias ck ck_decoder ck_splitk common cutlass dispatch flash flash3 generic triton_splitk".split()
+OPS = "unbind stack_or_none get_stack_strides masked_matmul fmha".split()
+GONE = """small_k decoder triton TritonFlashAttentionOp MemoryEfficientAttentionTritonFwdFlashBwOp AttentionOpDispatch
+attn_operator_flop""".split()
 
 
 def test_version():
@@ -28,27 +41,72 @@ def test_flags():
     assert xformers._cpp_lib._register_extensions() is None
 
 
-def test_names():
-    for name in (
-        "AttentionBias",
-        "LowerTriangularMask",
-        "memory_efficient_attention",
-        "memory_efficient_attention_forward",
-        "memory_efficient_attention_forward_requires_grad",
-        "memory_efficient_attention_backward",
-    ):
-        assert getattr(xformers.ops, name) is getattr(fmha, name)
-    assert xformers.ops.AttentionMask is xformers.ops.AttentionBias
-    for name in fmha.__all__:
-        assert hasattr(fmha, name)
+@pytest.mark.parametrize("name", BOTH)
+def test_names_in_both(name):
+    assert getattr(xformers.ops, name) is getattr(fmha, name)
 
 
-@pytest.mark.parametrize("name", ["memory_efficient_attention", "memory_efficient_attention_forward"])
-def test_signature(name):
+def test_names_in_one():
+    assert xformers.ops.AttentionMask is xformers.ops.AttentionBias and not hasattr(fmha, "AttentionMask")
+    assert all(hasattr(fmha, name) for name in FMHA)
+    assert all(hasattr(xformers.ops, name) for name in OPS)
+    for module in (fmha, xformers.ops):
+        assert all(hasattr(module, name) for name in module.__all__)
+    for name in ("Inputs", "Context", "Gradients", "AttentionFwOpBase", "AttentionBwOpBase", "AttentionOpBase"):
+        assert getattr(fmha.common, name) is getattr(fmha, name)
+    assert fmha.common.bmk2bmhk is fmha.bmk2bmhk
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_modules(name):
+    module = importlib.import_module(f"xformers.ops.fmha.{name}")
+    assert getattr(fmha, name) is module
+    if name not in ("attn_bias", "common", "dispatch"):
+        assert issubclass(module.FwOp, fmha.AttentionFwOpBase)
+
+
+def test_pairs_of_operators():
+    assert fmha.MemoryEfficientAttentionCutlassOp == (fmha.cutlass.FwOp, fmha.cutlass.BwOp)
+    assert fmha.MemoryEfficientAttentionCutlassFwdFlashBwOp == (fmha.cutlass.FwOp, fmha.flash.BwOp)
+    assert fmha.MemoryEfficientAttentionFlashAttentionOp == (fmha.flash.FwOp, fmha.flash.BwOp)
+    assert fmha.MemoryEfficientAttentionCkOp == (fmha.ck.FwOp, fmha.ck.BwOp)
+    assert fmha.MemoryEfficientAttentionSplitKCkOp == (fmha.ck_splitk.FwOp, fmha.ck.BwOp)
+    assert fmha.MemoryEfficientAttentionCkDecoderOp == (fmha.ck_decoder.FwOp, fmha.ck.BwOp)
+
+
+@pytest.mark.parametrize("name", GONE)
+def test_what_is_gone_stays_away(name):
+    assert not hasattr(fmha, name) and not hasattr(xformers.ops, name)
+    assert not any(hasattr(op, name) for op in (*fmha.ALL_FW_OPS, *fmha.ALL_BW_OPS))
+    with pytest.raises(ImportError):
+        importlib.import_module(f"xformers.ops.fmha.{name}")
+
+
+@pytest.mark.parametrize("name", [name for name in fmha.attn_bias.__all__ if not name.startswith("_")])
+def test_biases_by_their_short_address(name):
+    assert getattr(fmha, name) is getattr(fmha.attn_bias, name)
+
+
+COMMON = ["query", "key", "value", "attn_bias", "p", "scale"]
+
+
+@pytest.mark.parametrize(
+    "name, positional, keywords",
+    [
+        ("memory_efficient_attention", COMMON, ["op", "output_dtype"]),
+        ("memory_efficient_attention_forward", COMMON, ["op", "output_dtype"]),
+        ("memory_efficient_attention_forward_requires_grad", COMMON, ["op", "output_dtype"]),
+        ("memory_efficient_attention_partial", COMMON, ["op", "output_dtype"]),
+        ("memory_efficient_attention_backward", ["grad", "output", "lse", *COMMON], ["op"]),
+        ("merge_attentions", ["attn_split", "lse_split", "write_lse", "output_dtype"], []),
+    ],
+)
+def test_signature(name, positional, keywords):
     parameters = inspect.signature(getattr(fmha, name)).parameters
-    assert list(parameters) == ["query", "key", "value", "attn_bias", "p", "scale", "op", "output_dtype"]
-    assert parameters["p"].default == 0.0 and parameters["attn_bias"].default is None
-    assert parameters["op"].kind is inspect.Parameter.KEYWORD_ONLY
+    assert list(parameters) == positional + keywords
+    assert all(parameters[name].kind is inspect.Parameter.KEYWORD_ONLY for name in keywords)
+    if "p" in parameters:
+        assert parameters["p"].default == 0.0 and parameters["attn_bias"].default is None
 
 
 def test_no_choice_is_a_choice():
@@ -57,15 +115,20 @@ def test_no_choice_is_a_choice():
     assert torch.equal(fmha.memory_efficient_attention(x, x, x, op=(None, None), output_dtype=x.dtype), expected)
 
 
-def test_info(capsys):
-    from xformers import info
+def test_masked_matmul():
+    a, b = torch.randn(2, 3, 4), torch.randn(2, 4, 5)
+    assert torch.equal(xformers.ops.masked_matmul(a, b), a @ b)
+    keep = torch.randn(3, 5) > 0
+    assert torch.equal(xformers.ops.masked_matmul(a, b, keep), (a @ b).masked_fill(~keep, -torch.inf))
+    added = torch.randn(3, 5)
+    assert torch.equal(xformers.ops.masked_matmul(a, b, added), a @ b + added)
 
-    info.print_info()
-    printed = capsys.readouterr().out
-    assert printed.startswith(f"xFormers {xformers.__version__}\n")
-    assert "xformers.attention_forward: " in printed and torch.__version__ in printed and "0.0.28" in printed
-    assert ", ".join(torch.ops.xformers.cpu_isas()) in printed
-    assert info.get_features_status()["xformers.attention_backward"] == "available"
+    class Own(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            return func.__name__
+
+    assert xformers.ops.masked_matmul(a, b, keep.as_subclass(Own)) == "masked_matmul"
 
 
 def test_kernel_that_ran_is_named():

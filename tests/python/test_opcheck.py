@@ -18,7 +18,21 @@ OPTIONS = {
     "lse": dict(need_lse=True, scale=0.5),
     "packed": dict(cu_seqlens_q=OFFSETS[0], cu_seqlens_k=OFFSETS[1], window_right=0),
     "padded": dict(cu_seqlens_q=OFFSETS[0], cu_seqlens_k=OFFSETS[1], seqused_k=torch.tensor([1, 4], dtype=torch.int32)),
+    "overlapping": dict(
+        cu_seqlens_q=OFFSETS[0],
+        cu_seqlens_k=torch.tensor([1, 2], dtype=torch.int32),
+        seqused_k=torch.tensor([3, 5], dtype=torch.int32),
+    ),
+    "paged": dict(
+        cu_seqlens_q=OFFSETS[0],
+        seqused_k=torch.tensor([3, 4], dtype=torch.int32),
+        page_table=torch.tensor([[2, 0], [1, 2]], dtype=torch.int32),
+        page_size=2,
+    ),
+    "out_dtype": dict(out_dtype=torch.float64),
+    "splits": dict(num_splits=3),
 }
+FORWARD_ONLY = ("need_lse", "out_dtype", "num_splits")
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])
@@ -41,7 +55,7 @@ def test_forward_tensor_bias(kind):
 @pytest.mark.parametrize("name", OPTIONS)
 def test_backward(name):
     inputs = qkv(batch=1, requires_grad=False)
-    options = {key: value for key, value in OPTIONS[name].items() if key != "need_lse"}
+    options = {key: value for key, value in OPTIONS[name].items() if key not in FORWARD_ONLY}
     out, lse = forward(*inputs, **options, need_lse=True)
     opcheck(backward, (torch.randn_like(out), *inputs, out, lse), dict(options, grad_lse=torch.randn_like(lse)))
 
@@ -50,6 +64,52 @@ def test_backward_of_a_bias():
     inputs, bias = qkv(requires_grad=False), random((2, 3, 5, 7), seed=4)
     out, lse = forward(*inputs, bias, need_lse=True)
     opcheck(backward, (torch.randn_like(out), *inputs, out, lse, bias), dict(need_bias_grad=True))
+
+
+def test_backward_stacked():
+    query, key, value = qkv(nk=5, requires_grad=False)
+    bias = random((2, 3, 5, 5), seed=4)
+    out, lse = forward(query, key, value, bias, need_lse=True)
+    stacked = torch.ops.xformers.attention_backward_stacked.default
+    for dim in range(4):
+        arguments = (torch.randn_like(out), query, key, value, out, lse, bias)
+        opcheck(stacked, arguments, dict(need_bias_grad=True, stack_dim=dim))
+        dqkv, dbias = stacked(*arguments, need_bias_grad=True, stack_dim=dim)
+        *expected, expected_bias = backward(*arguments, need_bias_grad=True)
+        assert torch.equal(dqkv, torch.stack(expected, dim)) and torch.equal(dbias, expected_bias)
+        elsewhere = torch._C.DispatchKeySet(torch._C.DispatchKey.XLA)  # a device that stacks with a copy
+        assert torch.equal(stacked.redispatch(elsewhere, *arguments, need_bias_grad=True, stack_dim=dim)[0], dqkv)
+    with pytest.raises(ValueError, match=r"stack_dim is 4, expected 0 ... 3"):
+        stacked(*arguments, stack_dim=4)
+    with pytest.raises(ValueError, match="key.shape"):
+        stacked(out, query, key[:, :4], value[:, :4], out, lse, stack_dim=0)
+
+
+@pytest.mark.parametrize("quantised", ["int4", "fp8"])
+def test_forward_of_quantised_keys(quantised):
+    query = random((1, 3, 2, 16), torch.bfloat16)
+    words = dict(generator=torch.Generator().manual_seed(0), dtype=torch.int32)
+    coefficients = torch.tensor([1.0, 0.0], dtype=torch.float16).view(torch.int32)
+    if quantised == "int4":
+        key = torch.randint(-(2**31), 2**31 - 1, (1, 7, 2, 4), **words)
+        key[..., :2] = coefficients
+        options = {}
+    else:
+        key = torch.zeros(1, 7, 2, 4, dtype=torch.int32)
+        options = dict.fromkeys(("k_scale_shift", "v_scale_shift"), coefficients.expand(1, 7, 2))
+    opcheck(forward, (query, key, key), dict(options, need_lse=True))
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_merge(requires_grad):
+    attn = [random((2, 5, 3, 8), seed=i, requires_grad=requires_grad) for i in range(3)]
+    lse = [random((2, 3, 5), seed=9 + i, requires_grad=requires_grad) for i in range(3)]
+    opcheck(torch.ops.xformers.merge_attentions.default, (attn, lse))
+    if not requires_grad:
+        opcheck(torch.ops.xformers.merge_attentions.default, (attn, lse, False, torch.bfloat16))
+        arguments = (random((2, 5, 3, 8)), random((2, 3, 5)), attn, lse)
+        opcheck(torch.ops.xformers.merge_attentions_backward.default, arguments)
+        opcheck(torch.ops.xformers.merge_attentions_backward.default, (arguments[0], None, attn, lse))
 
 
 def test_draw():

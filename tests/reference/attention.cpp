@@ -35,15 +35,22 @@ struct Head {
   const Sequence& seq = problem.sequences[index];
   int64_t m = seq.num_queries, n = seq.num_keys;
 
-  Matrix<Real> rows(const Values& x, int64_t seqlen, int64_t first, int64_t count, int64_t dim) const {
-    return tabulate<Real>(count, dim, [&](int64_t i, int64_t d) {
-      return static_cast<Real>(x[((seq.batch * seqlen + first + i) * problem.heads + head) * dim + d]);
+  Matrix<Real> queries(const Values& x, int64_t dim) const {
+    return tabulate<Real>(m, dim, [&](int64_t i, int64_t d) {
+      const int64_t row = seq.batch * problem.seqlen_q + seq.first_query + i;
+      return static_cast<Real>(x[(row * problem.heads + head) * dim + d]);
     });
   }
-  Matrix<Real> q = rows(problem.q, problem.seqlen_q, seq.first_query, m, problem.head_dim);
-  Matrix<Real> k = rows(problem.k, problem.seqlen_k, seq.first_key, n, problem.head_dim);
-  Matrix<Real> v = rows(problem.v, problem.seqlen_k, seq.first_key, n, problem.head_dim_v);
-  Matrix<Real> dout = rows(problem.dout, problem.seqlen_q, seq.first_query, m, problem.head_dim_v);
+  Matrix<Real> keys(const Values& x, int64_t dim) const {
+    return tabulate<Real>(n, dim, [&](int64_t i, int64_t d) {
+      const int64_t row = seq.batch * problem.seqlen_k + seq.key_row(i);
+      return static_cast<Real>(x[(row * problem.heads + head) * dim + d]);
+    });
+  }
+  Matrix<Real> q = queries(problem.q, problem.head_dim);
+  Matrix<Real> k = keys(problem.k, problem.head_dim);
+  Matrix<Real> v = keys(problem.v, problem.head_dim_v);
+  Matrix<Real> dout = queries(problem.dout, problem.head_dim_v);
 
   size_t row_index(int64_t i) const {
     return (seq.batch * problem.heads + head) * problem.seqlen_q + seq.first_query + i;
@@ -112,9 +119,11 @@ class Writer {
   Writer(const Head<Real, Round>& head, AttentionResult& result) : head_(head), result_(result) {}
 
   void queries(Values& to, const Matrix<Real>& from) const {
-    rows(to, from, head_.problem.seqlen_q, head_.seq.first_query);
+    rows(to, from, head_.problem.seqlen_q, [&](int64_t i) { return head_.seq.first_query + i; });
   }
-  void keys(Values& to, const Matrix<Real>& from) const { rows(to, from, head_.problem.seqlen_k, head_.seq.first_key); }
+  void keys(Values& to, const Matrix<Real>& from) const {
+    rows(to, from, head_.problem.seqlen_k, [&](int64_t i) { return head_.seq.key_row(i); });
+  }
   void lse(const std::vector<Real>& from) const {
     for (int64_t i = 0; i < head_.m; ++i) result_.lse[head_.row_index(i)] = static_cast<double>(from[i]);
   }
@@ -126,10 +135,11 @@ class Writer {
   }
 
  private:
-  void rows(Values& to, const Matrix<Real>& from, int64_t seqlen, int64_t first) const {
+  template <class RowOf>
+  void rows(Values& to, const Matrix<Real>& from, int64_t seqlen, const RowOf& row_of) const {
     for (int64_t i = 0; i < from.rows; ++i) {
       for (int64_t d = 0; d < from.cols; ++d) {
-        to[((head_.seq.batch * seqlen + first + i) * head_.problem.heads + head_.head) * from.cols + d] =
+        to[((head_.seq.batch * seqlen + row_of(i)) * head_.problem.heads + head_.head) * from.cols + d] =
             static_cast<double>(from(i, d));
       }
     }

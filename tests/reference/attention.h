@@ -16,6 +16,13 @@ using Values = std::vector<double>;
 // One independent attention problem: the rows of one sequence.
 struct Sequence {
   int64_t batch = 0, first_query = 0, num_queries = 0, first_key = 0, num_keys = 0;
+  std::vector<int64_t> pages{};  // not empty: keys count from the start of pages[0]
+  int64_t page_size = 0;
+
+  int64_t key_row(int64_t key) const {
+    const int64_t place = first_key + key;
+    return pages.empty() ? place : pages[place / page_size] * page_size + place % page_size;
+  }
 };
 
 struct AttentionProblem {

@@ -1,24 +1,77 @@
 """The operators."""
 
 from . import fmha
+from ._masked_matmul import masked_matmul
 from .fmha import (
     AttentionBias,
+    AttentionOp,
+    AttentionOpBase,
     LowerTriangularMask,
+    MemoryEfficientAttentionCkOp,
+    MemoryEfficientAttentionCutlassFwdFlashBwOp,
+    MemoryEfficientAttentionCutlassOp,
+    MemoryEfficientAttentionFlashAttentionOp,
+    MemoryEfficientAttentionSplitKCkOp,
     memory_efficient_attention,
     memory_efficient_attention_backward,
     memory_efficient_attention_forward,
     memory_efficient_attention_forward_requires_grad,
+    memory_efficient_attention_partial,
+    merge_attentions,
 )
+from .indexing import index_select_cat, scaled_index_add
+from .rmsnorm import RMSNorm, rms_norm, rms_norm_add
+from .rope_padded import rope_padded
+from .swiglu_op import (
+    SwiGLU,
+    SwiGLUEagerOp,
+    SwiGLUFusedOp,
+    SwiGLUOp,
+    SwiGLUOpDispatch,
+    SwiGLUPackedFusedOp,
+    swiglu,
+    swiglu_packed,
+)
+from .tiled_matmul import tiled_matmul
+from .unbind import get_stack_strides, stack_or_none, unbind
 
 AttentionMask = AttentionBias  # the name of old
 
 __all__ = [
     "AttentionBias",
     "AttentionMask",
+    "AttentionOp",
+    "AttentionOpBase",
     "LowerTriangularMask",
+    "MemoryEfficientAttentionCkOp",
+    "MemoryEfficientAttentionCutlassFwdFlashBwOp",
+    "MemoryEfficientAttentionCutlassOp",
+    "MemoryEfficientAttentionFlashAttentionOp",
+    "MemoryEfficientAttentionSplitKCkOp",
+    "RMSNorm",
+    "SwiGLU",
+    "SwiGLUEagerOp",
+    "SwiGLUFusedOp",
+    "SwiGLUOp",
+    "SwiGLUOpDispatch",
+    "SwiGLUPackedFusedOp",
     "fmha",
+    "get_stack_strides",
+    "index_select_cat",
+    "masked_matmul",
     "memory_efficient_attention",
     "memory_efficient_attention_backward",
     "memory_efficient_attention_forward",
     "memory_efficient_attention_forward_requires_grad",
+    "memory_efficient_attention_partial",
+    "merge_attentions",
+    "rms_norm",
+    "rms_norm_add",
+    "rope_padded",
+    "scaled_index_add",
+    "stack_or_none",
+    "swiglu",
+    "swiglu_packed",
+    "tiled_matmul",
+    "unbind",
 ]

@@ -34,7 +34,7 @@ struct AttentionShape {
   int64_t head_dim = 0;    // of q and k
   int64_t head_dim_v = 0;  // of v and out
 
-  int64_t num_heads() const { return num_groups * heads_per_group; }
+  constexpr int64_t num_heads() const { return num_groups * heads_per_group; }
 };
 
 // Keys in pages: key t of sequence b lies in row page_table[b][t / page_size] * page_size + t % page_size of K and V.
@@ -58,8 +58,8 @@ struct SeqLayout {
   const int32_t* seqused_k = nullptr;     // [num_sequences] or null; never null where paged
   PageTable pages;
 
-  bool packed() const { return cu_seqlens_q != nullptr; }
-  bool paged() const { return pages.data != nullptr; }
+  constexpr bool packed() const { return cu_seqlens_q != nullptr; }
+  constexpr bool paged() const { return pages.data != nullptr; }
 };
 
 // Who sees whom. Query i and key j count from the start of their sequence; with the diagonal
@@ -84,6 +84,7 @@ struct ScoreBias {
 struct Dropout {
   double p = 0;
   uint64_t philox_seed = 0, philox_offset = 0;
+  const uint64_t* device_state = nullptr;  // CUDA: seed and offset in device memory, read in place of the two above
 };
 
 // A row statistic, [batch, groups, heads, seqlen_q] with stride 1 over seqlen_q; float, or double for fp64 inputs.
@@ -110,7 +111,7 @@ struct AttentionFwdParams {
   HeadsTensor q, k, v;
   HeadsTensor out;
   bool wide_out = false;  // out is fp32 (fp64 for fp64 inputs), not shape.dtype
-  RowTensor lse;  // data null: not wanted
+  RowTensor lse;          // data null: not wanted
   SeqLayout seq;
   MaskBand band;
   ScoreBias bias;
@@ -133,6 +134,7 @@ struct AttentionBwdParams {
   ScoreBias bias;
   Dropout dropout;
   double softmax_scale = 1;
+  bool deterministic = false;  // CUDA: the same bits from run to run, for some time; on the CPU they always are
 };
 
 }  // namespace xformers

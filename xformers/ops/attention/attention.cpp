@@ -1,9 +1,10 @@
 // Schema of the attention operators, and the public functions.
 #include "xformers/ops/attention/attention.h"
 
+#include <ATen/ops/stack.h>
 #include <torch/library.h>
 
-#include "xformers/ops/attention/attention_op.h"
+#include "xformers/ops/attention/attention_check.h"
 #include "xformers/ops/common/random.h"
 #include "xformers/ops/common/tensor_check.h"
 
@@ -12,7 +13,7 @@ namespace {
 
 std::tuple<at::Tensor, at::Tensor> attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                                              const AttentionBias& attn_bias, double p, std::optional<double> scale,
-                                             bool need_lse) {
+                                             std::optional<at::ScalarType> out_dtype, bool need_lse) {
   const LoweredBias& bias = attn_bias.lowered();
   if (query.dim() == 3 && !bias.takes_3d) {
     TensorCheck("attention", query, key, value)
@@ -21,27 +22,60 @@ std::tuple<at::Tensor, at::Tensor> attention(const at::Tensor& query, const at::
   }
   const auto optional = [](const at::Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; };
   const auto on_device = [&](const at::Tensor& t) {
-    return t.defined() && !bias.device_given ? OptionalTensor(t.to(query.device())) : optional(t);
+    return t.defined() && !bias.device_given ? OptionalTensor(t.to(query.device(), /*non_blocking=*/true))
+                                             : optional(t);
   };
   const bool drops = p > 0 && p <= 1;  // the operator refuses any other p but 0
-  const OptionalTensor philox_state = drops ? OptionalTensor(draw_philox_state()) : std::nullopt;
-  return attention_forward_op().call(query, key, value, optional(bias.scores), bias.window_left, bias.window_right,
-                                     bias.bottom_right, on_device(bias.cu_seqlens_q), on_device(bias.cu_seqlens_k),
-                                     on_device(bias.seqused_k), scale, p, philox_state, need_lse);
+  return attention_forward({.query = query,
+                            .key = key,
+                            .value = value,
+                            .attn_bias = optional(bias.scores),
+                            .window_left = bias.window_left,
+                            .window_right = bias.window_right,
+                            .bottom_right = bias.bottom_right,
+                            .cu_seqlens_q = on_device(bias.cu_seqlens_q),
+                            .cu_seqlens_k = on_device(bias.cu_seqlens_k),
+                            .seqused_k = on_device(bias.seqused_k),
+                            .scale = scale,
+                            .p = p,
+                            .philox_state = drops ? OptionalTensor(draw_philox_state()) : std::nullopt,
+                            .need_lse = need_lse,
+                            .page_table = optional(bias.page_table),
+                            .page_size = bias.page_size,
+                            .out_dtype = out_dtype});
+}
+
+// On devices whose backward doesn't write one tensor: with a copy.
+AttentionStackedGradients backward_and_stack(const AttentionGradArgs& args) {
+  check_inputs(args);
+  check_stackable(args);
+  const auto [dq, dk, dv, dbias] = attention_backward(args);
+  return {at::stack({dq, dk, dv}, args.stack_dim), dbias};
 }
 
 }  // namespace
 
 at::Tensor memory_efficient_attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                                      const AttentionBias& attn_bias, double p, std::optional<double> scale) {
-  return std::get<0>(attention(query, key, value, attn_bias, p, scale, /*need_lse=*/false));
+                                      const AttentionBias& attn_bias, double p, std::optional<double> scale,
+                                      std::optional<at::ScalarType> out_dtype) {
+  return std::get<0>(attention(query, key, value, attn_bias, p, scale, out_dtype, /*need_lse=*/false));
 }
 
 std::tuple<at::Tensor, at::Tensor> memory_efficient_attention_with_lse(const at::Tensor& query, const at::Tensor& key,
                                                                        const at::Tensor& value,
                                                                        const AttentionBias& attn_bias, double p,
-                                                                       std::optional<double> scale) {
-  return attention(query, key, value, attn_bias, p, scale, /*need_lse=*/true);
+                                                                       std::optional<double> scale,
+                                                                       std::optional<at::ScalarType> out_dtype) {
+  return attention(query, key, value, attn_bias, p, scale, out_dtype, /*need_lse=*/true);
+}
+
+std::tuple<at::Tensor, at::Tensor> memory_efficient_attention_partial(const at::Tensor& query, const at::Tensor& key,
+                                                                      const at::Tensor& value,
+                                                                      const AttentionBias& attn_bias,
+                                                                      std::optional<double> scale,
+                                                                      std::optional<at::ScalarType> out_dtype) {
+  const at::ScalarType wide = query.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  return attention(query, key, value, attn_bias, /*p=*/0, scale, out_dtype.value_or(wide), /*need_lse=*/true);
 }
 
 }  // namespace xformers::ops
@@ -50,14 +84,23 @@ TORCH_LIBRARY_FRAGMENT(xformers, m) {
   m.def(
       "attention_forward(Tensor query, Tensor key, Tensor value, Tensor? attn_bias=None, SymInt window_left=-1, "
       "SymInt window_right=-1, bool bottom_right=False, Tensor? cu_seqlens_q=None, Tensor? cu_seqlens_k=None, "
-      "Tensor? seqused_k=None, float? scale=None, float p=0.0, Tensor? philox_state=None, bool need_lse=False) -> "
-      "(Tensor out, Tensor lse)",
+      "Tensor? seqused_k=None, float? scale=None, float p=0.0, Tensor? philox_state=None, bool need_lse=False, "
+      "Tensor? page_table=None, SymInt page_size=0, ScalarType? out_dtype=None, int num_splits=0, "
+      "Tensor? k_scale_shift=None, Tensor? v_scale_shift=None) -> (Tensor out, Tensor lse)",
       {at::Tag::pt2_compliant_tag});
-  m.def(
-      "attention_backward(Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor out, Tensor lse, "
-      "Tensor? attn_bias=None, SymInt window_left=-1, SymInt window_right=-1, bool bottom_right=False, "
-      "Tensor? cu_seqlens_q=None, Tensor? cu_seqlens_k=None, Tensor? seqused_k=None, float? scale=None, float p=0.0, "
-      "Tensor? philox_state=None, Tensor? grad_lse=None, bool need_bias_grad=False) -> "
-      "(Tensor dq, Tensor dk, Tensor dv, Tensor dbias)",
-      {at::Tag::pt2_compliant_tag});
+  const std::string backward_arguments =
+      "Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor out, Tensor lse, Tensor? attn_bias=None, "
+      "SymInt window_left=-1, SymInt window_right=-1, bool bottom_right=False, Tensor? cu_seqlens_q=None, "
+      "Tensor? cu_seqlens_k=None, Tensor? seqused_k=None, float? scale=None, float p=0.0, Tensor? philox_state=None, "
+      "Tensor? grad_lse=None, bool need_bias_grad=False, Tensor? page_table=None, SymInt page_size=0";
+  const std::string backward =
+      "attention_backward(" + backward_arguments + ") -> (Tensor dq, Tensor dk, Tensor dv, Tensor dbias)";
+  const std::string stacked =
+      "attention_backward_stacked(" + backward_arguments + ", *, int stack_dim) -> (Tensor dqkv, Tensor dbias)";
+  for (const std::string& schema : {backward, stacked}) m.def(schema.c_str(), {at::Tag::pt2_compliant_tag});
+}
+
+TORCH_LIBRARY_IMPL(xformers, CompositeExplicitAutograd, m) {
+  using namespace xformers::ops;
+  m.impl("attention_backward_stacked", AttentionBackwardStacked::entry<backward_and_stack>);
 }

@@ -16,20 +16,27 @@
 
 #include "xformers/kernels/base/error.h"
 #include "xformers/ops/attention/attn_bias.h"
+#include "xformers/ops/attention/merge_attentions.h"
 
 namespace xformers::ops {
 
-// p: probability of dropping a weight, drawn from the default generator. scale: default head_dim^-0.5.
+// p: probability of dropping a weight, drawn from the default generator. scale: default head_dim^-0.5. out_dtype:
+// default the query's.
 at::Tensor memory_efficient_attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                                       const AttentionBias& attn_bias = {}, double p = 0.0,
-                                      std::optional<double> scale = std::nullopt);
+                                      std::optional<double> scale = std::nullopt,
+                                      std::optional<at::ScalarType> out_dtype = std::nullopt);
 
 // (out, lse): also the natural log-sum-exp of the scores, fp32 (fp64 for fp64 inputs), [batch, heads, seqlen_q], 5-D
 // [batch, groups, heads, seqlen_q], 3-D [batch, 1, seqlen_q]; -inf where a query sees no key. Differentiable too.
-std::tuple<at::Tensor, at::Tensor> memory_efficient_attention_with_lse(const at::Tensor& query, const at::Tensor& key,
-                                                                       const at::Tensor& value,
-                                                                       const AttentionBias& attn_bias = {},
-                                                                       double p = 0.0,
-                                                                       std::optional<double> scale = std::nullopt);
+std::tuple<at::Tensor, at::Tensor> memory_efficient_attention_with_lse(
+    const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, const AttentionBias& attn_bias = {},
+    double p = 0.0, std::optional<double> scale = std::nullopt, std::optional<at::ScalarType> out_dtype = std::nullopt);
+
+// The same over some of the keys, for merge_attentions (merge_attentions.h): out in fp32 (fp64 for fp64 inputs) by
+// default, so that merging loses nothing.
+std::tuple<at::Tensor, at::Tensor> memory_efficient_attention_partial(
+    const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, const AttentionBias& attn_bias = {},
+    std::optional<double> scale = std::nullopt, std::optional<at::ScalarType> out_dtype = std::nullopt);
 
 }  // namespace xformers::ops

@@ -2,13 +2,19 @@
 // also works under torch.func and compiled autograd. Calls that need no gradient leave no trace of it.
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/zeros_like.h>
+#include <c10/util/strides.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/saved_variable.h>
 #include <torch/csrc/dynamo/compiled_autograd.h>
 #include <torch/library.h>
 
+#include <algorithm>
+#include <array>
+#include <type_traits>
+
 #include "xformers/ops/attention/attention_check.h"
+#include "xformers/ops/common/stack.h"
 
 namespace xformers::ops {
 namespace {
@@ -16,41 +22,57 @@ namespace {
 using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
 
-// All that the gradients depend on.
+// What a node keeps: the arguments of the forward and its results. `fn` gets each field of it, in a fixed order.
 struct Saved {
-  at::Tensor query, key, value, attn_bias, cu_seqlens_q, cu_seqlens_k, seqused_k, philox_state, out, lse;
-  c10::SymInt window_left, window_right;
-  bool bottom_right = false;
-  std::optional<double> scale;
-  double p = 0;
+  AttentionArgs args;
+  at::Tensor out, lse;
   bool need_bias_grad = false;
 
   template <class Self, class Fn>
   static void for_each_field(Self& self, const Fn& fn) {
-    for (auto* tensor : {&self.query, &self.key, &self.value, &self.attn_bias, &self.cu_seqlens_q, &self.cu_seqlens_k,
-                         &self.seqused_k, &self.philox_state, &self.out, &self.lse}) {
-      fn(*tensor);
-    }
-    fn(self.window_left);
-    fn(self.window_right);
-    fn(self.bottom_right);
-    fn(self.scale);
-    fn(self.p);
+    AttentionForward::for_each_member([&](auto member) { fn(self.args.*member); });
+    fn(self.out);
+    fn(self.lse);
     fn(self.need_bias_grad);
   }
 };
 
+// The dimension at which query, key and value lie stacked in one tensor ([batch, seqlen, 3, heads, head_dim], say), or
+// -1. Their gradients then go into one such tensor, so that whatever took the three apart needs no copy.
+int64_t stack_dim_of(const AttentionArgs& args) {
+  const std::array<at::Tensor, 3> tensors{args.query, args.key, args.value};
+  if (!std::all_of(tensors.begin(), tensors.end(), is_eager) || args.seqused_k) return -1;
+  if (!args.query.is_alias_of(args.key)) return -1;
+  for (int64_t dim = 0; dim < args.query.dim(); ++dim) {
+    const at::DimVector strides = get_stack_strides(tensors, dim);
+    if (strides.empty()) return -1;
+    at::DimVector sizes(args.query.sizes());
+    sizes.insert(sizes.begin() + dim, 3);
+    if (c10::contiguous_strides(sizes) == strides) return dim;
+  }
+  return -1;
+}
+
 // (grad_out, grad_lse), each possibly undefined -> gradients of query, key, value, attn_bias
-variable_list gradients(const variable_list& grads, const Saved& s) {
+variable_list gradients(const variable_list& grads, const Saved& saved) {
   variable_list result(4);
   if (!grads[0].defined() && !grads[1].defined()) return result;
-  const auto optional = [](const at::Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; };
-  std::tie(result[0], result[1], result[2], result[3]) =
-      attention_backward_op().call(grads[0].defined() ? grads[0] : at::zeros_like(s.out), s.query, s.key, s.value,
-                                   s.out, s.lse, optional(s.attn_bias), s.window_left, s.window_right, s.bottom_right,
-                                   optional(s.cu_seqlens_q), optional(s.cu_seqlens_k), optional(s.seqused_k), s.scale,
-                                   s.p, optional(s.philox_state), optional(grads[1]), s.need_bias_grad);
-  if (!s.need_bias_grad) result[3] = at::Tensor();
+  AttentionGradArgs args;
+  static_cast<AttentionArgs&>(args) = saved.args;
+  args.grad_out = grads[0].defined() ? grads[0] : at::zeros_like(saved.out);
+  args.out = saved.out;
+  args.lse = saved.lse;
+  if (grads[1].defined()) args.grad_lse = grads[1];
+  args.need_bias_grad = saved.need_bias_grad;
+  args.stack_dim = stack_dim_of(args);
+  if (args.stack_dim < 0) {
+    std::tie(result[0], result[1], result[2], result[3]) = attention_backward(args);
+  } else {
+    at::Tensor stacked;
+    std::tie(stacked, result[3]) = attention_backward_stacked(args);
+    for (int i = 0; i < 3; ++i) result[i] = stacked.select(args.stack_dim, i);
+  }
+  if (!saved.need_bias_grad) result[3] = at::Tensor();
   return result;
 }
 
@@ -74,11 +96,9 @@ class AttentionNode final : public torch::autograd::Node {
   void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
     const_cast<AttentionNode*>(this)->for_each_tensor(
         [&](SavedVariable& tensor, bool is_output) { args.collect(tensor, is_output); });
-    args.collect(window_left_);
-    args.collect(window_right_);
-    args.collect(bottom_right_);
-    args.collect(scale_);
-    args.collect(p_);
+    AttentionForward::for_each_member([&](auto member) {
+      if constexpr (!is_tensor_member<decltype(member)>) args.collect(args_.*member);
+    });
   }
 
   // ... then the call that goes into such a graph: gradients() on stand-ins for the saved tensors.
@@ -86,8 +106,10 @@ class AttentionNode final : public torch::autograd::Node {
                                  torch::dynamo::autograd::SwapSavedVariables& swap) override {
     namespace dynamo = torch::dynamo::autograd;
     for_each_tensor([&](SavedVariable& tensor, bool) { swap.before(tensor); });
-    swap.before(window_left_);
-    swap.before(window_right_);
+    const auto for_each_symint = [&](const auto& fn) {
+      for (c10::SymInt* value : {&args_.window_left, &args_.window_right, &args_.page_size}) fn(*value);
+    };
+    for_each_symint([&](c10::SymInt& value) { swap.before(value); });
     dynamo::PackedArgs packed;
     std::vector<at::TypePtr> types;
     const Saved saved = unpack();
@@ -108,98 +130,88 @@ class AttentionNode final : public torch::autograd::Node {
         dynamo::get_input_metadata(next_edges()));
     variable_list result = compiler->call_function(swap.get_py_compiler(), "apply_functional", function, grads,
                                                    packed.vec(), output_metadata);
-    swap.after(window_left_);
-    swap.after(window_right_);
+    for_each_symint([&](c10::SymInt& value) { swap.after(value); });
     for_each_tensor([&](SavedVariable& tensor, bool) { swap.after(tensor); });
     return result;
   }
 
+  void save_arguments(const AttentionArgs& args) {
+    int index = 0;
+    AttentionForward::for_each_member([&](auto member) {
+      if constexpr (is_tensor_member<decltype(member)>) {
+        const OptionalTensor tensor = args.*member;
+        if (tensor) tensors_[index] = SavedVariable(*tensor, /*is_output=*/false);
+        ++index;
+      } else {
+        args_.*member = args.*member;
+      }
+    });
+  }
+
+  void save_results(const at::Tensor& out, const at::Tensor& lse) {
+    out_ = SavedVariable(out, /*is_output=*/true);
+    lse_ = SavedVariable(lse, /*is_output=*/true);
+  }
+
+ private:
   template <class Fn>
   void for_each_tensor(const Fn& fn) {
-    for (SavedVariable* tensor :
-         {&query_, &key_, &value_, &attn_bias_, &cu_seqlens_q_, &cu_seqlens_k_, &seqused_k_, &philox_state_}) {
-      fn(*tensor, /*is_output=*/false);
-    }
+    for (SavedVariable& tensor : tensors_) fn(tensor, /*is_output=*/false);
     fn(out_, /*is_output=*/true);
     fn(lse_, /*is_output=*/true);
   }
 
   Saved unpack() {
-    return {.query = query_.unpack(),
-            .key = key_.unpack(),
-            .value = value_.unpack(),
-            .attn_bias = attn_bias_.unpack(),
-            .cu_seqlens_q = cu_seqlens_q_.unpack(),
-            .cu_seqlens_k = cu_seqlens_k_.unpack(),
-            .seqused_k = seqused_k_.unpack(),
-            .philox_state = philox_state_.unpack(),
-            .out = out_.unpack(shared_from_this()),
-            .lse = lse_.unpack(shared_from_this()),
-            .window_left = window_left_,
-            .window_right = window_right_,
-            .bottom_right = bottom_right_,
-            .scale = scale_,
-            .p = p_,
-            .need_bias_grad = task_should_compute_output(3)};
+    Saved saved{.args = args_,
+                .out = out_.unpack(shared_from_this()),
+                .lse = lse_.unpack(shared_from_this()),
+                .need_bias_grad = task_should_compute_output(3)};
+    int index = 0;
+    AttentionForward::for_each_member([&](auto member) {
+      if constexpr (is_tensor_member<decltype(member)>) {
+        const at::Tensor tensor = tensors_[index++].unpack();
+        if (tensor.defined()) saved.args.*member = tensor;
+      }
+    });
+    return saved;
   }
 
-  SavedVariable query_, key_, value_, attn_bias_, cu_seqlens_q_, cu_seqlens_k_, seqused_k_, philox_state_, out_, lse_;
-  c10::SymInt window_left_, window_right_;
-  bool bottom_right_ = false;
-  std::optional<double> scale_;
-  double p_ = 0;
+  AttentionArgs args_;  // without its tensors, which are
+  std::array<SavedVariable, AttentionForward::kNumTensors> tensors_;
+  SavedVariable out_, lse_;
 };
 
-// A tangent would get lost without a word; the kernels compute reverse-mode gradients only.
-void refuse_forward_mode(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                         const OptionalTensor& attn_bias) {
+// Kernels compute reverse-mode gradients of floating tensors only; anything else would get lost without a word.
+void refuse_what_has_no_gradient(const AttentionArgs& args, bool requires_grad) {
   using torch::autograd::isFwGradDefined;
-  TORCH_CHECK_NOT_IMPLEMENTED(
-      !isFwGradDefined(query) && !isFwGradDefined(key) && !isFwGradDefined(value) && !isFwGradDefined(attn_bias),
-      "attention: forward-mode AD is asked for, expected reverse mode.  Fix: use torch.autograd.grad or "
-      "torch.func.vjp.");
+  TORCH_CHECK_NOT_IMPLEMENTED(!isFwGradDefined(args.query) && !isFwGradDefined(args.key) &&
+                                  !isFwGradDefined(args.value) && !isFwGradDefined(args.attn_bias),
+                              "attention: forward-mode AD is asked for, expected reverse mode.  Fix: use "
+                              "torch.autograd.grad or torch.func.vjp.");
+  TORCH_CHECK_NOT_IMPLEMENTED(!requires_grad || !is_quantized(args),
+                              "attention: an input requires grad beside quantised key and value (int32), expected none "
+                              "that does.  Fix: call under torch.no_grad(), or dequantise key and value.");
 }
 
-std::tuple<at::Tensor, at::Tensor> forward_autograd(const at::Tensor& query, const at::Tensor& key,
-                                                    const at::Tensor& value, const OptionalTensor& attn_bias,
-                                                    c10::SymInt window_left, c10::SymInt window_right,
-                                                    bool bottom_right, const OptionalTensor& cu_seqlens_q,
-                                                    const OptionalTensor& cu_seqlens_k, const OptionalTensor& seqused_k,
-                                                    std::optional<double> scale, double p,
-                                                    const OptionalTensor& philox_state, bool need_lse) {
-  check_same_device(query, key, value);  // here, since below the dispatcher has already chosen one of the devices
-  refuse_forward_mode(query, key, value, attn_bias);
-  std::shared_ptr<AttentionNode> node;
-  if (torch::autograd::compute_requires_grad(query, key, value, attn_bias)) {
-    node = std::shared_ptr<AttentionNode>(new AttentionNode(), torch::autograd::deleteNode);
-    node->set_next_edges(torch::autograd::collect_next_edges(query, key, value, attn_bias));
-    const auto save = [](const OptionalTensor& t) { return SavedVariable(t.value_or(at::Tensor()), false); };
-    node->query_ = SavedVariable(query, false);
-    node->key_ = SavedVariable(key, false);
-    node->value_ = SavedVariable(value, false);
-    node->attn_bias_ = save(attn_bias);
-    node->cu_seqlens_q_ = save(cu_seqlens_q);
-    node->cu_seqlens_k_ = save(cu_seqlens_k);
-    node->seqused_k_ = save(seqused_k);
-    node->philox_state_ = save(philox_state);
-    node->window_left_ = window_left;
-    node->window_right_ = window_right;
-    node->bottom_right_ = bottom_right;
-    node->scale_ = scale;
-    node->p_ = p;
-  }
-  auto [out, lse] = [&] {
+std::tuple<at::Tensor, at::Tensor> forward_autograd(const AttentionArgs& args) {
+  check_same_device(args);  // here, since below the dispatcher has already chosen one of the devices
+  const bool requires_grad = torch::autograd::compute_requires_grad(args.query, args.key, args.value, args.attn_bias);
+  refuse_what_has_no_gradient(args, requires_grad);
+  const auto forward = [](const AttentionArgs& below_args) {
     const at::AutoDispatchBelowADInplaceOrView below_autograd;
-    return attention_forward_op().call(query, key, value, attn_bias, window_left, window_right, bottom_right,
-                                       cu_seqlens_q, cu_seqlens_k, seqused_k, scale, p, philox_state,
-                                       need_lse || node != nullptr);
-  }();
-  if (node) {
-    torch::autograd::set_history(out, node);
-    torch::autograd::set_history(lse, node);
-    node->out_ = SavedVariable(out, /*is_output=*/true);
-    node->lse_ = SavedVariable(lse, /*is_output=*/true);
-  }
+    return attention_forward(below_args);
+  };
+  if (!requires_grad) return forward(args);
+
+  const std::shared_ptr<AttentionNode> node(new AttentionNode(), torch::autograd::deleteNode);
+  node->set_next_edges(torch::autograd::collect_next_edges(args.query, args.key, args.value, args.attn_bias));
+  node->save_arguments(args);
+  AttentionArgs with_lse = args;
+  with_lse.need_lse = true;
+  auto [out, lse] = forward(with_lse);
+  torch::autograd::set_history(out, node);
+  torch::autograd::set_history(lse, node);
+  node->save_results(out, lse);
   return {out, lse};
 }
 
@@ -207,6 +219,8 @@ std::tuple<at::Tensor, at::Tensor> forward_autograd(const at::Tensor& query, con
 }  // namespace xformers::ops
 
 TORCH_LIBRARY_IMPL(xformers, Autograd, m) {
-  m.impl("attention_forward", xformers::ops::forward_autograd);
-  m.impl("attention_backward", torch::autograd::autogradNotImplementedFallback());  // refuses double backward
+  m.impl("attention_forward", xformers::ops::AttentionForward::entry<xformers::ops::forward_autograd>);
+  for (const char* name : {"attention_backward", "attention_backward_stacked"}) {
+    m.impl(name, torch::autograd::autogradNotImplementedFallback());  // refuses double backward
+  }
 }

@@ -1,34 +1,28 @@
 #include "xformers/ops/attention/attention_check.h"
 
-#include <algorithm>
 #include <string>
-
-#include "xformers/ops/common/tensor_check.h"
 
 namespace xformers::ops {
 namespace {
 
-constexpr const char* kWhere = "attention";
 constexpr const char* kLayouts =
     "use [batch, seqlen, heads, head_dim], [batch, seqlen, head_dim] or [batch, seqlen, groups, heads, head_dim]";
 
-TensorCheck check_of(const AttentionInputs& in) { return {kWhere, in.query, in.key, in.value}; }
-
-void check_layout(const AttentionInputs& in) {
-  const TensorCheck check = check_of(in);
-  const int64_t ndim = in.query.dim();
+void check_layout(const AttentionArgs& args) {
+  const TensorCheck check = check_of(args);
+  const int64_t ndim = args.query.dim();
   if (ndim < 3 || ndim > 5) check.fail("query.ndim", std::to_string(ndim), "3, 4 or 5", kLayouts);
-  for (const auto& [name, tensor] : {std::pair{"key.ndim", &in.key}, std::pair{"value.ndim", &in.value}}) {
+  for (const auto& [name, tensor] : {std::pair{"key.ndim", &args.key}, std::pair{"value.ndim", &args.value}}) {
     if (tensor->dim() != ndim) {
       check.fail(name, std::to_string(tensor->dim()), std::to_string(ndim) + " like the query's", kLayouts);
     }
   }
 }
 
-void check_sizes(const AttentionInputs& in) {
-  const TensorCheck check = check_of(in);
+void check_sizes(const AttentionArgs& args) {
+  const TensorCheck check = check_of(args);
   constexpr const char* kExpand = "sizes are not broadcast; repeat with tensor.expand(...), which copies nothing";
-  const auto q = in.query.sym_sizes(), k = in.key.sym_sizes(), v = in.value.sym_sizes();
+  const auto q = args.query.sym_sizes(), k = args.key.sym_sizes(), v = args.value.sym_sizes();
   const size_t ndim = q.size();
   check.equal("key.batch", k[0], q[0], kExpand);
   check.equal("value.batch", v[0], q[0], kExpand);
@@ -38,188 +32,172 @@ void check_sizes(const AttentionInputs& in) {
     check.equal(groups ? "key.groups" : "key.heads", k[dim], q[dim], kExpand);
     check.equal(groups ? "value.groups" : "value.heads", v[dim], q[dim], kExpand);
   }
-  check.equal("key.head_dim", k[ndim - 1], q[ndim - 1], "only value may have its own head_dim");
+  if (!is_quantized(args)) {
+    check.equal("key.head_dim", k[ndim - 1], q[ndim - 1], "only value may have its own head_dim");
+  }
   constexpr const char* kEmptyHead = "give every head at least one element";
   if (q[ndim - 1] == 0) check.fail("query.head_dim", "0", "1 or more", kEmptyHead);
   if (v[ndim - 1] == 0) check.fail("value.head_dim", "0", "1 or more", kEmptyHead);
 }
 
-void check_dtypes(const AttentionInputs& in) {
-  const TensorCheck check = check_of(in);
-  const at::ScalarType dtype = in.query.scalar_type();
-  if (dtype != at::kFloat && dtype != at::kDouble && dtype != at::kBFloat16 && dtype != at::kHalf) {
-    check.fail("query.dtype", describe_dtype(dtype), "fp32, bf16, fp16 or fp64", "convert with tensor.to(dtype)");
-  }
-  for (const auto& [name, tensor] : {std::pair{"key.dtype", &in.key}, std::pair{"value.dtype", &in.value}}) {
+void check_dtypes(const AttentionArgs& args) {
+  if (is_quantized(args)) return;
+  const at::ScalarType dtype = args.query.scalar_type();
+  for (const auto& [name, tensor] : {std::pair{"key.dtype", &args.key}, std::pair{"value.dtype", &args.value}}) {
     if (tensor->scalar_type() != dtype) {
-      check.fail(name, describe_dtype(tensor->scalar_type()), std::string(describe_dtype(dtype)) + " like the query's",
-                 "convert with tensor.to(query.dtype), or run under autocast");
+      check_of(args).fail(
+          name, describe_dtype(tensor->scalar_type()),
+          std::string(describe_dtype(dtype)) + " like the query's, or int32 for both key and value (quantised)",
+          "convert with tensor.to(query.dtype), or run under autocast");
     }
   }
 }
 
-void check_attn_bias(const AttentionInputs& in) {
-  const TensorCheck check = check_of(in);
-  const at::Tensor& bias = *in.attn_bias;
-  const auto q = in.query.sym_sizes();
+// What kernels have.
+void check_kernel_dtypes(const AttentionArgs& args) {
+  const TensorCheck check = check_of(args);
+  const at::ScalarType dtype = args.query.scalar_type();
+  if (dtype != at::kFloat && dtype != at::kDouble && dtype != at::kBFloat16 && dtype != at::kHalf) {
+    check.fail("query.dtype", describe_dtype(dtype), "fp32, bf16, fp16 or fp64", "convert with tensor.to(dtype)");
+  }
+  if (args.out_dtype && !at::isFloatingType(*args.out_dtype)) {
+    check.fail("out_dtype", describe_dtype(*args.out_dtype), "a floating dtype", "leave it out for the query's dtype");
+  }
+}
+
+void check_attn_bias(const AttentionArgs& args) {
+  const TensorCheck check = check_of(args);
+  const at::Tensor& bias = *args.attn_bias;
+  const auto q = args.query.sym_sizes();
   c10::SymDimVector expected{q[0]};
   expected.append(q.begin() + 2, q.end() - 1);
   expected.push_back(q[1]);
-  expected.push_back(in.key.sym_size(1));
+  expected.push_back(args.key.sym_size(1));
   check.same_shape("attn_bias.shape", bias.sym_sizes(), expected,
                    "a bias is not broadcast; repeat with bias.expand(...), which copies nothing");
-  if (bias.scalar_type() != in.query.scalar_type() && bias.scalar_type() != at::kBool) {
+  if (bias.scalar_type() != args.query.scalar_type() && bias.scalar_type() != at::kBool) {
     check.fail("attn_bias.dtype", describe_dtype(bias.scalar_type()),
-               std::string(describe_dtype(in.query.scalar_type())) + " like the query's, or bool (True: attend)",
+               std::string(describe_dtype(args.query.scalar_type())) + " like the query's, or bool (True: attend)",
                "convert with bias.to(query.dtype)");
   }
-  if (bias.device() != in.query.device()) {
-    check.fail("attn_bias.device", bias.device().str(), in.query.device().str(), "move it with bias.to(query.device)");
+  if (bias.device() != args.query.device()) {
+    check.fail("attn_bias.device", bias.device().str(), args.query.device().str(),
+               "move it with bias.to(query.device)");
   }
-  if (in.cu_seqlens_q) {
+  if (args.cu_seqlens_q) {
     check.fail("attn_bias", "a tensor beside packed sequences", "one of the two",
                "use a block-diagonal bias alone, or pad the sequences to one batch");
   }
 }
 
-void check_int32(const AttentionInputs& in, const char* name, const OptionalTensor& t, const char* size_text,
-                 const c10::SymInt* size) {
-  const TensorCheck check = check_of(in);
-  const std::string title(name);
-  if (!t) check.fail(title, "None", "int32 " + std::string(size_text), "packed sequences need offsets of both sides");
-  if (t->scalar_type() != at::kInt || t->dim() != 1 || !t->is_contiguous()) {
-    check.fail(title, describe(*t), "contiguous int32 " + std::string(size_text), "build it with torch.int32");
-  }
-  if (t->device() != in.query.device()) {
-    check.fail(title + ".device", t->device().str(), in.query.device().str(),
-               "move the bias with attn_bias.to(query.device), or build it without a device");
-  }
-  if (size) check.equal(name, t->sym_size(0), *size, "give one entry per sequence to every list of lengths");
-}
-
-void check_packed(const AttentionInputs& in) {
-  const TensorCheck check = check_of(in);
-  check_int32(in, "cu_seqlens_q", in.cu_seqlens_q, "[sequences + 1]", nullptr);
-  const c10::SymInt entries = in.cu_seqlens_q->sym_size(0);
-  if (entries == 0) check.fail("cu_seqlens_q", "empty", "[sequences + 1] entries", "start it with 0");
-  const c10::SymInt sequences = entries - 1;
-  check_int32(in, "cu_seqlens_k", in.cu_seqlens_k, "[sequences + 1]", in.seqused_k ? nullptr : &entries);
-  if (in.seqused_k) {
-    check_int32(in, "seqused_k", in.seqused_k, "[sequences]", &sequences);
-    if (in.cu_seqlens_k->sym_size(0) != sequences) {  // starts alone will do, where lengths are given
-      check.equal("cu_seqlens_k", in.cu_seqlens_k->sym_size(0), entries, "give one start per sequence, and the total");
-    }
-  }
-  if (in.query.dim() == 3) {
-    check.fail("query.ndim", "3", "4 or 5 for packed sequences", "use [1, total, heads, head_dim]");
-  }
-  check.equal("query.batch", in.query.sym_size(0), 1,
-              "packed sequences lie one after the other in one batch row: tensor.flatten(0, 1)[None]");
-}
-
-void check_ranges(const AttentionInputs& in) {
-  const TensorCheck check = check_of(in);
-  if (!(in.p >= 0 && in.p <= 1)) {
-    check.fail("p", std::to_string(in.p), "a probability in [0, 1]", "p is the share of weights to drop");
+void check_ranges(const AttentionArgs& args) {
+  const TensorCheck check = check_of(args);
+  if (!(args.p >= 0 && args.p <= 1)) {
+    check.fail("p", std::to_string(args.p), "a probability in [0, 1]", "p is the share of weights to drop");
   }
   for (const auto& [name, window] :
-       {std::pair{"window_left", &in.window_left}, std::pair{"window_right", &in.window_right}}) {
+       {std::pair{"window_left", &args.window_left}, std::pair{"window_right", &args.window_right}}) {
     if (*window < -1) check.fail(name, c10::str(*window), "0 or more, or -1 (unbounded)", "give a number of keys");
   }
-  if (in.p == 0) return;
-  if (!in.philox_state || in.philox_state->scalar_type() != at::kLong || in.philox_state->dim() != 1 ||
-      in.philox_state->sym_size(0) != 2 || !in.philox_state->is_contiguous()) {
-    check.fail("philox_state", in.philox_state ? describe(*in.philox_state) : "None",
+  if (args.num_splits < 0) {
+    check.fail("num_splits", std::to_string(args.num_splits), "0 (chosen) or more", "give a number of parts");
+  }
+}
+
+void check_philox_state(const AttentionArgs& args) {
+  const TensorCheck check = check_of(args);
+  if (args.p == 0) return;
+  if (!args.philox_state || args.philox_state->scalar_type() != at::kLong || args.philox_state->dim() != 1 ||
+      args.philox_state->sym_size(0) != 2 || !args.philox_state->is_contiguous()) {
+    check.fail("philox_state", args.philox_state ? describe(*args.philox_state) : "None",
                "contiguous int64 [2] where p > 0", "pass torch.ops.xformers.draw_philox_state()");
   }
-  if (!in.philox_state->is_cpu() && in.philox_state->device() != in.query.device()) {
-    check.fail("philox_state.device", in.philox_state->device().str(), "cpu", "move it with philox_state.cpu()");
+  if (!args.philox_state->is_cpu() && args.philox_state->device() != args.query.device()) {
+    check.fail("philox_state.device", args.philox_state->device().str(), "cpu", "move it with philox_state.cpu()");
   }
 }
 
 }  // namespace
 
-void check_same_device(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value) {
-  for (const auto& [name, tensor] : {std::pair{"key.device", &key}, std::pair{"value.device", &value}}) {
-    if (tensor->device() != query.device()) {
-      TensorCheck(kWhere, query, key, value)
-          .fail(name, tensor->device().str(), query.device().str() + " like the query's",
-                "move all three to one device with tensor.to(device)");
+void check_same_device(const AttentionArgs& args) {
+  for (const auto& [name, tensor] : {std::pair{"key.device", &args.key}, std::pair{"value.device", &args.value}}) {
+    if (tensor->device() != args.query.device()) {
+      check_of(args).fail(name, tensor->device().str(), args.query.device().str() + " like the query's",
+                          "move all three to one device with tensor.to(device)");
     }
   }
 }
 
-void check_inputs(const AttentionInputs& in) {
-  check_layout(in);
-  check_same_device(in.query, in.key, in.value);
-  check_dtypes(in);
-  check_sizes(in);
-  check_ranges(in);
-  if (in.cu_seqlens_q || in.cu_seqlens_k || in.seqused_k) check_packed(in);
-  if (in.attn_bias) check_attn_bias(in);
+void check_problem(const AttentionArgs& args) {
+  check_layout(args);
+  check_same_device(args);
+  check_dtypes(args);
+  check_sizes(args);
+  check_ranges(args);
+  if (is_packed(args)) check_packed(args);
+  if (is_quantized(args) || args.k_scale_shift || args.v_scale_shift) check_quantized(args);
+  if (args.attn_bias) check_attn_bias(args);
 }
 
-void check_gradient_inputs(const AttentionInputs& in, const at::Tensor& grad_out, const at::Tensor& out,
-                           const at::Tensor& lse, const OptionalTensor& grad_lse) {
-  const TensorCheck check = check_of(in);
-  const auto expected_out = out_sizes(in.query, in.value);
-  const auto expected_lse = lse_sizes(in.query);
+void check_inputs(const AttentionArgs& args) {
+  check_problem(args);
+  check_kernel_dtypes(args);
+  check_philox_state(args);
+}
+
+void check_gradient_inputs(const AttentionGradArgs& args) {
+  const TensorCheck check = check_of(args);
+  if (is_quantized(args)) {
+    check.fail("key.dtype", "int32 (quantised)", "a floating dtype where gradients are asked for",
+               "dequantise key and value, and run forward and backward on these");
+  }
+  const auto expected_out = out_sizes(args);
+  const auto expected_lse = lse_sizes(args.query);
   constexpr const char* kForward = "pass what the forward returned for the same query, key and value";
-  check.same_shape("grad_out.shape", grad_out.sym_sizes(), expected_out, kForward);
-  check.same_shape("out.shape", out.sym_sizes(), expected_out, kForward);
-  check.same_shape("lse.shape", lse.sym_sizes(), expected_lse, kForward);
-  if (grad_lse) check.same_shape("grad_lse.shape", grad_lse->sym_sizes(), expected_lse, kForward);
-  const auto check_kind = [&](const char* name, const at::Tensor& t, at::ScalarType dtype) {
-    if (t.scalar_type() != dtype || t.device() != in.query.device()) {
-      check.fail(name, describe(t), std::string(describe_dtype(dtype)) + " " + in.query.device().str(), kForward);
+  const auto check_kind = [&](const char* name, const at::Tensor& t, bool right_dtype, const char* dtype) {
+    if (!right_dtype || t.device() != args.query.device()) {
+      check.fail(name, describe(t), std::string(dtype) + " " + args.query.device().str(), kForward);
     }
   };
-  check_kind("grad_out", grad_out, in.query.scalar_type());
-  check_kind("out", out, in.query.scalar_type());
-  check_kind("lse", lse, lse_dtype(in.query));
-  if (grad_lse) check_kind("grad_lse", *grad_lse, lse_dtype(in.query));
-}
-
-void check_offsets_on_cpu(const AttentionInputs& in) {
-  const TensorCheck check = check_of(in);
-  if (!in.cu_seqlens_q) return;
-  // Every query belongs to a sequence; so does every key, unless seqused_k says which are used.
-  const auto check_offsets = [&](const std::string& name, const at::Tensor& offsets, int64_t total) {
-    const int32_t* data = offsets.const_data_ptr<int32_t>();
-    const int64_t last = offsets.size(0) - 1;
-    if (data[0] != 0) check.fail(name + "[0]", std::to_string(data[0]), "0", "offsets start at the first position");
-    for (int64_t i = 0; i < last; ++i) {
-      if (data[i + 1] < data[i]) {
-        check.fail(name + "[" + std::to_string(i + 1) + "]", std::to_string(data[i + 1]),
-                   std::to_string(data[i]) + " or more", "offsets are running sums of lengths and never fall");
-      }
-    }
-    if (data[last] != total) {
-      check.fail("the sum of the sequence lengths (" + name + "[-1])", std::to_string(data[last]),
-                 std::to_string(total) + ", the seqlen of the tensor",
-                 "give the lengths of the concatenated sequences");
-    }
+  const auto check_rows = [&](const char* name, const at::Tensor& t) {
+    const at::ScalarType dtype = lse_dtype(args.query);
+    check_kind(name, t, t.scalar_type() == dtype, describe_dtype(dtype));
   };
-  check_offsets("cu_seqlens_q", *in.cu_seqlens_q, in.query.size(1));
-  if (!in.seqused_k) {
-    check_offsets("cu_seqlens_k", *in.cu_seqlens_k, in.key.size(1));
-    return;
-  }
-  const int32_t* start = in.cu_seqlens_k->const_data_ptr<int32_t>();
-  const int32_t* used = in.seqused_k->const_data_ptr<int32_t>();
-  for (int64_t i = 0; i < std::min(in.seqused_k->size(0), in.cu_seqlens_k->size(0)); ++i) {
-    if (start[i] < 0 || used[i] < 0 || int64_t{start[i]} + used[i] > in.key.size(1)) {
-      check.fail("keys of sequence " + std::to_string(i),
-                 "[" + std::to_string(start[i]) + ", " + std::to_string(int64_t{start[i]} + used[i]) + ")",
-                 "a range inside [0, " + std::to_string(in.key.size(1)) + ")", "check cu_seqlens_k and seqused_k");
-    }
+  check.same_shape("grad_out.shape", args.grad_out.sym_sizes(), expected_out, kForward);
+  check.same_shape("out.shape", args.out.sym_sizes(), expected_out, kForward);
+  check.same_shape("lse.shape", args.lse.sym_sizes(), expected_lse, kForward);
+  check_kind("grad_out", args.grad_out, at::isFloatingType(args.grad_out.scalar_type()), "of a floating dtype on");
+  check_kind("out", args.out, at::isFloatingType(args.out.scalar_type()), "of a floating dtype on");
+  check_rows("lse", args.lse);
+  if (args.grad_lse) {
+    check.same_shape("grad_lse.shape", args.grad_lse->sym_sizes(), expected_lse, kForward);
+    check_rows("grad_lse", *args.grad_lse);
   }
 }
 
-c10::SymDimVector out_sizes(const at::Tensor& query, const at::Tensor& value) {
-  const auto q = query.sym_sizes();
+void check_stackable(const AttentionGradArgs& args) {
+  const TensorCheck check = check_of(args);
+  constexpr const char* kOther = "use attention_backward, which returns three tensors";
+  check.same_shape("key.shape", args.key.sym_sizes(), args.query.sym_sizes(), kOther);
+  check.same_shape("value.shape", args.value.sym_sizes(), args.query.sym_sizes(), kOther);
+  if (args.seqused_k) check.fail("seqused_k", "a tensor", "None where gradients are stacked", kOther);
+  if (args.stack_dim < 0 || args.stack_dim >= args.query.dim()) {
+    check.fail("stack_dim", std::to_string(args.stack_dim), "0 ... " + std::to_string(args.query.dim() - 1),
+               "the last dimension stays the last");
+  }
+}
+
+c10::SymDimVector out_sizes(const AttentionArgs& args) {
+  const auto q = args.query.sym_sizes();
   c10::SymDimVector sizes(q.begin(), q.end());
-  sizes.back() = value.sym_size(-1);
+  if (!is_quantized(args)) sizes.back() = args.value.sym_size(-1);
+  return sizes;
+}
+
+c10::SymDimVector stacked_sizes(const AttentionGradArgs& args) {
+  const auto q = args.query.sym_sizes();
+  c10::SymDimVector sizes(q.begin(), q.end());
+  sizes.insert(sizes.begin() + args.stack_dim, 3);
   return sizes;
 }
 

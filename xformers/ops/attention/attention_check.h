@@ -1,30 +1,38 @@
 // What the attention operators refuse, for every device: shapes, dtypes, devices and ranges. Reads no element but the
-// offsets of packed sequences, and those only on the CPU.
+// offsets and pages of packed sequences, and those only on the CPU.
 #pragma once
 
 #include "xformers/ops/attention/attention_op.h"
+#include "xformers/ops/common/tensor_check.h"
 
 namespace xformers::ops {
 
-// The arguments that forward and backward share.
-struct AttentionInputs {
-  const at::Tensor &query, &key, &value;
-  const OptionalTensor& attn_bias;
-  const c10::SymInt &window_left, &window_right;
-  const OptionalTensor &cu_seqlens_q, &cu_seqlens_k, &seqused_k;
-  double p;
-  const OptionalTensor& philox_state;
-};
+inline TensorCheck check_of(const AttentionArgs& args) { return {"attention", args.query, args.key, args.value}; }
 
-void check_same_device(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value);
-void check_inputs(const AttentionInputs& in);
-void check_gradient_inputs(const AttentionInputs& in, const at::Tensor& grad_out, const at::Tensor& out,
-                           const at::Tensor& lse, const OptionalTensor& grad_lse);
-void check_offsets_on_cpu(const AttentionInputs& in);  // offsets rise and stay inside the tensors
+void check_same_device(const AttentionArgs& args);
+void check_problem(const AttentionArgs& args);  // everything that says what is asked for
+void check_inputs(const AttentionArgs& args);   // the same, that kernels have it, and the random state
+void check_gradient_inputs(const AttentionGradArgs& args);
+void check_stackable(const AttentionGradArgs& args);  // of attention_backward_stacked
 
-// Shapes of the results; sizes may be symbolic.
-c10::SymDimVector out_sizes(const at::Tensor& query, const at::Tensor& value);
+// Parts of check_problem: packed and paged layouts; int32 key and value.
+void check_packed(const AttentionArgs& args);
+void check_quantized(const AttentionArgs& args);
+
+// Offsets rise, and key ranges and pages stay inside the tensors. For CPU tensors: reads them all.
+void check_offsets(const AttentionArgs& args);
+
+inline bool is_quantized(const AttentionArgs& args) {
+  return args.key.scalar_type() == at::kInt && args.value.scalar_type() == at::kInt;
+}
+inline bool is_packed(const AttentionArgs& args) {
+  return args.cu_seqlens_q || args.cu_seqlens_k || args.seqused_k || args.page_table;
+}
+
+// Shapes and dtypes of the results; sizes may be symbolic.
+c10::SymDimVector out_sizes(const AttentionArgs& args);
 c10::SymDimVector lse_sizes(const at::Tensor& query);
+c10::SymDimVector stacked_sizes(const AttentionGradArgs& args);
 inline at::ScalarType lse_dtype(const at::Tensor& query) {
   return query.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }

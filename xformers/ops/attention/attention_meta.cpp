@@ -7,38 +7,41 @@
 namespace xformers::ops {
 namespace {
 
-std::tuple<at::Tensor, at::Tensor> forward_meta(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                                                const OptionalTensor& attn_bias, c10::SymInt window_left,
-                                                c10::SymInt window_right, bool /*bottom_right*/,
-                                                const OptionalTensor& cu_seqlens_q, const OptionalTensor& cu_seqlens_k,
-                                                const OptionalTensor& seqused_k, std::optional<double> /*scale*/,
-                                                double p, const OptionalTensor& philox_state, bool need_lse) {
-  check_inputs({query, key, value, attn_bias, window_left, window_right, cu_seqlens_q, cu_seqlens_k, seqused_k, p,
-                philox_state});
-  const auto lse_shape = need_lse ? lse_sizes(query) : c10::SymDimVector{0};
-  return {at::empty_symint(out_sizes(query, value), query.options()),
-          at::empty_symint(lse_shape, query.options().dtype(lse_dtype(query)))};
+std::tuple<at::Tensor, at::Tensor> forward_meta(const AttentionArgs& args) {
+  check_inputs(args);
+  const auto options = args.query.options();
+  const auto lse_shape = args.need_lse ? lse_sizes(args.query) : c10::SymDimVector{0};
+  return {at::empty_symint(out_sizes(args), options.dtype(args.out_dtype.value_or(args.query.scalar_type()))),
+          at::empty_symint(lse_shape, options.dtype(lse_dtype(args.query)))};
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward_meta(
-    const at::Tensor& grad_out, const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-    const at::Tensor& out, const at::Tensor& lse, const OptionalTensor& attn_bias, c10::SymInt window_left,
-    c10::SymInt window_right, bool /*bottom_right*/, const OptionalTensor& cu_seqlens_q,
-    const OptionalTensor& cu_seqlens_k, const OptionalTensor& seqused_k, std::optional<double> /*scale*/, double p,
-    const OptionalTensor& philox_state, const OptionalTensor& grad_lse, bool need_bias_grad) {
-  const AttentionInputs inputs{query,        key,          value,     attn_bias, window_left, window_right,
-                               cu_seqlens_q, cu_seqlens_k, seqused_k, p,         philox_state};
-  check_inputs(inputs);
-  check_gradient_inputs(inputs, grad_out, out, lse, grad_lse);
-  const auto like = [&](const at::Tensor& t) { return at::empty_symint(t.sym_sizes(), query.options()); };
-  return {like(query), like(key), like(value),
-          need_bias_grad && attn_bias ? like(*attn_bias) : at::empty({0}, query.options())};
+at::Tensor like(const AttentionGradArgs& args, const at::Tensor& t) {
+  return at::empty_symint(t.sym_sizes(), args.query.options());
+}
+
+at::Tensor bias_grad(const AttentionGradArgs& args) {
+  return args.need_bias_grad && args.attn_bias ? like(args, *args.attn_bias) : at::empty({0}, args.query.options());
+}
+
+AttentionGradients backward_meta(const AttentionGradArgs& args) {
+  check_inputs(args);
+  check_gradient_inputs(args);
+  return {like(args, args.query), like(args, args.key), like(args, args.value), bias_grad(args)};
+}
+
+AttentionStackedGradients backward_stacked_meta(const AttentionGradArgs& args) {
+  check_inputs(args);
+  check_gradient_inputs(args);
+  check_stackable(args);
+  return {at::empty_symint(stacked_sizes(args), args.query.options()), bias_grad(args)};
 }
 
 }  // namespace
 }  // namespace xformers::ops
 
 TORCH_LIBRARY_IMPL(xformers, Meta, m) {
-  m.impl("attention_forward", xformers::ops::forward_meta);
-  m.impl("attention_backward", xformers::ops::backward_meta);
+  using namespace xformers::ops;
+  m.impl("attention_forward", AttentionForward::entry<forward_meta>);
+  m.impl("attention_backward", AttentionBackward::entry<backward_meta>);
+  m.impl("attention_backward_stacked", AttentionBackwardStacked::entry<backward_stacked_meta>);
 }

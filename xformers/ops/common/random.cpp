@@ -28,11 +28,11 @@ at::Tensor draw(std::optional<at::Device> device, std::optional<at::Generator> g
 
 }  // namespace
 
-at::Tensor draw_philox_state() {
+at::Tensor draw_philox_state(at::Device device) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("xformers::draw_philox_state", "")
                              .typed<at::Tensor(std::optional<at::Device>, std::optional<at::Generator>)>();
-  return op.call(std::nullopt, at::detail::getDefaultCPUGenerator());
+  return op.call(device, at::detail::getDefaultCPUGenerator());
 }
 
 }  // namespace xformers::ops

@@ -5,6 +5,7 @@
 
 namespace xformers::ops {
 
-at::Tensor draw_philox_state();  // int64[2] on the CPU: seed and offset, from the default generator
+// int64[2]: seed and offset, from the default generator.
+at::Tensor draw_philox_state(at::Device device = at::kCPU);
 
 }  // namespace xformers::ops

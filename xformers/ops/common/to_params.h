@@ -77,13 +77,13 @@ inline ScoreBias to_score_bias(const at::Tensor& t, HeadDims dims) {
           .k_stride = t.stride(-1)};
 }
 
-inline AttentionShape to_shape(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, HeadDims dims) {
+inline AttentionShape to_shape(const at::Tensor& query, const at::Tensor& key, int64_t head_dim_v, HeadDims dims) {
   AttentionShape shape{.dtype = to_dtype(query.scalar_type()),
                        .batch = query.size(0),
                        .seqlen_q = query.size(1),
                        .seqlen_k = key.size(1),
                        .head_dim = query.size(-1),
-                       .head_dim_v = value.size(-1)};
+                       .head_dim_v = head_dim_v};
   if (dims == HeadDims::kGroups || dims == HeadDims::kGroupsHeads) shape.num_groups = query.size(2);
   if (dims == HeadDims::kHeads) shape.heads_per_group = query.size(2);
   if (dims == HeadDims::kGroupsHeads) shape.heads_per_group = query.size(3);

@@ -16,7 +16,7 @@ void forward(const AttentionFwdParams& params, const ForwardPlan& plan, const Th
   }
 }
 void decode(const AttentionFwdParams& params, const ForwardPlan& plan, const Threads& threads) {
-  run_forward<DecodeTile<Bf16Gemm<BFloat16, AmxEngine>>>(params, plan, threads);
+  run_forward<DecodeTile>(params, plan, threads);
 }
 void backward(const AttentionBwdParams& params, const BackwardPlan& plan, const Threads& threads) {
   switch (params.shape.dtype) {

@@ -2,13 +2,12 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <cstring>
-#include <limits>
 #include <optional>
 
 #include "xformers/kernels/base/error.h"
-#include "xformers/kernels/base/half.h"
+#include "xformers/kernels/cpu/attention/check.h"
 #include "xformers/kernels/cpu/attention/isa_kernels.h"
+#include "xformers/kernels/cpu/attention/uncovered.h"
 #include "xformers/kernels/cpu/base/cpu_features.h"
 
 namespace xformers::cpu {
@@ -174,107 +173,12 @@ std::vector<std::string> reasons_of(const std::vector<Kernel<Fn>>& list, std::st
   return {"no kernel of this name"};
 }
 
-void check_shape(const AttentionShape& shape, const SeqLayout& seq) {
-  if (shape.batch < 0 || shape.seqlen_q < 0 || shape.seqlen_k < 0 || shape.num_groups < 0 ||
-      shape.heads_per_group < 0 || shape.head_dim < 1 || shape.head_dim_v < 1) {
-    throw Error(
-        "attention: a size is negative, or head_dim or head_dim_v is below 1; expected sizes >= 0 and head dims >= 1.  "
-        "Fix: see AttentionShape");
-  }
-  if (seq.packed() && (shape.batch != 1 || !seq.cu_seqlens_k)) {
-    throw Error("attention: packed sequences with batch " + std::to_string(shape.batch) +
-                (seq.cu_seqlens_k ? "" : " and no cu_seqlens_k") +
-                ", expected batch 1 and both offset arrays.  Fix: concatenate the sequences along seqlen");
-  }
-}
-
-void check_band(const MaskBand& band) {
-  if (band.window_left < kUnbounded || band.window_right < kUnbounded) {
-    throw Error("attention: a window is below -1, expected >= 0, or -1 for unbounded.  Fix: see MaskBand");
-  }
-}
-
-void check_dropout(const Dropout& dropout) {
-  if (!(dropout.p >= 0 && dropout.p <= 1)) {
-    throw Error("attention: dropout p is " + std::to_string(dropout.p) +
-                ", expected 0 <= p <= 1.  Fix: pass the probability of dropping");
-  }
-}
-
-// Rows of a packed dimension that belong to no sequence.
-std::vector<char> uncovered_rows(const AttentionShape& shape, const SeqLayout& seq, bool keys) {
-  std::vector<char> uncovered(keys ? shape.seqlen_k : shape.seqlen_q, 1);
-  for (int64_t s = 0; s < seq.num_sequences; ++s) {
-    const Sequence sequence = sequence_at(shape, seq, s);
-    const int64_t begin = keys ? sequence.k_begin : sequence.q_begin,
-                  length = keys ? sequence.seqlen_k : sequence.seqlen_q;
-    std::fill_n(uncovered.begin() + begin, length, 0);
-  }
-  return uncovered;
-}
-
-template <class Visit>  // visit(group, head)
-void for_each_head(const AttentionShape& shape, const Visit& visit) {
-  for (int64_t group = 0; group < shape.num_groups; ++group) {
-    for (int64_t head = 0; head < shape.heads_per_group; ++head) visit(group, head);
-  }
-}
-
-void zero_rows(const HeadsTensor& tensor, const AttentionShape& shape, int64_t dim, const std::vector<char>& rows) {
-  const size_t bytes = size_of(shape.dtype);
-  for (int64_t row = 0; row < static_cast<int64_t>(rows.size()); ++row) {
-    if (!rows[row]) continue;
-    for_each_head(shape, [&](int64_t group, int64_t head) {
-      const int64_t offset = row * tensor.seq_stride + group * tensor.group_stride + head * tensor.head_stride;
-      std::memset(static_cast<char*>(tensor.data) + offset * bytes, 0, dim * bytes);
-    });
-  }
-}
-
-void clear_lse_rows(const RowTensor& lse, const AttentionShape& shape, const std::vector<char>& rows) {
-  for_each_head(shape, [&](int64_t group, int64_t head) {
-    const int64_t offset = group * lse.group_stride + head * lse.head_stride;
-    for (int64_t row = 0; row < static_cast<int64_t>(rows.size()); ++row) {
-      if (!rows[row]) continue;
-      if (shape.dtype == DType::kFloat64) {
-        static_cast<double*>(lse.data)[offset + row] = -std::numeric_limits<double>::infinity();
-      } else {
-        static_cast<float*>(lse.data)[offset + row] = -std::numeric_limits<float>::infinity();
-      }
-    }
-  });
-}
-
-void zero_dbias(const AttentionBwdParams& params, const Threads& threads) {
-  const AttentionShape& shape = params.shape;
-  const size_t bytes = size_of(shape.dtype);
-  for_each_task(threads, shape.batch * shape.num_heads(), [&](int64_t task, int) {
-    const int64_t head = task % shape.heads_per_group, group = task / shape.heads_per_group % shape.num_groups;
-    const int64_t base = task / shape.num_heads() * params.dbias.batch_stride + group * params.dbias.group_stride +
-                         head * params.dbias.head_stride;
-    for (int64_t q = 0; q < shape.seqlen_q; ++q) {
-      char* row = static_cast<char*>(params.dbias.data) + (base + q * params.dbias.q_stride) * bytes;
-      if (params.dbias.k_stride == 1) {
-        std::memset(row, 0, shape.seqlen_k * bytes);
-      } else {
-        for (int64_t k = 0; k < shape.seqlen_k; ++k) std::memset(row + k * params.dbias.k_stride * bytes, 0, bytes);
-      }
-    }
-  });
-}
-
 }  // namespace
 
 void attention_forward(const AttentionFwdParams& params, const Threads& threads) {
-  check_shape(params.shape, params.seq);
-  check_band(params.band);
-  check_dropout(params.dropout);
+  check(params);
   const Kernel<ForwardFn>& kernel = choose(forward_list(), params);
-  if (params.seq.packed()) {
-    const std::vector<char> rows = uncovered_rows(params.shape, params.seq, false);
-    zero_rows(params.out, params.shape, params.shape.head_dim_v, rows);
-    if (params.lse.data) clear_lse_rows(params.lse, params.shape, rows);
-  }
+  clear_uncovered(params);
   kernel.run(
       params,
       kernel.most_rows > 0 ? plan_decode(params, threads.num_threads) : plan_forward(params, threads.num_threads),
@@ -283,17 +187,9 @@ void attention_forward(const AttentionFwdParams& params, const Threads& threads)
 }
 
 void attention_backward(const AttentionBwdParams& params, const Threads& threads) {
-  check_shape(params.shape, params.seq);
-  check_band(params.band);
-  check_dropout(params.dropout);
+  check(params);
   const Kernel<BackwardFn>& kernel = choose(backward_list(), params);
-  if (params.seq.packed()) {
-    const std::vector<char> keys = uncovered_rows(params.shape, params.seq, true);
-    zero_rows(params.dq, params.shape, params.shape.head_dim, uncovered_rows(params.shape, params.seq, false));
-    zero_rows(params.dk, params.shape, params.shape.head_dim, keys);
-    zero_rows(params.dv, params.shape, params.shape.head_dim_v, keys);
-  }
-  if (params.dbias.data) zero_dbias(params, threads);
+  clear_uncovered(params, threads);
   kernel.run(params, plan_backward(params, threads.num_threads), threads);
   last_backward = kernel.name;
 }

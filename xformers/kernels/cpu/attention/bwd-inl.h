@@ -141,7 +141,7 @@ class Backward {
       const int64_t row = sequence.q_begin + rows.begin + c;
       const C lse = *row_of<const C>(p_.lse, sequence.batch, row, task.group, task.head);
       if (lse == -kInfinity<C>) continue;
-      lse_log2_[c] = lse * static_cast<C>(kLog2e);
+      lse_log2_[c] = lse * kToExponent<C>;
       delta_[c] =
           dot(dout.data + c * dout.stride, row_of<const T>(p_.out, sequence.batch, row, task.group, task.head), dim_v);
       if (p_.dlse.data) delta_[c] -= *row_of<const C>(p_.dlse, sequence.batch, row, task.group, task.head);
@@ -213,7 +213,7 @@ class Backward {
     for (ptrdiff_t c = 0; c < cols; c += kLanes) {
       const auto lse = hn::Load(d, lse_log2_ + c), delta = hn::Load(d, delta_ + c);
       const auto one = [&](ptrdiff_t n, Vec<C>& p, Vec<C>& s) HWY_ATTR {
-        p = exp2_vec<Gemm::kExp2Degree>(hn::MulSub(hn::LoadU(d, scores_ + n * cols + c), scale, lse));
+        p = power_vec<Gemm::kExp2Degree>(hn::MulSub(hn::LoadU(d, scores_ + n * cols + c), scale, lse));
         auto dp = hn::LoadU(d, dprobs_ + n * cols + c);
         if (keep_) {
           const auto factor = hn::Mul(hn::LoadU(d, keep_ + n * cols + c), kept);

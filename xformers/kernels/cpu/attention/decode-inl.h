@@ -1,4 +1,4 @@
-// Decode on plain vectors, straight from the rows of K and V, for up to 8 rows per stream (decode_streams-inl.h).
+// Decode on plain vectors, straight from the rows of K and V, for up to 16 rows per stream (decode_streams-inl.h).
 //
 //   per stream and 32 keys:  S = Q K^T   tiles of kRows rows x (lanes / kRows) keys, one accumulator vector each,
 //   summed
@@ -16,7 +16,7 @@ HWY_BEFORE_NAMESPACE();
 namespace xformers::cpu::XFORMERS_ISA_NAMESPACE {
 
 inline constexpr ptrdiff_t kDecodeKeys = 32;
-inline constexpr ptrdiff_t kDecodeRows = 8;
+inline constexpr ptrdiff_t kDecodeRows = 16;
 
 // The first `count` elements as a vector, the rest zero.
 template <class T>
@@ -45,6 +45,7 @@ HWY_INLINE Vec<C> sum_each(Vec<C>* v) {
 template <class T>
 class Decode : public DecodeStreams<T> {
   using Base = DecodeStreams<T>;
+  using Base::key_rows_;
   using Base::num_streams_;
   using Base::p_;
   using Base::rows_;
@@ -63,6 +64,8 @@ class Decode : public DecodeStreams<T> {
     q_stride_ = round_up(p_.shape.head_dim, kLanes);
     out_stride_ = round_up(p_.shape.head_dim_v, kLanes);
     const ptrdiff_t rows = num_streams_ * kDecodeRows;
+    k_copy_ = arena.take<T>(key_rows_.copy_size(kDecodeKeys, p_.shape.head_dim));
+    v_copy_ = arena.take<T>(key_rows_.copy_size(kDecodeKeys, p_.shape.head_dim_v));
     rows_ = arena.take<Row>(rows);
     q_ = arena.take<C>(rows * q_stride_);
     out_ = arena.take<C>(rows * out_stride_);
@@ -88,15 +91,18 @@ class Decode : public DecodeStreams<T> {
         const Range next{keys.end, min_of(keys.end + kDecodeKeys, task.keys.end)};
         next_k_ = look_ahead(p_.k, p_.shape.head_dim, next, sequence, stream);
         next_v_ = look_ahead(p_.v, p_.shape.head_dim_v, next, sequence, stream);
+        const Row& first = rows_[stream * per_stream];
+        const Rows<T> k = key_rows_.keys(sequence, keys, first.group, first.head, {k_copy_, p_.shape.head_dim});
+        const Rows<T> v = key_rows_.values(sequence, keys, first.group, first.head, {v_copy_, p_.shape.head_dim_v});
         for (ptrdiff_t r = stream * per_stream, end = r + per_stream; r < end;) {
           if (kLanes >= 4 && end - r >= 4) {
-            add_keys<kLanes >= 4 ? 4 : 1>(r, keys, band, sequence);
+            add_keys<kLanes >= 4 ? 4 : 1>(r, k, v, keys, band, sequence);
             r += 4;
           } else if (kLanes >= 2 && end - r >= 2) {
-            add_keys<kLanes >= 2 ? 2 : 1>(r, keys, band, sequence);
+            add_keys<kLanes >= 2 ? 2 : 1>(r, k, v, keys, band, sequence);
             r += 2;
           } else {
-            add_keys<1>(r, keys, band, sequence);
+            add_keys<1>(r, k, v, keys, band, sequence);
             r += 1;
           }
         }
@@ -136,7 +142,8 @@ class Decode : public DecodeStreams<T> {
         Base::shared_ || shape.heads_per_group == 1 ? tensor.group_stride : tensor.head_stride;
     const ptrdiff_t num_keys = next.end - next.begin;
     Ahead ahead;
-    if (num_keys == 0 || !one_stride) return ahead;
+    const RowRun run = num_keys > 0 ? key_rows_.in_place(sequence, next.begin, next.end) : RowRun{0, 0};
+    if (num_keys == 0 || run.count < num_keys || !one_stride) return ahead;
     const bool keys_outside = tensor.seq_stride >= stream_stride;
     ahead.left_ = num_keys;
     ahead.dim_ = dim;
@@ -145,26 +152,24 @@ class Decode : public DecodeStreams<T> {
     ahead.outer_stride_ = keys_outside ? tensor.seq_stride : stream_stride;
     const ptrdiff_t first = stream * num_keys, outer = first / ahead.inner_count_;
     ahead.inner_ = first % ahead.inner_count_;
-    ahead.row_ = row_of<const T>(tensor, sequence.batch, sequence.k_begin + next.begin, 0, 0) +
-                 outer * ahead.outer_stride_ + ahead.inner_ * ahead.inner_stride_;
+    ahead.row_ = row_of<const T>(tensor, sequence.batch, run.row, 0, 0) + outer * ahead.outer_stride_ +
+                 ahead.inner_ * ahead.inner_stride_;
     return ahead;
   }
 
   // Rows [row, row + kRows) with these keys.
   template <int kRows>
-  HWY_INLINE void add_keys(ptrdiff_t row, Range keys, const Band& band, const Sequence& sequence) {
+  HWY_INLINE void add_keys(ptrdiff_t row, const Rows<T>& k, const Rows<T>& v, Range keys, const Band& band,
+                           const Sequence& sequence) {
     const Tag<C> d;
     constexpr ptrdiff_t kTileKeys = kLanes / kRows;
     const ptrdiff_t count = keys.end - keys.begin, padded = round_up(count, kTileKeys);
-    const T* k =
-        row_of<const T>(p_.k, sequence.batch, sequence.k_begin + keys.begin, rows_[row].group, rows_[row].head);
-    const T* v =
-        row_of<const T>(p_.v, sequence.batch, sequence.k_begin + keys.begin, rows_[row].group, rows_[row].head);
 
     for (ptrdiff_t n = 0; n < padded; n += kTileKeys) {
       for (ptrdiff_t i = 0; i < kTileKeys; ++i) next_k_.next();
-      hn::StoreU(hn::Mul(tile_scores<kRows>(row, k, n, count), hn::Set(d, static_cast<C>(p_.softmax_scale * kLog2e))),
-                 d, scores_ + n * kRows);
+      hn::StoreU(
+          hn::Mul(tile_scores<kRows>(row, k, n, count), hn::Set(d, static_cast<C>(p_.softmax_scale * kToExponent<C>))),
+          d, scores_ + n * kRows);
     }
     if (p_.bias.data) add_bias_rows<kRows>(row, keys, sequence);
     mask_rows<kRows>(row, keys, padded, band);
@@ -181,14 +186,14 @@ class Decode : public DecodeStreams<T> {
       for (ptrdiff_t lane = r; lane < kLanes; lane += kRows)
         highest = by_lane[lane] > highest ? by_lane[lane] : highest;
       const C base = highest == -kInfinity<C> ? C(0) : highest;  // -inf minus itself would be NaN
-      factor[r] = hn::GetLane(exp2_vec<5>(hn::Set(d, state.max - base)));
+      factor[r] = hn::GetLane(power_vec<5>(hn::Set(d, state.max - base)));
       state.max = highest;
       for (ptrdiff_t lane = r; lane < kLanes; lane += kRows) base_by_lane[lane] = base;
     }
     const auto base = hn::Load(d, base_by_lane);
     auto sum = hn::Zero(d);
     for (ptrdiff_t i = 0; i < padded * kRows; i += kLanes) {
-      const auto p = exp2_vec<Exp2Degree<T>::value>(hn::Sub(hn::LoadU(d, scores_ + i), base));
+      const auto p = power_vec<Exp2Degree<T>::value>(hn::Sub(hn::LoadU(d, scores_ + i), base));
       sum = hn::Add(sum, p);
       hn::StoreU(p, d, scores_ + i);
     }
@@ -203,12 +208,12 @@ class Decode : public DecodeStreams<T> {
 
   // q k^T of kRows rows and kTileKeys keys from n on; keys past `count` repeat the last one (they are masked later).
   template <int kRows>
-  HWY_INLINE Vec<C> tile_scores(ptrdiff_t row, const T* k, ptrdiff_t n, ptrdiff_t count) const {
+  HWY_INLINE Vec<C> tile_scores(ptrdiff_t row, const Rows<T>& k, ptrdiff_t n, ptrdiff_t count) const {
     const Tag<C> d;
     constexpr int kTileKeys = kLanes / kRows;
     const T* key_rows[kTileKeys];
 #pragma GCC unroll 16
-    for (int j = 0; j < kTileKeys; ++j) key_rows[j] = k + min_of(n + j, count - 1) * p_.k.seq_stride;
+    for (int j = 0; j < kTileKeys; ++j) key_rows[j] = k.data + min_of(n + j, count - 1) * k.stride;
     const C* const q = q_ + row * q_stride_;
     Vec<C> acc[kLanes];
 #pragma GCC unroll 16
@@ -242,7 +247,7 @@ class Decode : public DecodeStreams<T> {
       const T* bias = bias_row<const T>(p_.bias, sequence.batch, state.query, state.group, state.head) +
                       keys.begin * p_.bias.k_stride;
       for (int64_t n = 0; n < keys.end - keys.begin; ++n) {
-        scores_[n * kRows + r] += static_cast<C>(to_compute(bias[n * p_.bias.k_stride])) * static_cast<C>(kLog2e);
+        scores_[n * kRows + r] += static_cast<C>(to_compute(bias[n * p_.bias.k_stride])) * kToExponent<C>;
       }
     }
   }
@@ -259,7 +264,7 @@ class Decode : public DecodeStreams<T> {
 
   // O = factor * O + P V.
   template <int kRows>
-  HWY_INLINE void add_values(ptrdiff_t row, const T* v, ptrdiff_t count, const C* factor) {
+  HWY_INLINE void add_values(ptrdiff_t row, const Rows<T>& v, ptrdiff_t count, const C* factor) {
     const ptrdiff_t dim_v = p_.shape.head_dim_v;
     ptrdiff_t c = 0;
     for (; c + 4 * kLanes <= dim_v; c += 4 * kLanes) add_value_columns<kRows, 4, false>(row, v, c, count, factor);
@@ -268,7 +273,7 @@ class Decode : public DecodeStreams<T> {
   }
 
   template <int kRows, int kVecs, bool kTail>
-  HWY_INLINE void add_value_columns(ptrdiff_t row, const T* v, ptrdiff_t c, ptrdiff_t count, const C* factor) {
+  HWY_INLINE void add_value_columns(ptrdiff_t row, const Rows<T>& v, ptrdiff_t c, ptrdiff_t count, const C* factor) {
     const Tag<C> d;
     Vec<C> acc[kRows][kVecs];
 #pragma GCC unroll 4
@@ -279,7 +284,7 @@ class Decode : public DecodeStreams<T> {
       }
     }
     for (ptrdiff_t n = 0; n < count; ++n) {
-      const T* const value_row = v + n * p_.v.seq_stride + c;
+      const T* const value_row = v.data + n * v.stride + c;
       next_v_.next();
       Vec<C> value[kVecs];
 #pragma GCC unroll 4
@@ -305,6 +310,7 @@ class Decode : public DecodeStreams<T> {
   }
 
   ptrdiff_t q_stride_, out_stride_;
+  T *k_copy_, *v_copy_;
   Ahead next_k_, next_v_;
   C *q_, *out_, *scores_;  // [rows, head_dim], [rows, head_dim_v], [keys, rows of a tile]
 };

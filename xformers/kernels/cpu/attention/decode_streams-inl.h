@@ -26,7 +26,7 @@ class DecodeStreams {
   };
 
   HWY_INLINE DecodeStreams(const AttentionFwdParams& params, ForwardPartials<C> partials)
-      : p_(params), partials_(partials) {
+      : p_(params), partials_(partials), key_rows_(params) {
     const AttentionShape& shape = p_.shape;
     shared_ = shares_heads(p_);
     num_streams_ = shared_ ? shape.num_groups : shape.num_heads();
@@ -59,19 +59,20 @@ class DecodeStreams {
     const bool empty = row.sum == C(0);
     const C inverse = empty ? C(0) : C(1) / row.sum;
     const Tag<C> d;
-    const C lse = empty ? -kInfinity<C> : row.max * static_cast<C>(kLn2) + hn::GetLane(hn::Log(d, hn::Set(d, row.sum)));
+    const C lse = empty ? -kInfinity<C> : row.max * kFromExponent<C> + hn::GetLane(hn::Log(d, hn::Set(d, row.sum)));
     if (task.partial_row >= 0) {
       store_row(out, inverse, partials_.out + (task.partial_row + r) * dim_v, dim_v);
       partials_.lse[task.partial_row + r] = lse;
       return;
     }
     const int64_t at = sequence.q_begin + row.query;
-    store_row(out, inverse, row_of<T>(p_.out, sequence.batch, at, row.group, row.head), dim_v);
+    store_out<T>(p_, out, inverse, sequence.batch, at, row.group, row.head);
     if (p_.lse.data) *row_of<C>(p_.lse, sequence.batch, at, row.group, row.head) = lse;
   }
 
   const AttentionFwdParams& p_;
   ForwardPartials<C> partials_;
+  KeyRows<T> key_rows_;
   bool shared_;  // the heads of a group share key and value
   ptrdiff_t num_streams_;
   Row* rows_;

@@ -1,192 +1,324 @@
-// Decode on matrix tiles, for up to 16 rows per stream (decode_streams-inl.h): the rows of K are read as tiles where
-// they lie, so that the processor does little more than load.
+// Decode in bf16 on AMX tiles, for up to 16 rows per stream (decode_streams-inl.h). K and V are tiles where they lie:
+// what the processor does with a row is to load it.
 //
-//   per stream and 64 keys:  S^T [keys, 16 rows] = K Q^T
-//                            bias, mask, online softmax: a vector holds one key's 16 rows
-//                            P [16 rows, keys]: transposed in registers;  V: pairs of keys interleaved
-//                            O [16 rows, head_dim_v] += P V
+//   per block of up to 4 x 16 keys:
+//     all streams:  S^T [16 keys, rows] = K Q^T         tiles of 16 keys x 32 dims, as they lie
+//     all streams:  bias, mask, online softmax: a vector holds 16 / kRows keys of each row; P [rows, 16 keys]
+//     all streams:  O [rows, dims] += P V               tiles of 16 keys x 32 dims, as they lie
 //
-// No prefetching: blocks are read fast enough for the processor's own (measured: 18 GB/s a core without, 15 with).
+// The product wants pairs of keys side by side; rows of V hold pairs of dims instead. So each tile of V is multiplied
+// twice, by P as the even and as the odd element of its pairs (the other one is 0), which gives the even and the odd
+// dims of O. The tile unit has time for that, and no value is copied. But 0 times Inf is NaN: a task whose result is
+// not finite is repeated on plain vectors, where an infinite value stays in its own dim.
+//
+// kRows is the number of rows of a stream rounded up to 4, 8 or 16: tiles of S and O have no more.
+//
+// Memory and computation overlap by asking for rows shortly before they are needed, for the first-level cache: a tile
+// of K two streams ahead, the tiles of V one stream ahead, a few rows after each product. Asking far ahead for the
+// second level is slower: the loads from there then wait for the same line buffers as the requests to memory.
 #pragma once
 
+#include "xformers/kernels/cpu/attention/decode-inl.h"
+#include "xformers/kernels/cpu/attention/decode_softmax-inl.h"
 #include "xformers/kernels/cpu/attention/decode_streams-inl.h"
-#include "xformers/kernels/cpu/gemm/gemm_bf16x-inl.h"
+#include "xformers/kernels/cpu/attention/key_tiles-inl.h"
+#include "xformers/kernels/cpu/gemm/amx_tiles-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace xformers::cpu::XFORMERS_ISA_NAMESPACE {
 
-inline constexpr ptrdiff_t kTileKeys = 64;
-inline constexpr ptrdiff_t kTileRows = 16;
-
-// Gemm: a Bf16Gemm of one plane.
-template <class Gemm>
-class DecodeTile : public DecodeStreams<typename Gemm::Element> {
-  using T = typename Gemm::Element;
+class DecodeTile : public DecodeStreams<BFloat16> {
+  using T = BFloat16;
   using Base = DecodeStreams<T>;
-  using Base::num_streams_;
-  using Base::p_;
-  using Base::rows_;
-  using typename Base::Row;
-  static_assert(Gemm::kPlanes == 1);
 
-  struct Stream {
-    typename Gemm::Right q;  // [head_dim, 16 rows]
-    float* out;              // [16 rows, head_dim_v to 16]
-    alignas(64) float row_max[kTileRows];
-    alignas(64) float row_sum[kTileRows];
-  };
+  static constexpr ptrdiff_t kMaxRows = 16;  // of a stream
 
  public:
-  static HWY_INLINE void begin() { Gemm::begin(); }
-  static HWY_INLINE void end() { Gemm::end(); }
+  static HWY_INLINE void begin() {}
+  static HWY_INLINE void end() { _tile_release(); }
 
-  HWY_INLINE DecodeTile(const AttentionFwdParams& params, ForwardPartials<float> partials) : Base(params, partials) {}
+  HWY_INLINE DecodeTile(const AttentionFwdParams& params, ForwardPartials<float> partials)
+      : Base(params, partials), tiles_(params, num_streams_), dim_(tiles_.dim()), dim_v_(tiles_.dim_v()) {}
 
   HWY_INLINE size_t lay_out(void* memory) {
     Arena arena(memory);
-    const ptrdiff_t dim = p_.shape.head_dim;
-    out_stride_ = round_up(p_.shape.head_dim_v, 16);
-    q_size_ = round_up(Gemm::right_size(dim, kTileRows), 64);
-    rows_ = arena.take<Row>(num_streams_ * kTileRows);
-    streams_ = arena.take<Stream>(num_streams_);
-    q_memory_ = arena.take<char>(num_streams_ * q_size_);
-    out_ = arena.take<float>(num_streams_ * kTileRows * out_stride_);
-    gathered_ = arena.take<T>(kTileRows * dim);
-    k_memory_ = arena.take<char>(Gemm::left_size(kTileKeys, dim));
-    v_memory_ = arena.take<char>(Gemm::right_size(kTileKeys, p_.shape.head_dim_v));
-    scores_ = arena.take<float>(kTileKeys * kTileRows);
-    transposed_ = arena.take<float>(kTileKeys * kTileRows);
-    probs_ = arena.take<Bf16Bits>(kTileKeys * kTileRows);
-    return arena.bytes();
+    memory_ = memory;
+    const size_t plain_bytes = Decode<T>(p_, partials_).lay_out(nullptr);
+    const ptrdiff_t scores = num_streams_ * kMaxTiles * kTileKeys * kMaxRows;
+    rows_ = arena.take<Row>(num_streams_ * kMaxRows);
+    states_ = arena.take<StreamState>(num_streams_);
+    q_ = arena.take<uint32_t>(num_streams_ * dim_ / 2 * kMaxRows);
+    out_ = arena.take<float>(num_streams_ * kMaxRows * dim_v_);
+    scores_ = arena.take<float>(scores);
+    even_ = arena.take<uint32_t>(scores);
+    odd_ = arena.take<uint32_t>(scores);
+    k_copy_ = arena.take<T>(2 * kTileKeys * dim_);
+    v_copy_ = arena.take<T>(2 * kMaxTiles * kTileKeys * dim_v_);
+    out_row_ = arena.take<float>(dim_v_);
+    return arena.bytes() > plain_bytes ? arena.bytes() : plain_bytes;
   }
 
   HWY_NOINLINE void run(const ForwardTask& task) {
-    const Sequence sequence = sequence_at(p_.shape, p_.seq, task.sequence);
-    const Band band(p_.band, sequence);
-    const ptrdiff_t per_stream = Base::rows_per_stream(task), num_rows = num_streams_ * per_stream;
-    Base::start_rows(task, num_rows);
-    for (ptrdiff_t s = 0; s < num_streams_; ++s) start(streams_[s], s, per_stream, sequence);
-    for (int64_t key = task.keys.begin; key < task.keys.end; key += kTileKeys) {
-      const Range keys{key, min_of(key + kTileKeys, task.keys.end)};
-      for (ptrdiff_t s = 0; s < num_streams_; ++s) {
-        add_keys(streams_[s], rows_ + s * per_stream, per_stream, keys, band, sequence);
-      }
+    per_stream_ = Base::rows_per_stream(task);
+    if (per_stream_ <= 4) {
+      run_rows<4>(task);
+    } else if (per_stream_ <= 8) {
+      run_rows<8>(task);
+    } else {
+      run_rows<16>(task);
     }
-    for (ptrdiff_t r = 0; r < num_rows; ++r) {
-      const Stream& stream = streams_[r / per_stream];
-      rows_[r].max = stream.row_max[r % per_stream];
-      rows_[r].sum = stream.row_sum[r % per_stream];
-      Base::finish(r, stream.out + r % per_stream * out_stride_, task, sequence);
+    if (!finite_) {
+      Decode<T> plain(p_, partials_);
+      plain.lay_out(memory_);
+      plain.run(task);
     }
   }
 
  private:
-  HWY_INLINE void start(Stream& stream, ptrdiff_t index, ptrdiff_t per_stream, const Sequence& sequence) {
-    const ptrdiff_t dim = p_.shape.head_dim;
-    std::memset(static_cast<void*>(gathered_), 0, kTileRows * dim * sizeof(T));
-    for (ptrdiff_t r = 0; r < per_stream; ++r) {
-      const Row& row = rows_[index * per_stream + r];
-      std::memcpy(gathered_ + r * dim,
-                  row_of<const T>(p_.q, sequence.batch, sequence.q_begin + row.query, row.group, row.head),
-                  dim * sizeof(T));
-    }
-    stream.q = Gemm::pack_right_transposed(q_memory_ + index * q_size_, gathered_, dim, kTileRows, dim);
-    stream.out = out_ + index * kTileRows * out_stride_;
-    zero_row(stream.out, kTileRows * out_stride_);
-    for (ptrdiff_t r = 0; r < kTileRows; ++r) {
-      stream.row_max[r] = -kInfinity<float>;
-      stream.row_sum[r] = 0;
-    }
-  }
+  template <int kRows>
+  HWY_INLINE void run_rows(const ForwardTask& task) {
+    const Sequence sequence = sequence_at(p_.shape, p_.seq, task.sequence);
+    const Band band(p_.band, sequence);
+    Base::start_rows(task, num_streams_ * per_stream_);
+    for (ptrdiff_t s = 0; s < num_streams_; ++s) start_stream<kRows>(s, sequence);
 
-  HWY_INLINE void add_keys(Stream& stream, const Row* rows, ptrdiff_t num_rows, Range keys, const Band& band,
-                           const Sequence& sequence) {
-    const ptrdiff_t count = keys.end - keys.begin, padded = round_up(count, 32), dim = p_.shape.head_dim;
-    const T* k = row_of<const T>(p_.k, sequence.batch, sequence.k_begin + keys.begin, rows[0].group, rows[0].head);
-    const T* v = row_of<const T>(p_.v, sequence.batch, sequence.k_begin + keys.begin, rows[0].group, rows[0].head);
-
-    // Whole tiles of K are read in place; tiles that would reach past a row or past the last key come from a copy.
-    const bool in_place = dim % 32 == 0 && count % 16 == 0;
-    const PlaneLeft packed_k = in_place ? PlaneLeft{reinterpret_cast<const Bf16Bits*>(k), p_.k.seq_stride, 0}
-                                        : Gemm::pack_left(k_memory_, k, p_.k.seq_stride, count, dim);
-    Gemm::multiply(scores_, kTileRows, packed_k, stream.q, count, kTileRows, dim, false);
-    const __m512 scale = _mm512_set1_ps(static_cast<float>(p_.softmax_scale * kLog2e));
-    for (ptrdiff_t n = 0; n < count; ++n) at(n, _mm512_mul_ps(at(n), scale));
-    if (p_.bias.data) add_bias_rows(rows, num_rows, keys, sequence);
-    for (ptrdiff_t r = 0; r < num_rows; ++r) {
-      const Range seen = Base::visible(rows[r], keys, band);
-      for (int64_t n = 0; n < seen.begin; ++n) scores_[n * kTileRows + r] = -kInfinity<float>;
-      for (int64_t n = seen.end; n < count; ++n) scores_[n * kTileRows + r] = -kInfinity<float>;
+    KeyBlock next = tiles_.locate(sequence, task.keys.begin, task.keys.end);
+    while (next.num_tiles > 0) {
+      const KeyBlock block = next;
+      next = tiles_.locate(sequence, block.keys.end, task.keys.end);
+      scores<kRows>(block, sequence);
+      for (ptrdiff_t s = 0; s < num_streams_; ++s) {
+        softmax<kRows>(s, block, band, sequence);
+        // The values of the first stream come next.
+        for (ptrdiff_t t = 0; t < block.num_tiles; ++t) ahead<true>(block.tiles[t], 0, sequence).fetch(s, num_streams_);
+      }
+      values<kRows>(block, next, sequence);
     }
-    softmax(stream, count, padded);
 
-    transpose(scores_, kTileRows, transposed_, kTileKeys, padded, kTileRows);
-    for (ptrdiff_t r = 0; r < kTileRows; ++r) {
-      for (ptrdiff_t n = 0; n < padded; n += 32) {
-        const float* from = transposed_ + r * kTileKeys + n;
-        split_planes<1>(_mm512_loadu_ps(from), _mm512_loadu_ps(from + 16),
-                        [&](int, __m512i bits) { _mm512_storeu_si512(probs_ + r * kTileKeys + n, bits); });
+    finite_ = true;
+    for (ptrdiff_t s = 0; s < num_streams_; ++s) {
+      for (ptrdiff_t r = 0; r < per_stream_; ++r) {
+        Row& row = rows_[s * per_stream_ + r];
+        row.max = states_[s].max[r];
+        row.sum = states_[s].template total<kRows>(r);
+        join_dims<kRows>(s, r);
+        Base::finish(s * per_stream_ + r, out_row_, task, sequence);
       }
     }
-    const auto packed_v = Gemm::pack_right(v_memory_, v, p_.v.seq_stride, count, p_.shape.head_dim_v);
-    Gemm::multiply(stream.out, out_stride_, {probs_, kTileKeys, 0}, packed_v, kTileRows, out_stride_, padded, true);
   }
 
-  HWY_INLINE __m512 at(ptrdiff_t key) const { return _mm512_load_ps(scores_ + key * kTileRows); }
-  HWY_INLINE void at(ptrdiff_t key, __m512 rows) { _mm512_store_ps(scores_ + key * kTileRows, rows); }
+  template <int kRows>
+  HWY_INLINE void start_stream(ptrdiff_t s, const Sequence& sequence) {
+    uint32_t* const pairs = q_ + s * (dim_ / 2) * kRows;  // [dims / 2, rows], two dims each
+    std::memset(pairs, 0, dim_ / 2 * kRows * sizeof(uint32_t));
+    for (ptrdiff_t r = 0; r < per_stream_; ++r) {
+      const Row& row = rows_[s * per_stream_ + r];
+      const T* q = row_of<const T>(p_.q, sequence.batch, sequence.q_begin + row.query, row.group, row.head);
+      for (ptrdiff_t c = 0; c < p_.shape.head_dim; ++c)
+        pairs[c / 2 * kRows + r] |= static_cast<uint32_t>(q[c].bits) << (c % 2 * 16);
+    }
+    zero_row(out_of<kRows>(s), kRows * dim_v_);
+    states_[s].start();
+  }
 
-  HWY_INLINE void add_bias_rows(const Row* rows, ptrdiff_t num_rows, Range keys, const Sequence& sequence) {
+  template <bool kValues>
+  HWY_INLINE Rows<T> tile_rows(const KeyTile& tile, ptrdiff_t s, const Sequence& sequence, T* copy) const {
+    return tiles_.rows<kValues>(tile, sequence, rows_[s * per_stream_].group, rows_[s * per_stream_].head, copy);
+  }
+  template <bool kValues>
+  HWY_INLINE RowsAhead ahead(const KeyTile& tile, ptrdiff_t s, const Sequence& sequence) const {
+    return tiles_.ahead<kValues>(tile, sequence, rows_[s * per_stream_].group, rows_[s * per_stream_].head);
+  }
+
+  // ---- S^T = K Q^T ----
+  template <int kRows>
+  HWY_INLINE void scores(const KeyBlock& block, const Sequence& sequence) {
+    configure_tiles<kRows>(false);
+    for (ptrdiff_t t = 0; t < block.num_tiles; ++t) {
+      const KeyTile& tile = block.tiles[t];
+      const auto two_ahead = [&](ptrdiff_t s) HWY_ATTR {
+        if (s + 2 < num_streams_) return ahead<false>(tile, s + 2, sequence);
+        const ptrdiff_t wrapped = s + 2 - num_streams_;
+        return t + 1 < block.num_tiles && wrapped < num_streams_ ? ahead<false>(block.tiles[t + 1], wrapped, sequence)
+                                                                 : RowsAhead();
+      };
+      // A tile can't be loaded before stores to it have left the core, so copies are made one stream ahead.
+      Rows<T> next = tile_rows<false>(tile, 0, sequence, k_copy_);
+      const auto rows_of = [&](ptrdiff_t s) HWY_ATTR {
+        const Rows<T> rows = next;
+        if (s + 1 < num_streams_)
+          next = tile_rows<false>(tile, s + 1, sequence, k_copy_ + (s + 1) % 2 * kTileKeys * dim_);
+        return rows;
+      };
+      // Streams take turns with the accumulators, so that several products are under way.
+      for (ptrdiff_t s = 0; s < num_streams_; s += 4) {
+        stream_scores<kRows, 0>(rows_of(s), t, s, two_ahead(s));
+        if (s + 1 < num_streams_) stream_scores<kRows, 1>(rows_of(s + 1), t, s + 1, two_ahead(s + 1));
+        if (s + 2 < num_streams_) stream_scores<kRows, 2>(rows_of(s + 2), t, s + 2, two_ahead(s + 2));
+        if (s + 3 < num_streams_) stream_scores<kRows, 3>(rows_of(s + 3), t, s + 3, two_ahead(s + 3));
+      }
+    }
+  }
+
+  template <int kRows, int kAcc>
+  HWY_INLINE void stream_scores(const Rows<T>& k, ptrdiff_t t, ptrdiff_t s, const RowsAhead& ahead) {
+    const uint32_t* q = q_ + s * (dim_ / 2) * kRows;
+    zero_tile<kAcc>();
+    for (ptrdiff_t c = 0; c < dim_; c += kTileDims, q += kTileDims / 2 * kRows) {
+      _tile_loadd(6, k.data + c, k.stride * sizeof(T));
+      _tile_loadd(4, q, kRows * sizeof(uint32_t));
+      add_product<kAcc>();
+      ahead.fetch(c / kTileDims, dim_ / kTileDims);
+    }
+    store_tile<kAcc>(scores_of<kRows>(s) + t * kTileKeys * kRows, kRows * sizeof(float));
+  }
+
+  // ---- bias, mask, softmax, P ----
+  template <int kRows>
+  HWY_INLINE void softmax(ptrdiff_t s, const KeyBlock& block, const Band& band, const Sequence& sequence) {
+    const Row* const rows = rows_ + s * per_stream_;
+    float* const scores = scores_of<kRows>(s);
+    const ptrdiff_t count = block.keys.end - block.keys.begin;
+    float scale_log2 = static_cast<float>(p_.softmax_scale * kToExponent<float>);
+    if (needs_scaling(scale_log2, p_.bias)) {
+      scale_scores(scores, block.num_tiles * kTileKeys * kRows, scale_log2);
+      if (p_.bias.data) add_bias_rows<kRows>(scores, rows, per_stream_, block.keys, sequence);
+      scale_log2 = 1;
+    }
+    for (ptrdiff_t r = 0; r < per_stream_; ++r) {
+      const Range seen = Base::visible(rows[r], block.keys, band);
+      for (int64_t n = 0; n < seen.begin; ++n) scores[n * kRows + r] = -kInfinity<float>;
+      for (int64_t n = seen.end; n < count; ++n) scores[n * kRows + r] = -kInfinity<float>;
+    }
+    for (ptrdiff_t n = count * kRows; n < block.num_tiles * kTileKeys * kRows; ++n) scores[n] = -kInfinity<float>;
+
+    alignas(64) float factor[kMaxRows];
+    if (states_[s].template raise<kRows>(scores, block.num_tiles, scale_log2, factor)) rescale<kRows>(s, factor);
+    states_[s].template weigh<kRows>(scores, block.num_tiles, scale_log2, even_ + probs_of<kRows>(s),
+                                     odd_ + probs_of<kRows>(s));
+  }
+
+  template <int kRows>
+  HWY_INLINE void add_bias_rows(float* scores, const Row* rows, ptrdiff_t num_rows, Range keys,
+                                const Sequence& sequence) const {
     for (ptrdiff_t r = 0; r < num_rows; ++r) {
       const T* bias = bias_row<const T>(p_.bias, sequence.batch, rows[r].query, rows[r].group, rows[r].head) +
                       keys.begin * p_.bias.k_stride;
-      for (int64_t n = 0; n < keys.end - keys.begin; ++n) {
-        scores_[n * kTileRows + r] += to_compute(bias[n * p_.bias.k_stride]) * static_cast<float>(kLog2e);
-      }
+      for (int64_t n = 0; n < keys.end - keys.begin; ++n)
+        scores[n * kRows + r] += to_compute(bias[n * p_.bias.k_stride]) * kToExponent<float>;
     }
   }
 
-  // Scores (exponents of 2) to probabilities, those of keys from count to padded 0.
-  HWY_INLINE void softmax(Stream& stream, ptrdiff_t count, ptrdiff_t padded) {
-    const __m512 lowest = _mm512_set1_ps(-hwy::HighestValue<float>());
-    __m512 row_max = _mm512_load_ps(stream.row_max), row_sum = _mm512_load_ps(stream.row_sum);
-    __m512 max0 = at(0), max1 = at(count - 1);
-    for (ptrdiff_t n = 0; n + 2 <= count; n += 2) {
-      max0 = _mm512_max_ps(max0, at(n));
-      max1 = _mm512_max_ps(max1, at(n + 1));
+  template <int kRows>
+  HWY_INLINE void rescale(ptrdiff_t s, const float* factor) {
+    float* out = out_of<kRows>(s);
+    for (ptrdiff_t i = 0; i < dim_v_ / 16; ++i) {
+      for (ptrdiff_t r = 0; r < kRows; ++r, out += 16)
+        _mm512_store_ps(out, _mm512_mul_ps(_mm512_load_ps(out), _mm512_set1_ps(factor[r])));
     }
-    const __m512 seen_max = _mm512_max_ps(max0, max1);
-    // As in the tiled forward, the maximum is only raised by scores that exceed it by more than 2^8.
-    if (_mm512_cmp_ps_mask(seen_max, _mm512_add_ps(row_max, _mm512_set1_ps(8)), _CMP_GT_OQ)) {
-      const __m512 raised = _mm512_max_ps(row_max, seen_max);
-      const Vec<float> factor = exp2_vec<5>(Vec<float>{_mm512_sub_ps(row_max, _mm512_max_ps(raised, lowest))});
-      row_sum = _mm512_mul_ps(row_sum, factor.raw);
-      row_max = raised;
-      alignas(64) float by_row[kTileRows];
-      _mm512_store_ps(by_row, factor.raw);
-      for (ptrdiff_t r = 0; r < kTileRows; ++r) {
-        for (float* out = stream.out + r * out_stride_; out < stream.out + (r + 1) * out_stride_; ++out)
-          *out *= by_row[r];
-      }
-    }
-    const __m512 base =
-        _mm512_mask_blend_ps(_mm512_cmp_ps_mask(row_max, lowest, _CMP_LT_OQ), row_max, _mm512_setzero_ps());
-    for (ptrdiff_t n = 0; n < count; ++n) {
-      const Vec<float> p = exp2_vec<Gemm::kExp2Degree>(Vec<float>{_mm512_sub_ps(at(n), base)});
-      row_sum = _mm512_add_ps(row_sum, p.raw);
-      at(n, p.raw);
-    }
-    for (ptrdiff_t n = count; n < padded; ++n) at(n, _mm512_setzero_ps());
-    _mm512_store_ps(stream.row_max, row_max);
-    _mm512_store_ps(stream.row_sum, row_sum);
   }
 
-  ptrdiff_t out_stride_;
-  size_t q_size_;
-  Stream* streams_;
-  char *q_memory_, *k_memory_, *v_memory_;
-  float *out_, *scores_, *transposed_;  // [16 rows, head_dim_v] per stream, [keys, 16 rows], [16 rows, keys]
-  T* gathered_;
-  Bf16Bits* probs_;  // [16 rows, keys]
+  // ---- O += P V ----
+  template <int kRows>
+  HWY_INLINE void values(const KeyBlock& block, const KeyBlock& next, const Sequence& sequence) {
+    configure_tiles<kRows>(true);
+    const ptrdiff_t groups = dim_v_ / kTileDims;
+    Rows<T> v[2][kMaxTiles];
+    const auto locate_values = [&](ptrdiff_t s) HWY_ATTR {
+      for (ptrdiff_t t = 0; t < block.num_tiles; ++t) {
+        T* const copy = v_copy_ + (s % 2 * kMaxTiles + t) * kTileKeys * dim_v_;
+        v[s % 2][t] = tile_rows<true>(block.tiles[t], s, sequence, copy);
+      }
+    };
+    if (num_streams_ > 0) locate_values(0);
+    for (ptrdiff_t s = 0; s < num_streams_; ++s) {
+      RowsAhead after[kMaxTiles];  // the next stream's; of the last one, the next block's first tile of K
+      const bool last = s + 1 == num_streams_;
+      if (!last) locate_values(s + 1);
+      for (ptrdiff_t t = 0; t < block.num_tiles; ++t) {
+        if (!last) after[t] = ahead<true>(block.tiles[t], s + 1, sequence);
+        if (last && next.num_tiles > 0 && t < num_streams_) after[t] = ahead<false>(next.tiles[0], t, sequence);
+      }
+      ptrdiff_t g = 0;
+      for (; g + 2 <= groups; g += 2) value_groups<kRows, 2>(s, g, v[s % 2], block.num_tiles, after);
+      if (g < groups) value_groups<kRows, 1>(s, g, v[s % 2], block.num_tiles, after);
+    }
+  }
+
+  // kGroups groups of 32 dims, even and odd ones in tiles of their own.
+  template <int kRows, int kGroups>
+  HWY_INLINE void value_groups(ptrdiff_t s, ptrdiff_t group, const Rows<T>* v, ptrdiff_t num_tiles,
+                               const RowsAhead* after) {
+    float* const out = out_of<kRows>(s) + group * kTileDims * kRows;
+    const uint32_t *even = even_ + probs_of<kRows>(s), *odd = odd_ + probs_of<kRows>(s);
+    _tile_loadd(0, out, 64);
+    _tile_loadd(1, out + 16 * kRows, 64);
+    if constexpr (kGroups > 1) {
+      _tile_loadd(2, out + 32 * kRows, 64);
+      _tile_loadd(3, out + 48 * kRows, 64);
+    }
+    for (ptrdiff_t t = 0; t < num_tiles; ++t, even += kTileKeys * kRows, odd += kTileKeys * kRows) {
+      const T* const data = v[t].data + group * kTileDims;
+      _tile_loadd(4, even, 64);
+      _tile_loadd(5, odd, 64);
+      _tile_loadd(6, data, v[t].stride * sizeof(T));
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(1, 5, 6);
+      if constexpr (kGroups > 1) {
+        _tile_loadd(7, data + kTileDims, v[t].stride * sizeof(T));
+        _tile_dpbf16ps(2, 4, 7);
+        _tile_dpbf16ps(3, 5, 7);
+      }
+      after[t].fetch(group / 2, (dim_v_ / kTileDims + 1) / 2);
+    }
+    _tile_stored(0, out, 64);
+    _tile_stored(1, out + 16 * kRows, 64);
+    if constexpr (kGroups > 1) {
+      _tile_stored(2, out + 32 * kRows, 64);
+      _tile_stored(3, out + 48 * kRows, 64);
+    }
+  }
+
+  // Even and odd dims of a row of O side by side, into out_row_.
+  template <int kRows>
+  HWY_INLINE void join_dims(ptrdiff_t s, ptrdiff_t r) {
+    const __m512i low = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+    for (ptrdiff_t c = 0; c < dim_v_; c += kTileDims) {
+      const float* const from = out_of<kRows>(s) + c * kRows + r * 16;
+      const __m512 even = _mm512_load_ps(from), odd = _mm512_load_ps(from + 16 * kRows);
+      constexpr int kInfOrNaN = 0x99;
+      finite_ = finite_ && !(_mm512_fpclass_ps_mask(even, kInfOrNaN) | _mm512_fpclass_ps_mask(odd, kInfOrNaN));
+      _mm512_store_ps(out_row_ + c, _mm512_permutex2var_ps(even, low, odd));
+      _mm512_store_ps(out_row_ + c + 16, _mm512_permutex2var_ps(even, high, odd));
+    }
+  }
+
+  // [dims / 32][even, odd][rows][16]
+  template <int kRows>
+  HWY_INLINE float* out_of(ptrdiff_t s) const {
+    return out_ + s * kRows * dim_v_;
+  }
+  // [64 keys][rows]
+  template <int kRows>
+  HWY_INLINE float* scores_of(ptrdiff_t s) const {
+    return scores_ + probs_of<kRows>(s);
+  }
+  // [tiles][rows][16 keys]
+  template <int kRows>
+  static HWY_INLINE ptrdiff_t probs_of(ptrdiff_t s) {
+    return s * kMaxTiles * kTileKeys * kRows;
+  }
+
+  KeyTiles tiles_;
+  ptrdiff_t dim_, dim_v_;  // to 32
+  ptrdiff_t per_stream_;
+  bool finite_;
+  void* memory_;
+  StreamState* states_;
+  uint32_t *q_, *even_, *odd_;
+  float *out_, *scores_, *out_row_;
+  T *k_copy_, *v_copy_;
 };
 
 }  // namespace xformers::cpu::XFORMERS_ISA_NAMESPACE

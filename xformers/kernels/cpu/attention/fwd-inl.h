@@ -9,8 +9,7 @@
 // O needs no rescaling. Working memory: O^T and Q^T of the columns and one packed block of K and V.
 #pragma once
 
-#include "xformers/kernels/cpu/attention/scores-inl.h"
-#include "xformers/kernels/cpu/base/scratch.h"
+#include "xformers/kernels/cpu/attention/key_rows-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace xformers::cpu::XFORMERS_ISA_NAMESPACE {
@@ -42,7 +41,8 @@ class Forward {
   static HWY_INLINE void begin() { Gemm::begin(); }
   static HWY_INLINE void end() { Gemm::end(); }
 
-  HWY_INLINE Forward(const AttentionFwdParams& params, ForwardPartials<C> partials) : p_(params), partials_(partials) {}
+  HWY_INLINE Forward(const AttentionFwdParams& params, ForwardPartials<C> partials)
+      : p_(params), partials_(partials), key_rows_(params) {}
 
   HWY_INLINE size_t lay_out(void* memory) {
     Arena arena(memory);
@@ -52,6 +52,8 @@ class Forward {
       q_memory_[b] = arena.take<char>(Gemm::right_size(dim, kBlockColumns));
       out_memory_[b] = arena.take<C>(round_up(dim_v, 16) * kBlockColumns);
     }
+    k_copy_ = arena.take<T>(key_rows_.copy_size(kBlockKeys, dim));
+    v_copy_ = arena.take<T>(key_rows_.copy_size(kBlockKeys, dim_v));
     k_memory_ = arena.take<char>(Gemm::left_size(kBlockKeys, dim));
     v_memory_ = arena.take<char>(Gemm::left_size(dim_v, kBlockKeys));
     scores_ = arena.take<C>(kBlockKeys * kBlockColumns);
@@ -72,10 +74,11 @@ class Forward {
 
     for (int64_t key = task.keys.begin; key < task.keys.end; key += kBlockKeys) {
       const ptrdiff_t num_keys = min_of(kBlockKeys, task.keys.end - key);
-      const T* k = row_of<const T>(p_.k, sequence.batch, sequence.k_begin + key, task.group_begin, task.head_begin);
-      const T* v = row_of<const T>(p_.v, sequence.batch, sequence.k_begin + key, task.group_begin, task.head_begin);
-      const auto packed_k = Gemm::pack_left(k_memory_, k, p_.k.seq_stride, num_keys, dim);
-      const auto packed_v = Gemm::pack_left_transposed(v_memory_, v, p_.v.seq_stride, num_keys, dim_v);
+      const Range keys{key, key + num_keys};
+      const Rows<T> k = key_rows_.keys(sequence, keys, task.group_begin, task.head_begin, {k_copy_, dim});
+      const auto packed_k = Gemm::pack_left(k_memory_, k.data, k.stride, num_keys, dim);
+      const Rows<T> v = key_rows_.values(sequence, keys, task.group_begin, task.head_begin, {v_copy_, dim_v});
+      const auto packed_v = Gemm::pack_left_transposed(v_memory_, v.data, v.stride, num_keys, dim_v);
       for (ptrdiff_t b = 0; b < num_blocks; ++b) {
         ColumnBlock& block = blocks_[b];
         const Range seen = band.key_range(block.columns.queries);
@@ -150,7 +153,7 @@ class Forward {
       if (!hn::AllFalse(d, hn::Gt(seen_max, hn::Add(row_max, headroom)))) {
         const auto raised = hn::Max(row_max, seen_max);
         // Of a column that has seen no key yet, row_max is -inf: the factor is 0. Where raised is -inf too, likewise.
-        const auto factor = exp2_vec<Gemm::kExp2Degree>(hn::Mul(hn::Sub(row_max, hn::Max(raised, lowest)), scale));
+        const auto factor = power_vec<Gemm::kExp2Degree>(hn::Mul(hn::Sub(row_max, hn::Max(raised, lowest)), scale));
         row_sum = hn::Mul(row_sum, factor);
         hn::Store(factor, d, rescale + c);
         hn::Store(raised, d, block.row_max + c);
@@ -164,8 +167,8 @@ class Forward {
 
       auto sum0 = row_sum, sum1 = zero;
       for (n = 0; n + 2 <= rows; n += 2) {
-        auto p0 = exp2_vec<Gemm::kExp2Degree>(hn::MulSub(hn::LoadU(d, scores + n * cols), scale, base));
-        auto p1 = exp2_vec<Gemm::kExp2Degree>(hn::MulSub(hn::LoadU(d, scores + (n + 1) * cols), scale, base));
+        auto p0 = power_vec<Gemm::kExp2Degree>(hn::MulSub(hn::LoadU(d, scores + n * cols), scale, base));
+        auto p1 = power_vec<Gemm::kExp2Degree>(hn::MulSub(hn::LoadU(d, scores + (n + 1) * cols), scale, base));
         sum0 = hn::Add(sum0, p0);
         sum1 = hn::Add(sum1, p1);
         if (keep_) {
@@ -175,7 +178,7 @@ class Forward {
         Gemm::template store_probs<false, true>({}, probs, scores_, cols, n, c, p0, p1);
       }
       if (n < rows) {
-        auto p0 = exp2_vec<Gemm::kExp2Degree>(hn::MulSub(hn::LoadU(d, scores + n * cols), scale, base));
+        auto p0 = power_vec<Gemm::kExp2Degree>(hn::MulSub(hn::LoadU(d, scores + n * cols), scale, base));
         sum0 = hn::Add(sum0, p0);
         if (keep_) p0 = hn::Mul(p0, hn::LoadU(d, keep_ + n * cols + c));
         Gemm::template store_probs<false, true>({}, probs, scores_, cols, n, c, p0, zero);
@@ -202,8 +205,8 @@ class Forward {
     const ptrdiff_t cols = columns.padded, dim_v = p_.shape.head_dim_v, stride = round_up(dim_v, 16);
     alignas(64) C inverse[kBlockColumns], lse[kBlockColumns];
     const C kept = p_.dropout.p > 0 && p_.dropout.p < 1 ? static_cast<C>(1 / (1 - p_.dropout.p)) : C(1);
-    const bool scaled = needs_scaling(static_cast<C>(p_.softmax_scale * kLog2e), p_.bias);
-    const auto to_natural = hn::Set(d, static_cast<C>(scaled ? kLn2 : p_.softmax_scale));
+    const bool scaled = needs_scaling(static_cast<C>(p_.softmax_scale * kToExponent<C>), p_.bias);
+    const auto to_natural = hn::Set(d, scaled ? kFromExponent<C> : static_cast<C>(p_.softmax_scale));
     for (ptrdiff_t c = 0; c < cols; c += kLanes) {
       const auto sum = hn::Load(d, block.row_sum + c);
       const auto empty = hn::Eq(sum, hn::Zero(d));
@@ -226,17 +229,18 @@ class Forward {
         continue;
       }
       const int64_t row = sequence.q_begin + columns.origin + columns.query[c];
-      store_row(staging_ + c * stride, inverse[c],
-                row_of<T>(p_.out, sequence.batch, row, task.group_begin, columns.head[c]), dim_v);
+      store_out<T>(p_, staging_ + c * stride, inverse[c], sequence.batch, row, task.group_begin, columns.head[c]);
       if (p_.lse.data) *row_of<C>(p_.lse, sequence.batch, row, task.group_begin, columns.head[c]) = lse[c];
     }
   }
 
   const AttentionFwdParams& p_;
   ForwardPartials<C> partials_;
+  KeyRows<T> key_rows_;
   ColumnBlock* blocks_;
   char* q_memory_[kMaxColumnBlocks];
   C* out_memory_[kMaxColumnBlocks];
+  T *k_copy_, *v_copy_;
   char *k_memory_, *v_memory_, *probs_;
   C *scores_, *staging_, *keep_;
 };

@@ -11,6 +11,7 @@
 namespace xformers::cpu {
 namespace {
 
+// T: of out; C: of the partial results and lse.
 template <class T, class C>
 void merge_rows(const AttentionFwdParams& params, const ForwardMerge& merge, const C* partial_out,
                 const C* partial_lse) {
@@ -50,6 +51,7 @@ void merge_rows(const AttentionFwdParams& params, const ForwardMerge& merge, con
 
 void merge_splits(const AttentionFwdParams& params, const ForwardMerge& merge, const float* partial_out,
                   const float* partial_lse) {
+  if (params.wide_out) return merge_rows<float>(params, merge, partial_out, partial_lse);
   switch (params.shape.dtype) {
     case DType::kFloat32: return merge_rows<float>(params, merge, partial_out, partial_lse);
     case DType::kBFloat16: return merge_rows<BFloat16>(params, merge, partial_out, partial_lse);

@@ -6,12 +6,15 @@ namespace xformers::cpu {
 namespace {
 
 constexpr int64_t kMinKeysPerSplit = 512;             // below this, merging costs more than the split gains
+constexpr int64_t kChosenSplitAlign = 4;              // keys; the dropout stream comes in fours
 constexpr int64_t kMaxShareBytes = int64_t{1} << 29;  // memory for shares of dq
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// The task itself, or its keys in `splits` parts to be merged.
-void add_tasks(ForwardPlan& plan, const ForwardTask& task, int64_t splits) {
+// The task itself, or its keys in `splits` parts to be merged, each a multiple of `align` keys. The last ones may be
+// empty.
+void add_tasks(ForwardPlan& plan, ForwardTask task, int64_t splits, int64_t align) {
+  if (task.keys.empty()) task.keys = {0, 0};
   if (splits == 1) {
     plan.tasks.push_back(task);
     return;
@@ -19,7 +22,7 @@ void add_tasks(ForwardPlan& plan, const ForwardTask& task, int64_t splits) {
   plan.merges.push_back({task.sequence, task.group_begin, task.group_end, task.head_begin, task.head_end, task.queries,
                          plan.partial_rows, splits});
   const Range keys = task.keys;
-  const int64_t step = ceil_div(ceil_div(keys.end - keys.begin, splits), kBlockColumns) * kBlockColumns;
+  const int64_t step = ceil_div(ceil_div(keys.end - keys.begin, splits), align) * align;
   for (int64_t split = 0; split < splits; ++split) {
     ForwardTask part = task;
     part.keys = {std::min(keys.begin + split * step, keys.end), std::min(keys.begin + (split + 1) * step, keys.end)};
@@ -85,8 +88,13 @@ ForwardPlan plan_forward(const AttentionFwdParams& params, int num_threads) {
         for (int64_t q_end = sequence.seqlen_q; q_end > 0;) {  // from the end: with causal masks the longest rows
           const int64_t q_begin = (q_end - 1) / queries * queries;
           const Range rows{q_begin, q_end}, keys = aligned_key_range(band, rows);
-          const int64_t splits = std::clamp((keys.end - keys.begin) / kMinKeysPerSplit, int64_t{1}, wanted_splits);
-          add_tasks(plan, {s, group, group + 1, head, head_end, rows, keys, -1}, splits);
+          const ForwardTask task{s, group, group + 1, head, head_end, rows, keys, -1};
+          if (params.num_splits > 0) {
+            add_tasks(plan, task, params.num_splits, kChosenSplitAlign);
+          } else {
+            add_tasks(plan, task, std::clamp((keys.end - keys.begin) / kMinKeysPerSplit, int64_t{1}, wanted_splits),
+                      kBlockColumns);
+          }
           q_end = q_begin;
         }
       }
@@ -116,9 +124,18 @@ ForwardPlan plan_decode(const AttentionFwdParams& params, int num_threads) {
       std::max(num_threads > 1 ? total_keys / (4 * num_threads) : total_keys, kMinKeysPerSplit);
   for (int64_t s = 0; s < num_seqs; ++s) {
     const ForwardTask task = task_of(s);
-    if (!task.queries.empty())
-      add_tasks(plan, task, std::max((task.keys.end - task.keys.begin) / keys_per_task, int64_t{1}));
+    if (task.queries.empty()) continue;
+    if (params.num_splits > 0) {
+      add_tasks(plan, task, params.num_splits, kChosenSplitAlign);
+    } else {
+      add_tasks(plan, task, std::max(ceil_div(task.keys.end - task.keys.begin, keys_per_task), int64_t{1}),
+                kBlockColumns);
+    }
   }
+  // The longest first, so that threads finish together.
+  std::stable_sort(plan.tasks.begin(), plan.tasks.end(), [](const ForwardTask& a, const ForwardTask& b) {
+    return a.keys.end - a.keys.begin > b.keys.end - b.keys.begin;
+  });
   return plan;
 }
 

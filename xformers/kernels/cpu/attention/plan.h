@@ -23,7 +23,10 @@ XFORMERS_BAND_INLINE int64_t column_blocks(const AttentionShape& shape) {
 
 // The heads of a group read the same rows of key and value.
 XFORMERS_BAND_INLINE bool shares_heads(const AttentionFwdParams& params) {
-  return params.shape.heads_per_group > 1 && params.k.head_stride == 0 && params.v.head_stride == 0;
+  const KvQuantization& quantization = params.quantization;
+  const bool coefficients_too = quantization.format != KvFormat::kFp8 || (quantization.k_scale_shift.head_stride == 0 &&
+                                                                          quantization.v_scale_shift.head_stride == 0);
+  return params.shape.heads_per_group > 1 && params.k.head_stride == 0 && params.v.head_stride == 0 && coefficients_too;
 }
 
 // Numbers in dq of one head as backward accumulates it: blocks of [head_dim to 16][64 queries].

@@ -13,7 +13,24 @@ namespace xformers::cpu::XFORMERS_ISA_NAMESPACE {
 
 template <class C>
 inline constexpr C kInfinity = static_cast<C>(__builtin_inf());
-inline constexpr double kLog2e = 1.4426950408889634074, kLn2 = 0.69314718055994530942;
+
+// Exponents are those of 2 for fp32, whose powers are cheap, and those of e for fp64, where a change of base would cost
+// accuracy: kToExponent times a natural exponent, kFromExponent times one of these.
+template <class C>
+inline constexpr C kToExponent = static_cast<C>(sizeof(C) == 8 ? 1 : 1.4426950408889634074);
+template <class C>
+inline constexpr C kFromExponent = static_cast<C>(sizeof(C) == 8 ? 1 : 0.69314718055994530942);
+
+template <int kDegree>
+HWY_INLINE Vec<float> power_vec(Vec<float> x) {
+  return exp2_vec<kDegree>(x);
+}
+template <int kDegree>
+HWY_INLINE Vec<double> power_vec(Vec<double> x) {
+  const Tag<double> d;
+  const auto lowest = hn::Set(d, -700.0);
+  return hn::IfThenZeroElse(hn::Lt(x, lowest), hn::IfThenElse(hn::IsNaN(x), x, hn::Exp(d, hn::Max(x, lowest))));
+}
 
 template <class T>
 HWY_INLINE T* row_of(const HeadsTensor& tensor, int64_t batch, int64_t row, int64_t group, int64_t head) {
@@ -96,9 +113,9 @@ HWY_INLINE void add_bias(C* scores, ptrdiff_t rows, C scale_log2, const ScoreBia
            (columns.padded - columns.count) * padded_rows);  // stale NaN would spread
   transpose(staging, padded_rows, transposed, columns.padded, columns.padded, rows);
   const Tag<C> d;
-  const auto scale = hn::Set(d, scale_log2), log2e = hn::Set(d, static_cast<C>(kLog2e));
+  const auto scale = hn::Set(d, scale_log2), to_exponent = hn::Set(d, kToExponent<C>);
   for (ptrdiff_t i = 0; i < rows * columns.padded; i += lanes<C>()) {
-    hn::StoreU(hn::MulAdd(hn::LoadU(d, scores + i), scale, hn::Mul(hn::LoadU(d, transposed + i), log2e)), d,
+    hn::StoreU(hn::MulAdd(hn::LoadU(d, scores + i), scale, hn::Mul(hn::LoadU(d, transposed + i), to_exponent)), d,
                scores + i);
   }
 }
@@ -139,7 +156,7 @@ HWY_INLINE void mask_scores(C* scores, ptrdiff_t rows, const Band& band, const C
 template <class T, class C>
 HWY_INLINE C finish_scores(C* scores, ptrdiff_t rows, double softmax_scale, const ScoreBias& bias, const Band& band,
                            int64_t batch, int64_t group, const Columns<C>& columns, int64_t key, C* staging) {
-  C factor = static_cast<C>(softmax_scale * kLog2e);
+  C factor = static_cast<C>(softmax_scale * kToExponent<C>);
   if (bias.data) {
     add_bias<T>(scores, rows, factor, bias, batch, group, columns, key, staging);
   } else if (needs_scaling(factor, bias)) {

@@ -72,6 +72,10 @@ HWY_INLINE void store_vec(Vec<float> v, float* p) { hn::StoreU(v, Tag<float>(), 
 HWY_INLINE void store_vec(Vec<double> v, double* p) { hn::StoreU(v, Tag<double>(), p); }
 // Round to nearest, ties to even; NaN stays NaN.
 HWY_INLINE void store_vec(Vec<float> v, BFloat16* p) {
+#if XFORMERS_AVX512 && defined(__AVX512BF16__)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v.raw)));
+  return;
+#endif
   const hn::RebindToUnsigned<Tag<float>> d32;
   const hn::Rebind<uint16_t, Tag<float>> d16;
   const auto bits = hn::BitCast(d32, v);
@@ -173,7 +177,13 @@ HWY_INLINE Vec<float> exp2_vec(Vec<float> x) {
 template <int kDegree>
 HWY_INLINE Vec<double> exp2_vec(Vec<double> x) {
   const Tag<double> d;
-  const auto result = hn::Exp(d, hn::Mul(hn::Max(x, hn::Set(d, -1000.0)), hn::Set(d, 0.69314718055994530942)));
+  // x ln 2 in two parts: the first one's rounding alone would be |x| units of the result.
+  const auto ln2 = hn::Set(d, 0.69314718055994530942), ln2_rest = hn::Set(d, 2.3190468138462996e-17);
+  const auto bounded = hn::Max(x, hn::Set(d, -1000.0));
+  const auto high = hn::Mul(bounded, ln2);
+  const auto low = hn::MulAdd(bounded, ln2_rest, hn::MulSub(bounded, ln2, high));
+  const auto power = hn::Exp(d, high);
+  const auto result = hn::MulAdd(power, low, power);
   return hn::IfThenZeroElse(hn::Lt(x, hn::Set(d, -1000.0)), hn::IfThenElse(hn::IsNaN(x), x, result));
 }
 

@@ -1,0 +1,17 @@
+"""Scores with a mask, on dense tensors and on classes that bring their own."""
+
+import torch
+from torch.overrides import handle_torch_function, has_torch_function
+
+
+def masked_matmul(a: torch.Tensor, b: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """`a @ b`; a boolean mask puts -inf where it is False, any other mask is added. Tensor classes with a
+    `__torch_function__` of their own are asked first."""
+    if has_torch_function((a, b, mask)):
+        return handle_torch_function(masked_matmul, (a, b, mask), a, b, mask)
+    scores = a @ b
+    if mask is None:
+        return scores
+    if mask.dtype == torch.bool:
+        return scores.masked_fill(~mask, -torch.inf)
+    return scores + mask

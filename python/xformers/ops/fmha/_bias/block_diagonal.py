@@ -1,0 +1,183 @@
+"""Packed sequences: queries and keys of all sequences lie one after the other, without gaps."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .base import CAUSAL, CAUSAL_BOTTOM_RIGHT, Band, Device, check_window
+from .seqinfo import _SeqLenInfo, check_same_count
+from .sequences import SequencesBias
+
+
+@dataclass(eq=False)
+class BlockDiagonalMask(SequencesBias):
+    """Packed sequences: inputs of batch 1 hold all sequences one after the other, and every query sees the keys of its
+    own sequence only. Build it with `from_seqlens` or `from_tensor_list`."""
+
+    q_seqinfo: _SeqLenInfo
+    k_seqinfo: _SeqLenInfo
+    _batch_sizes: Sequence[int] | None = None
+
+    @classmethod
+    def from_seqlens(
+        cls, q_seqlen: Sequence[int], kv_seqlen: Sequence[int] | None = None, *, device: Device = None
+    ) -> Any:
+        """One block per pair of lengths; keys have the lengths of the queries unless `kv_seqlen` is given. Without a
+        device the bias works with inputs on any."""
+        q_seqinfo = k_seqinfo = _SeqLenInfo.from_seqlens(q_seqlen, device=device)
+        if kv_seqlen is not None:
+            check_same_count(q_seqlen, kv_seqlen)
+            if list(kv_seqlen) != list(q_seqlen):
+                k_seqinfo = _SeqLenInfo.from_seqlens(kv_seqlen, device=device)
+        return cls(q_seqinfo=q_seqinfo, k_seqinfo=k_seqinfo)
+
+    @classmethod
+    def from_tensor_list(cls, tensors: Sequence[torch.Tensor]) -> tuple[Any, torch.Tensor]:
+        """Tensors [batch_i, seqlen_i, *] -> the bias, with a block per row, and their concatenation
+        [1, sum of batch_i * seqlen_i, *]."""
+        seqlens = [x.shape[1] for x in tensors for _ in range(x.shape[0])]
+        bias = cls.from_seqlens(seqlens, device=_device_of(tensors))
+        bias._batch_sizes = [x.shape[0] for x in tensors]
+        return bias, _concatenate(tensors)
+
+    @classmethod
+    def from_tensor_lists_qkv(
+        cls,
+        tensors_q: Sequence[torch.Tensor],
+        tensors_k: Sequence[torch.Tensor],
+        tensors_v: Sequence[torch.Tensor] | None = None,
+    ) -> tuple[Any, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """The same for queries and keys of different lengths; returns (bias, query, key, value or None)."""
+        batch_sizes = [x.shape[0] for x in tensors_q]
+        if batch_sizes != [x.shape[0] for x in tensors_k]:
+            raise ValueError(
+                f"attn_bias: the queries' batch sizes are {batch_sizes}, the keys' {[x.shape[0] for x in tensors_k]}, "
+                "expected the same.  Fix: give one key tensor per query tensor, with its batch size."
+            )
+        if tensors_v is not None and [v.shape[:2] for v in tensors_v] != [k.shape[:2] for k in tensors_k]:
+            raise ValueError(
+                "attn_bias: keys and values differ in batch size or length, expected the same.  "
+                "Fix: give one value tensor per key tensor, with its first two sizes."
+            )
+        q_seqlens = [x.shape[1] for x in tensors_q for _ in range(x.shape[0])]
+        k_seqlens = [x.shape[1] for x in tensors_k for _ in range(x.shape[0])]
+        bias = cls.from_seqlens(q_seqlens, k_seqlens, device=_device_of(tensors_q))
+        bias._batch_sizes = batch_sizes
+        value = _concatenate(tensors_v) if tensors_v is not None else None
+        return bias, _concatenate(tensors_q), _concatenate(tensors_k), value
+
+    def split_queries(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        """The inverse of the concatenation of the queries."""
+        return self.q_seqinfo.split(tensor, self._batch_sizes)
+
+    def split_kv(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        """The inverse of the concatenation of the keys and values."""
+        return self.k_seqinfo.split(tensor, self._batch_sizes)
+
+    def split(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        """The inverse of the concatenation, where queries and keys have the same lengths."""
+        if self.q_seqinfo is not self.k_seqinfo and self.q_seqinfo.seqstart_py != self.k_seqinfo.seqstart_py:
+            raise ValueError(
+                "attn_bias: queries and keys have different lengths, expected the same.  "
+                "Fix: use split_queries or split_kv."
+            )
+        return self.split_queries(tensor)
+
+    def make_causal(self) -> "BlockDiagonalCausalMask":
+        """The same blocks, causal inside, aligned top-left."""
+        return BlockDiagonalCausalMask(self.q_seqinfo, self.k_seqinfo, self._batch_sizes)
+
+    def make_causal_from_bottomright(self) -> "BlockDiagonalCausalFromBottomRightMask":
+        """The same blocks, causal inside, the last query of each seeing all its keys."""
+        return BlockDiagonalCausalFromBottomRightMask(self.q_seqinfo, self.k_seqinfo, self._batch_sizes)
+
+    def make_local_attention(self, window_size: int) -> "BlockDiagonalCausalLocalAttentionMask":
+        """Causal from the top-left corner, and no further back than the last `window_size` keys."""
+        return BlockDiagonalCausalLocalAttentionMask(self.q_seqinfo, self.k_seqinfo, self._batch_sizes, window_size)
+
+    def make_local_attention_from_bottomright(
+        self, window_size: int
+    ) -> "BlockDiagonalCausalLocalAttentionFromBottomRightMask":
+        """Causal from the bottom-right corner, and no further back than the last `window_size` keys."""
+        return BlockDiagonalCausalLocalAttentionFromBottomRightMask(
+            self.q_seqinfo, self.k_seqinfo, self._batch_sizes, window_size
+        )
+
+
+@dataclass(eq=False)
+class BlockDiagonalCausalMask(BlockDiagonalMask):
+    """Packed sequences, causal from the top-left corner of each: j <= i."""
+
+    _BAND = CAUSAL
+
+
+@dataclass(eq=False)
+class BlockDiagonalCausalFromBottomRightMask(BlockDiagonalMask):
+    """Packed sequences, causal from the bottom-right corner of each: j <= i + nk - nq. No sequence may have more
+    queries than keys."""
+
+    _BAND = CAUSAL_BOTTOM_RIGHT
+
+    def __post_init__(self) -> None:
+        for block, (nq, nk) in enumerate(_lengths(self)):
+            if nk < nq:
+                raise ValueError(
+                    f"attn_bias: block {block} has {nk} keys, expected at least its number of queries, {nq}.  "
+                    "Fix: the first queries would see no key; use make_causal, or give more keys."
+                )
+
+
+@dataclass(eq=False)
+class BlockDiagonalCausalLocalAttentionMask(BlockDiagonalCausalMask):
+    """Packed sequences, causal from the top-left corner, with a window: i - _window_size < j <= i."""
+
+    _window_size: int = 0
+
+    def __post_init__(self) -> None:
+        check_window(self._window_size)
+        for block, (nq, nk) in enumerate(_lengths(self)):
+            if nq - self._window_size >= nk:
+                raise RuntimeError(
+                    f"attn_bias: block {block} has {nk} keys, expected more than {nq - self._window_size} for {nq} "
+                    f"queries and a window of {self._window_size}.  Fix: the last queries would see no key; give more "
+                    "keys or a larger window."
+                )
+
+    @property
+    def _BAND(self) -> Band:  # type: ignore[override]
+        return (self._window_size - 1, 0, False)
+
+
+@dataclass(eq=False)
+class BlockDiagonalCausalLocalAttentionFromBottomRightMask(BlockDiagonalCausalFromBottomRightMask):
+    """Packed sequences, causal from the bottom-right corner, with a window: i + d - _window_size < j <= i + d, where
+    d = nk - nq."""
+
+    _window_size: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_window(self._window_size)
+
+    @property
+    def _BAND(self) -> Band:  # type: ignore[override]
+        return (self._window_size - 1, 0, True)
+
+
+def _lengths(bias: BlockDiagonalMask) -> list[tuple[int, int]]:
+    """(queries, keys) of every block."""
+    return list(zip(bias.q_seqinfo._lengths_py(), bias.k_seqinfo._lengths_py(), strict=False))
+
+
+def _device_of(tensors: Sequence[torch.Tensor]) -> torch.device:
+    if not tensors:
+        raise ValueError(
+            "attn_bias: the list of tensors is empty, expected at least one.  Fix: pass [batch, seqlen, ...]."
+        )
+    return tensors[0].device
+
+
+def _concatenate(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([x.reshape(1, -1, *x.shape[2:]) for x in tensors], dim=1)

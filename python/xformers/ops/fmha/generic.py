@@ -1,0 +1,15 @@
+"""The operator that takes everything: every bias, dtype, head_dim and layout. It closes the list of the dispatcher."""
+
+from ..common import get_xformers_operator, register_operator
+from ._engine import Backward, Forward
+
+
+@register_operator
+class BwOp(Backward, contract="genericB"):
+    OPERATOR = get_xformers_operator("attention_backward")
+
+
+@register_operator
+class FwOp(Forward, contract="genericF"):
+    OPERATOR = get_xformers_operator("attention_forward")
+    _BACKWARD = BwOp

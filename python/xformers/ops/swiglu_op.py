@@ -1,0 +1,257 @@
+"""The gated feed-forward layer SwiGLU: out = (silu(x w1^T + b1) * (x w2^T + b2)) w3^T + b3."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from .common import BaseOperator, get_xformers_operator, register_operator
+from .unbind import stack_or_none, unbind
+
+_Tensor = torch.Tensor
+_Optional = torch.Tensor | None
+
+
+@register_operator
+class DualGemmSiluOp(BaseOperator):
+    OPERATOR = get_xformers_operator("dual_gemm_silu_identity_mul")
+    OPERATOR_CATEGORY = "swiglu"
+    NAME = "dual_gemm_silu"
+
+
+@register_operator
+class GemmFusedSumOp(BaseOperator):
+    OPERATOR = get_xformers_operator("gemm_fused_operand_sum")
+    OPERATOR_CATEGORY = "swiglu"
+    NAME = "gemm_fused_operand_sum"
+
+
+@dataclass
+class SwiGLUOpDispatch:
+    """What an operator is chosen by."""
+
+    device: torch.device | str
+    dtype: torch.dtype
+    dtype_autocast_gpu: torch.dtype | None  # what autocast computes in, else the dtype of the weights
+    packed_weights: bool
+    bias_enabled: bool
+
+    @property
+    def op(self) -> "SwiGLUOp":
+        """The first that supports it: packed, fused, eager."""
+        return next((op for op in (SwiGLUPackedFusedOp, SwiGLUFusedOp) if op.supports(self)), SwiGLUEagerOp)
+
+    @staticmethod
+    def from_arguments(
+        x: _Tensor, w1: _Tensor, b1: _Optional, w2: _Tensor, b2: _Optional, w3: _Tensor, b3: _Optional
+    ) -> "SwiGLUOpDispatch":
+        return SwiGLUOpDispatch(
+            device=x.device,
+            dtype=x.dtype,
+            dtype_autocast_gpu=_autocast_dtype(x.device) or w1.dtype,
+            packed_weights=_stacked(w1, w2) is not None,
+            bias_enabled=b1 is not None and b2 is not None and b3 is not None,
+        )
+
+
+class SwiGLUOp:
+    """One way to compute the layer. Takes (x, w1, b1, w2, b2, w3, b3), a packed one (x, w1w2, b1b2, w3, b3)."""
+
+    def __init__(self, name: str, packed_weights: bool, call: Any, constraint: Any):
+        self.NAME = name
+        self.PACKED_WEIGHTS = packed_weights
+        self._call = call
+        self._constraint = constraint
+
+    def supports(self, op: SwiGLUOpDispatch) -> bool:
+        if self.PACKED_WEIGHTS and not op.packed_weights:
+            return False
+        return self._constraint(op)
+
+    def __call__(self, *args: _Optional) -> _Tensor:
+        return self._call(*args)
+
+    def __str__(self) -> str:
+        return f"SwiGLUOp:{self.NAME}"
+
+    __repr__ = __str__
+
+
+def _autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """What autocast computes in on this device, None where it is off."""
+    kind = device.type
+    return torch.get_autocast_dtype(kind) if kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind) else None
+
+
+def _fused_supports(op: SwiGLUOpDispatch) -> bool:
+    """One dtype for all, or autocast. The CPU takes every floating dtype, a GPU its tensor cores' (Ampere or later)."""
+    device = torch.device(op.device)
+    computed_in = op.dtype_autocast_gpu
+    if _autocast_dtype(device) is not None:
+        if op.dtype == torch.float64:
+            return False
+    elif op.dtype != computed_in:
+        return False
+    if device.type == "cpu":
+        return computed_in in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+        return False
+    return computed_in in (torch.bfloat16, torch.float16)
+
+
+def _eager(x: _Tensor, w1: _Tensor, b1: _Optional, w2: _Tensor, b2: _Optional, w3: _Tensor, b3: _Optional) -> _Tensor:
+    hidden = functional.silu(functional.linear(x, w1, b1)) * functional.linear(x, w2, b2)
+    return functional.linear(hidden, w3, b3)
+
+
+SwiGLUPackedFusedOp = SwiGLUOp("fused.p.cpp", True, torch.ops.xformers.swiglu_packedw, _fused_supports)
+SwiGLUFusedOp = SwiGLUOp("fused", False, torch.ops.xformers.swiglu_fused, _fused_supports)
+SwiGLUEagerOp = SwiGLUOp("eager", False, _eager, lambda _: True)
+
+
+def _stacked(a: _Tensor, b: _Tensor) -> _Tensor | None:
+    """torch.stack([a, b]) as a view, None where it would copy."""
+    return stack_or_none((a, b), dim=0)
+
+
+def _check_shapes(
+    x: _Tensor, w1: _Tensor, b1: _Optional, w2: _Tensor, b2: _Optional, w3: _Tensor, b3: _Optional
+) -> None:
+    def check(name: str, tensor: _Optional, expected: tuple[int, ...]) -> None:
+        if tensor is not None and tuple(tensor.shape) != expected:
+            raise ValueError(
+                f"swiglu: {name} is {list(tensor.shape)}, expected {list(expected)}.  Fix: w1 and w2 are [hidden, in], "
+                "w3 is [out, hidden], biases have one element per row of their weight."
+            )
+
+    for name, weight in (("w1", w1), ("w2", w2), ("w3", w3)):
+        if weight.ndim != 2:
+            raise ValueError(f"swiglu: {name} is {list(weight.shape)}, expected 2 dimensions.  Fix: see swiglu().")
+    hidden = w1.shape[0]
+    check("w1", w1, (hidden, x.shape[-1]))
+    check("w2", w2, (hidden, x.shape[-1]))
+    check("w3", w3, (w3.shape[0], hidden))
+    check("b1", b1, (hidden,))
+    check("b2", b2, (hidden,))
+    check("b3", b3, (w3.shape[0],))
+
+
+def swiglu(
+    x: _Tensor,
+    w1: _Tensor,
+    b1: _Optional,
+    w2: _Tensor,
+    b2: _Optional,
+    w3: _Tensor,
+    b3: _Optional,
+    *,
+    op: SwiGLUOp | None = None,
+) -> _Tensor:
+    """`(silu(x w1^T + b1) * (x w2^T + b2)) w3^T + b3`.
+
+    x: [..., in]; w1, w2: [hidden, in]; w3: [out, hidden]; biases or None. op: None chooses. A packed op needs w1 and w2
+    (and b1 and b2) to lie in memory as `unbind` of one stacked tensor does.
+    """
+    _check_shapes(x, w1, b1, w2, b2, w3, b3)
+    if op is None:
+        op = SwiGLUOpDispatch.from_arguments(x, w1, b1, w2, b2, w3, b3).op
+    rows = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
+    if not op.PACKED_WEIGHTS:
+        out = op(rows, w1, b1, w2, b2, w3, b3)
+    else:
+        assert (b1 is None) == (b2 is None), "swiglu: b1 and b2 are given together or not at all"
+        w1w2 = _stacked(w1, w2)
+        b1b2 = None if b1 is None or b2 is None else _stacked(b1, b2)
+        if w1w2 is None or (b1 is not None and b1b2 is None):
+            raise NotImplementedError(
+                f"swiglu: {op} needs w1 and w2 (and b1 and b2) stacked in memory, and they are not.  Fix: keep them as "
+                "one [2, hidden, in] tensor and pass its unbind(0), or choose another op."
+            )
+        out = op(rows, w1w2, b1b2, w3, b3)
+    return out if x.ndim == 2 else out.view(*x.shape[:-1], out.shape[-1])
+
+
+def swiglu_packed(x: _Tensor, w1w2: _Tensor, b1b2: _Optional, w3: _Tensor, b3: _Optional, *, op: SwiGLUOp) -> _Tensor:
+    """swiglu with w1w2: [2, hidden, in] and b1b2: [2, hidden] or None. op: a packed one."""
+    assert op.PACKED_WEIGHTS, f"swiglu_packed: op is {op}, expected one with PACKED_WEIGHTS"
+    return op(x, w1w2, b1b2, w3, b3)
+
+
+class SwiGLU(nn.Module):
+    """The layer with its parameters: `w12` (w1's rows, then w2's) and `w3`, or, unpacked, `w1`, `w2` and `w3`."""
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        out_features: int | None = None,
+        bias: bool = True,
+        *,
+        _pack_weights: bool = True,
+    ):
+        super().__init__()
+        out_features = out_features or in_features
+        self.w12: nn.Linear | None
+        if _pack_weights:
+            self.w12 = nn.Linear(in_features, 2 * hidden_features, bias=bias)
+        else:
+            self.w12 = None
+            self.w1 = nn.Linear(in_features, hidden_features, bias=bias)
+            self.w2 = nn.Linear(in_features, hidden_features, bias=bias)
+        self.w3 = nn.Linear(hidden_features, out_features, bias=bias)
+        self.hidden_features = hidden_features
+        self.out_features = out_features
+        self.in_features = in_features
+        self.op: SwiGLUOp | None = None
+
+    def forward(self, x: _Tensor) -> _Tensor:
+        if self.w12 is not None:
+            w1w2, b1b2, w3, b3 = packed = self._packed_ordered_params()
+            op = self.op
+            if op is not None:
+                assert op.PACKED_WEIGHTS, f"SwiGLU: op is {op}, expected one with PACKED_WEIGHTS for packed weights"
+            elif self._dispatch(x, w1w2, b1b2, b3).op is SwiGLUPackedFusedOp:
+                op = SwiGLUPackedFusedOp
+            if op is not None:
+                return swiglu_packed(x, *packed, op=op)
+        return swiglu(x, *self._ordered_params(), op=self.op)
+
+    @staticmethod
+    def _dispatch(x: _Tensor, w1w2: _Tensor, b1b2: _Optional, b3: _Optional) -> SwiGLUOpDispatch:
+        return SwiGLUOpDispatch(
+            device=x.device,
+            dtype=x.dtype,
+            dtype_autocast_gpu=_autocast_dtype(x.device) or w1w2.dtype,
+            packed_weights=True,
+            bias_enabled=b1b2 is not None and b3 is not None,
+        )
+
+    def _ordered_params(self) -> tuple[_Tensor, _Optional, _Tensor, _Optional, _Tensor, _Optional]:
+        """(w1, b1, w2, b2, w3, b3); views of w12 where packed."""
+        if self.w12 is None:
+            return (self.w1.weight, self.w1.bias, self.w2.weight, self.w2.bias, self.w3.weight, self.w3.bias)
+        w1w2, b1b2, w3, b3 = self._packed_ordered_params()
+        w1, w2 = unbind(w1w2, 0)
+        b1, b2 = unbind(b1b2, 0) if b1b2 is not None else (None, None)
+        return (w1, b1, w2, b2, w3, b3)
+
+    def _packed_ordered_params(self) -> tuple[_Tensor, _Optional, _Tensor, _Optional]:
+        """(w1w2: [2, hidden, in], b1b2: [2, hidden] or None, w3, b3)."""
+        assert self.w12 is not None, "SwiGLU: packed parameters of a module with _pack_weights=False"
+        w1w2 = self.w12.weight.view(2, self.hidden_features, self.in_features)
+        b1b2 = self.w12.bias.view(2, self.hidden_features) if self.w12.bias is not None else None
+        return (w1w2, b1b2, self.w3.weight, self.w3.bias)
+
+
+__all__ = [
+    "SwiGLU",
+    "SwiGLUEagerOp",
+    "SwiGLUFusedOp",
+    "SwiGLUOp",
+    "SwiGLUOpDispatch",
+    "SwiGLUPackedFusedOp",
+    "swiglu",
+    "swiglu_packed",
+]

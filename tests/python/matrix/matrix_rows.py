@@ -1,0 +1,253 @@
+"""The rows of the matrix: every bias class, every way to build one, and every kind of bias tensor."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import attention_problems as ap
+import torch
+from attention_problems import Problem, dense, gappy, packed, padded, paged
+from xformers.ops.fmha import attn_bias as ab
+
+# ---- bias tensors: made when heads and dtype are known ----
+
+
+def scores(batch, heads, nq, nk, dtype, seed, hide=True):
+    """Normal numbers; the last query sees no key, the first ones not the first keys."""
+    x = torch.randn(batch, *heads, nq, nk, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    if hide:
+        x[..., : nq // 2, : nk // 3] = -torch.inf
+        if nq > 1:
+            x[..., nq - 1, :] = -torch.inf
+    return x.to(dtype)
+
+
+def additive(p, heads, dtype, seed):
+    return scores(p.batch, heads, p.nq, p.nk, dtype, seed)
+
+
+def expanded(p, heads, dtype, seed):
+    return scores(1, [1] * len(heads), p.nq, p.nk, dtype, seed).expand(p.batch, *heads, -1, -1)
+
+
+def one_row_for_all_queries(p, heads, dtype, seed):
+    return scores(p.batch, heads, 1, p.nk, dtype, seed).expand(p.batch, *heads, p.nq, -1)
+
+
+def slice_of_wider(p, heads, dtype, seed):
+    buffer = torch.full((p.batch, *heads, p.nq, p.nk + 5), torch.nan, dtype=dtype)
+    buffer[..., 1 : p.nk + 1] = scores(p.batch, heads, p.nq, p.nk, dtype, seed)
+    return buffer[..., 1 : p.nk + 1]
+
+
+def transposed(p, heads, dtype, seed):
+    return scores(p.batch, heads, p.nq, p.nk, dtype, seed).transpose(-1, -2).contiguous().transpose(-1, -2)
+
+
+def boolean(p, heads, dtype, seed):
+    return scores(p.batch, heads, p.nq, p.nk, torch.float32, seed) > -0.5
+
+
+@dataclass
+class Row:
+    """A bias of the matrix."""
+
+    name: str
+    build: Callable[[str], Problem]
+    tensor: Callable[..., torch.Tensor] | None = None
+    trained: bool = True
+    on_top_of: Callable[[torch.Tensor], Any] | None = None  # the bias tensor -> the bias; None: the tensor itself
+    takes_3d: bool = False
+
+    @property
+    def has_a_device(self) -> bool:
+        """Built from tensors, whose device it keeps; the others follow their inputs."""
+        return self.name.startswith("Paged") or self.name.endswith("from tensors")
+
+    def problem(self, size, heads, dtype, seed) -> Problem:
+        p = self.build(size)
+        if self.tensor is not None:
+            p.tensor = self.tensor(p, heads, dtype, seed)
+            p.trained = self.trained and p.tensor.dtype != torch.bool
+        return p
+
+
+class UsersOwnMask(ab.BlockDiagonalCausalMask):
+    """A subclass in somebody's program."""
+
+
+def no_bias(size):
+    return dense(size, ap.full, None)
+
+
+def tensor_row(name, make, **options):
+    return Row(name, no_bias, make, takes_3d=True, **options)
+
+
+def local_padded(q_lengths, padding, k_lengths):
+    return ab.BlockDiagonalCausalLocalAttentionPaddedKeysMask.from_seqlens_local(q_lengths, padding, k_lengths, 3)
+
+
+def batched_entries(q_lengths, k_lengths):
+    """As `from_tensor_lists_qkv` makes it."""
+    q, k = ([torch.zeros(1, length, 1) for length in lengths] for lengths in (q_lengths, k_lengths))
+    return ab.BlockDiagonalMask.from_tensor_lists_qkv(q, k)[0]
+
+
+def qk(cls):
+    return lambda q_lengths, k_lengths: cls.from_seqlens(q_lengths, k_lengths)
+
+
+def qpk(cls):
+    return lambda q_lengths, padding, k_lengths: cls.from_seqlens(q_lengths, padding, k_lengths)
+
+
+def windowed(make):
+    return lambda q_lengths, k_lengths: make(ab.BlockDiagonalMask.from_seqlens(q_lengths, k_lengths))
+
+
+ROWS = [
+    Row("None", no_bias, takes_3d=True),
+    tensor_row("Tensor", additive),
+    tensor_row("Tensor, expanded over batch and heads", expanded),
+    tensor_row("Tensor, expanded over queries", one_row_for_all_queries),
+    tensor_row("Tensor, slice of a wider one", slice_of_wider),
+    tensor_row("Tensor, transposed in memory", transposed),
+    tensor_row("Tensor, not trained", additive, trained=False),
+    tensor_row("boolean Tensor", boolean),
+    Row("LowerTriangularMask", lambda size: dense(size, ap.causal, ab.LowerTriangularMask()), takes_3d=True),
+    Row(
+        "LowerTriangularMaskWithTensorBias",
+        lambda size: dense(size, ap.causal, None),
+        additive,
+        on_top_of=lambda t: ab.LowerTriangularMaskWithTensorBias(t),
+    ),
+    Row(
+        "LowerTriangularMask().add_bias, expanded",
+        lambda size: dense(size, ap.causal, None),
+        expanded,
+        on_top_of=lambda t: ab.LowerTriangularMask().add_bias(t),
+    ),
+    Row(
+        "LowerTriangularFromBottomRightMask",
+        lambda size: dense(size, ap.causal_bottom_right, ab.LowerTriangularFromBottomRightMask()),
+    ),
+    Row(
+        "LowerTriangularFromBottomRightLocalAttentionMask",
+        lambda size: dense(
+            size,
+            ap.causal_window_bottom_right(4),
+            ab.LowerTriangularFromBottomRightMask().make_local_attention(4),
+        ),
+    ),
+    Row(
+        "LowerTriangularFromBottomRightLocalAttentionMask, window 1",
+        lambda size: dense(
+            size, ap.causal_window_bottom_right(1), ab.LowerTriangularFromBottomRightLocalAttentionMask(1)
+        ),
+    ),
+    Row(
+        "LocalAttentionFromBottomRightMask",
+        lambda size: dense(size, ap.window_bottom_right(3, 2), ab.LocalAttentionFromBottomRightMask(3, 2)),
+    ),
+    Row(
+        "LocalAttentionFromBottomRightMask, the diagonal alone",
+        lambda size: dense(size, ap.window_bottom_right(0, 0), ab.LocalAttentionFromBottomRightMask(0, 0)),
+    ),
+    Row("BlockDiagonalMask", lambda size: packed(size, ap.full, qk(ab.BlockDiagonalMask))),
+    Row("BlockDiagonalMask, from tensors", lambda size: packed(size, ap.full, batched_entries)),
+    Row("BlockDiagonalCausalMask", lambda size: packed(size, ap.causal, qk(ab.BlockDiagonalCausalMask))),
+    Row("BlockDiagonalCausalMask, a user's subclass", lambda size: packed(size, ap.causal, qk(UsersOwnMask))),
+    Row(
+        "BlockDiagonalCausalFromBottomRightMask",
+        lambda size: packed(
+            size, ap.causal_bottom_right, qk(ab.BlockDiagonalCausalFromBottomRightMask), lengths=ap.PACKED_WIDE
+        ),
+    ),
+    Row(
+        "BlockDiagonalCausalLocalAttentionMask",
+        lambda size: packed(
+            size, ap.causal_window(3), windowed(lambda m: m.make_local_attention(3)), lengths=ap.PACKED_WIDE
+        ),
+    ),
+    Row(
+        "BlockDiagonalCausalLocalAttentionMask, wider than all",
+        lambda size: packed(
+            size, ap.causal_window(500), windowed(lambda m: m.make_local_attention(500)), lengths=ap.PACKED_WIDE
+        ),
+    ),
+    Row(
+        "BlockDiagonalCausalLocalAttentionFromBottomRightMask",
+        lambda size: packed(
+            size,
+            ap.causal_window_bottom_right(3),
+            windowed(lambda m: m.make_local_attention_from_bottomright(3)),
+            lengths=ap.PACKED_WIDE,
+        ),
+    ),
+    Row("BlockDiagonalPaddedKeysMask", lambda size: padded(size, ap.full, qpk(ab.BlockDiagonalPaddedKeysMask))),
+    Row(
+        "BlockDiagonalCausalWithOffsetPaddedKeysMask",
+        lambda size: padded(size, ap.causal_bottom_right, qpk(ab.BlockDiagonalCausalWithOffsetPaddedKeysMask)),
+    ),
+    Row(
+        "BlockDiagonalCausalLocalAttentionPaddedKeysMask",
+        lambda size: padded(size, ap.causal_window_bottom_right(3), local_padded),
+    ),
+    Row(
+        "PagedBlockDiagonalPaddedKeysMask",
+        lambda size: paged(size, ap.full, ap.paged_padded(ab.PagedBlockDiagonalPaddedKeysMask)),
+    ),
+    Row(
+        "PagedBlockDiagonalPaddedKeysMask, shared pages",
+        lambda size: paged(size, ap.full, ap.paged_padded(ab.PagedBlockDiagonalPaddedKeysMask), shared=True),
+    ),
+    Row(
+        "PagedBlockDiagonalPaddedKeysMask, make_paged",
+        lambda size: paged(
+            size, ap.full, ap.paged_from_padded(ab.BlockDiagonalPaddedKeysMask, ab.PagedBlockDiagonalPaddedKeysMask)
+        ),
+    ),
+    Row(
+        "PagedBlockDiagonalCausalWithOffsetPaddedKeysMask",
+        lambda size: paged(
+            size, ap.causal_bottom_right, ap.paged_padded(ab.PagedBlockDiagonalCausalWithOffsetPaddedKeysMask)
+        ),
+    ),
+    Row(
+        "PagedBlockDiagonalCausalWithOffsetPaddedKeysMask, make_paged",
+        lambda size: paged(
+            size,
+            ap.causal_bottom_right,
+            ap.paged_from_padded(
+                ab.BlockDiagonalCausalWithOffsetPaddedKeysMask, ab.PagedBlockDiagonalCausalWithOffsetPaddedKeysMask
+            ),
+        ),
+    ),
+    Row("BlockDiagonalGappyKeysMask", lambda size: gappy(size, ap.full, ab.BlockDiagonalGappyKeysMask, ap.with_gaps)),
+    Row(
+        "BlockDiagonalGappyKeysMask, unordered",
+        lambda size: gappy(size, ap.full, ab.BlockDiagonalGappyKeysMask, ap.backwards),
+    ),
+    Row(
+        "BlockDiagonalGappyKeysMask, overlapping",
+        lambda size: gappy(size, ap.full, ab.BlockDiagonalGappyKeysMask, ap.overlapping),
+    ),
+    Row(
+        "BlockDiagonalCausalWithOffsetGappyKeysMask",
+        lambda size: gappy(size, ap.causal_bottom_right, ab.BlockDiagonalCausalWithOffsetGappyKeysMask, ap.with_gaps),
+    ),
+    Row(
+        "BlockDiagonalCausalWithOffsetGappyKeysMask, overlapping",
+        lambda size: gappy(size, ap.causal_bottom_right, ab.BlockDiagonalCausalWithOffsetGappyKeysMask, ap.overlapping),
+    ),
+    Row("PagedBlockDiagonalGappyKeysMask", lambda size: paged(size, ap.full, ap.paged_gappy, ap.uneven_starts)),
+    Row(
+        "PagedBlockDiagonalGappyKeysMask, make_paged",
+        lambda size: paged(size, ap.full, ap.paged_from_gappy, ap.uneven_starts),
+    ),
+    Row(
+        "PagedBlockDiagonalGappyKeysMask, shared pages",
+        lambda size: paged(size, ap.full, ap.paged_gappy, ap.uneven_starts, shared=True),
+    ),
+]

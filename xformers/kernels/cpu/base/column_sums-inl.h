@@ -1,0 +1,78 @@
+// Sums over the rows of a tall matrix, column by column: gradients of weights and biases. Rows are split into parts
+// that depend on the shape alone; each part has one owner, which adds kSpan rows in the compute type and then, in
+// double, to the part's total. So the result has the same bits for any number of threads and its error does not grow
+// with the rows.
+#pragma once
+
+#include "xformers/kernels/cpu/base/blocks.h"
+#include "xformers/kernels/cpu/base/rows-inl.h"
+#include "xformers/kernels/cpu/base/scratch.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace xformers::cpu::XFORMERS_ISA_NAMESPACE {
+
+// What one part adds to: kSums arrays of `width`.
+template <class C, int kSums>
+struct PartSums {
+  static constexpr int64_t kSpan = 128;
+  C* recent;      // [kSums, width]
+  double* total;  // [kSums, width]
+  int64_t width;
+  int64_t pending = 0;
+
+  HWY_INLINE C* array(int sum) const { return recent + sum * width; }
+  void flush() {
+    for (int64_t i = 0; i < kSums * width; ++i) {
+      total[i] += static_cast<double>(recent[i]);
+      recent[i] = 0;
+    }
+    pending = 0;
+  }
+  HWY_INLINE void row_done() {
+    if (++pending == kSpan) flush();
+  }
+};
+
+// add_row(row, part_sums) for each row in [0, rows), then results[s][i] = sums (any of them may be null).
+template <class C, int kSums, class AddRow>
+void sum_columns(const Threads& threads, int64_t rows, int64_t width, C* const (&results)[kSums],
+                 const AddRow& add_row) {
+  constexpr int64_t kMostParts = 64, kMostElements = int64_t{1} << 22;
+  int64_t parts = rows / 32;
+  if (parts > kMostParts) parts = kMostParts;
+  if (width > 0 && parts > kMostElements / width) parts = kMostElements / width;
+  if (parts < 1) parts = 1;
+  const int64_t rows_per_part = (rows + parts - 1) / parts, size = kSums * width;
+
+  Arena sizes;
+  sizes.take<double>(parts * size);
+  sizes.take<C>(parts * size);
+  const ThreadScratch scratch(sizes.bytes());
+  Arena arena(scratch.data());
+  double* const totals = arena.take<double>(parts * size);
+  C* const recents = arena.take<C>(parts * size);
+
+  for_each_task(threads, parts, [&](int64_t part, int) {
+    PartSums<C, kSums> sums{recents + part * size, totals + part * size, width};
+    for (int64_t i = 0; i < size; ++i) sums.recent[i] = 0, sums.total[i] = 0;
+    const int64_t end = (part + 1) * rows_per_part;
+    for (int64_t row = part * rows_per_part; row < (end < rows ? end : rows); ++row) {
+      add_row(row, sums);
+      sums.row_done();
+    }
+    sums.flush();
+  });
+  for_each_block(threads, width, parts * static_cast<int64_t>(sizeof(double)), [&](int64_t begin, int64_t end) {
+    for (int s = 0; s < kSums; ++s) {
+      if (!results[s]) continue;
+      for (int64_t i = begin; i < end; ++i) {
+        double sum = 0;
+        for (int64_t part = 0; part < parts; ++part) sum += totals[part * size + s * width + i];
+        results[s][i] = static_cast<C>(sum);
+      }
+    }
+  });
+}
+
+}  // namespace xformers::cpu::XFORMERS_ISA_NAMESPACE
+HWY_AFTER_NAMESPACE();

@@ -1,0 +1,32 @@
+# The memory-bound kernels around attention: few sources, each compiled once per vector width. Included by
+# ../CMakeLists.txt, which has the flags of the instruction sets.
+target_sources(xformers_kernels PRIVATE
+  cpu/base/vector_isa.cpp
+  cpu/indexing/indexing_cpu.cpp
+  cpu/norm/norm_cpu.cpp
+  cpu/rope/rope_cpu.cpp
+  cpu/swiglu/gate_cpu.cpp)
+
+function(xformers_vector_units isa)
+  add_library(xformers_vector_${isa} OBJECT
+    cpu/indexing/indexing_isa.cpp
+    cpu/norm/norm_isa.cpp
+    cpu/rope/rope_isa.cpp
+    cpu/swiglu/gate_isa.cpp)
+  target_compile_definitions(xformers_vector_${isa} PRIVATE XFORMERS_ISA_NAMESPACE=isa_${isa})
+  if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
+    target_compile_definitions(xformers_vector_${isa} PRIVATE XFORMERS_X86_KERNELS)
+  endif()
+  target_link_libraries(xformers_vector_${isa} PRIVATE xformers_base)
+  target_include_directories(xformers_vector_${isa} SYSTEM
+                             PRIVATE $<TARGET_PROPERTY:hwy::hwy,INTERFACE_INCLUDE_DIRECTORIES>)
+  target_compile_options(xformers_vector_${isa} PRIVATE -O3 -fno-math-errno -fno-trapping-math ${ARGN})
+  target_link_libraries(xformers_kernels PRIVATE $<BUILD_INTERFACE:xformers_vector_${isa}>)
+endfunction()
+
+xformers_vector_units(portable ${portable})
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
+  xformers_vector_units(avx2 -march=haswell)
+  xformers_vector_units(avx512 ${avx512})
+  xformers_vector_units(avx512_bf16 ${avx512} -mavx512bf16)
+endif()

@@ -1,0 +1,56 @@
+#include "xformers/kernels/cpu/indexing/indexing_cpu.h"
+
+#include <string>
+
+#include "xformers/kernels/base/error.h"
+#include "xformers/kernels/cpu/indexing/isa_kernels.h"
+
+namespace xformers::cpu {
+namespace {
+
+void check_index(const char* where, const std::string& name, const int64_t* index, int64_t count, int64_t rows) {
+  for (int64_t i = 0; i < count; ++i) {
+    if (index[i] >= 0 && index[i] < rows) continue;
+    throw Error(std::string(where) + ": " + name + "[" + std::to_string(i) + "] is " + std::to_string(index[i]) +
+                ", expected 0 <= index < " + std::to_string(rows) +
+                ".  Fix: pass row numbers; negative ones are not counted from the end.");
+  }
+}
+
+void check_indices(const IndexSelectCatParams& params) {
+  for (int64_t i = 0; i < params.num_selections; ++i) {
+    const RowSelection& s = params.selections[i];
+    check_index("index_select_cat", "indices[" + std::to_string(i) + "]", s.index, s.num_rows, s.source_rows);
+  }
+}
+
+}  // namespace
+
+void index_select_cat(const IndexSelectCatParams& params, const Threads& threads) {
+  check_indices(params);
+  const auto gather = XFORMERS_BY_ISA(gather);
+  for (int64_t i = 0; i < params.num_selections; ++i) gather(params.dtype, params.selections[i], threads);
+}
+
+void index_select_cat_backward(const IndexSelectCatParams& params, const Threads& threads) {
+  check_indices(params);
+  const auto scatter_sum = XFORMERS_BY_ISA(scatter_sum);
+  for (int64_t i = 0; i < params.num_selections; ++i) {
+    const RowSelection& s = params.selections[i];
+    const RowGrouping grouping(s.index, s.num_rows, s.source_rows);
+    scatter_sum(params.dtype, s, grouping.groups(), threads);
+  }
+}
+
+void scaled_index_add(const ScaledIndexAddParams& params, const Threads& threads) {
+  check_index("scaled_index_add", "index", params.index, params.num_indices, params.rows);
+  const RowGrouping grouping(params.index, params.num_indices, params.rows);
+  XFORMERS_BY_ISA(scaled_index_add)(params, grouping.groups(), threads);
+}
+
+void scaled_index_add_backward(const ScaledIndexAddBwdParams& params, const Threads& threads) {
+  check_index("scaled_index_add_backward", "index", params.index, params.num_indices, params.rows);
+  XFORMERS_BY_ISA(scaled_index_add_backward)(params, threads);
+}
+
+}  // namespace xformers::cpu

@@ -1,0 +1,244 @@
+// Normalisation row by row: a row is read from memory once and then found in the cache. Compiled once per instruction
+// set.
+#include <cmath>
+
+#include "xformers/kernels/cpu/base/column_sums-inl.h"
+#include "xformers/kernels/cpu/base/rows-inl.h"
+#include "xformers/kernels/cpu/norm/isa_kernels.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace xformers::cpu::XFORMERS_ISA_NAMESPACE {
+namespace {
+
+template <class T>
+T* row_at(const Rows& rows, int64_t row) {
+  return static_cast<T*>(rows.data) + row * rows.stride;
+}
+
+// (x - mean) * scale is the normalised row; mean is 0 for RMS.
+struct Statistics {
+  double mean = 0, scale = 1;
+};
+
+double inverse_root(double mean_square, double eps) { return 1 / std::sqrt(mean_square + eps); }
+
+// Mean and variance from sums of deviations from a guess, as long as the guess is so near the mean that nothing
+// cancels.
+struct Moments {
+  double mean_deviation, variance;
+  bool exact;
+};
+
+Moments moments_of(double sum, double sum_squares, double count) {
+  const double mean = sum / count, variance = sum_squares / count - mean * mean;
+  return {mean, variance > 0 ? variance : 0, mean * mean <= 4 * variance};
+}
+
+// The exact way in two passes, for rows whose first element is far from the others.
+template <class T>
+HWY_INLINE Statistics two_pass_statistics(const T* HWY_RESTRICT x, const NormShape& shape) {
+  using C = Compute<T>;
+  double sum[1];
+  sum_row<C>(shape.width, sum,
+             [&](ptrdiff_t i, auto n, Vec<C>* sums) { sums[0] = hn::Add(sums[0], load_n(x + i, n)); });
+  const double count = static_cast<double>(shape.width), mean = sum[0] / count;
+  const auto v_mean = hn::Set(Tag<C>(), static_cast<C>(mean));
+  sum_row<C>(shape.width, sum, [&](ptrdiff_t i, auto n, Vec<C>* sums) {
+    const auto deviation = only_n(hn::Sub(load_n(x + i, n), v_mean), n);
+    sums[0] = hn::MulAdd(deviation, deviation, sums[0]);
+  });
+  return {mean, inverse_root(sum[0] / count, shape.eps)};
+}
+
+template <bool kCentred, class T>
+HWY_INLINE Statistics statistics_of(const T* HWY_RESTRICT x, const NormShape& shape) {
+  using C = Compute<T>;
+  const double count = static_cast<double>(shape.width);
+  if constexpr (!kCentred) {
+    double square[1];
+    sum_row<C>(shape.width, square, [&](ptrdiff_t i, auto n, Vec<C>* sums) {
+      const auto value = load_n(x + i, n);
+      sums[0] = hn::MulAdd(value, value, sums[0]);
+    });
+    return {0, inverse_root(square[0] / count, shape.eps)};
+  } else {
+    const C guess = static_cast<C>(to_compute(x[0]));
+    const auto v_guess = hn::Set(Tag<C>(), guess);
+    double sums_of_row[2];
+    sum_row<C>(shape.width, sums_of_row, [&](ptrdiff_t i, auto n, Vec<C>* sums) {
+      const auto deviation = only_n(hn::Sub(load_n(x + i, n), v_guess), n);
+      sums[0] = hn::Add(sums[0], deviation);
+      sums[1] = hn::MulAdd(deviation, deviation, sums[1]);
+    });
+    const Moments moments = moments_of(sums_of_row[0], sums_of_row[1], count);
+    if (!moments.exact) return two_pass_statistics(x, shape);
+    return {guess + moments.mean_deviation, inverse_root(moments.variance, shape.eps)};
+  }
+}
+
+// x += increment; the statistics are those of the sum before it is rounded.
+template <class T>
+HWY_INLINE Statistics increment_row(T* HWY_RESTRICT x, const T* HWY_RESTRICT increment, const NormShape& shape) {
+  using C = Compute<T>;
+  double sum[1];
+  sum_row<C>(shape.width, sum, [&](ptrdiff_t i, auto n, Vec<C>* sums) {
+    const auto value = hn::Add(load_n(x + i, n), load_n(increment + i, n));
+    sums[0] = hn::MulAdd(value, value, sums[0]);
+    store_n(value, x + i, n);
+  });
+  return {.mean = 0, .scale = inverse_root(sum[0] / static_cast<double>(shape.width), shape.eps)};
+}
+
+template <class T, bool kCentred, bool kStream>
+void forward_rows(const NormFwdParams& p, int64_t begin, int64_t end) {
+  using C = Compute<T>;
+  const C* weight = static_cast<const C*>(p.weight);
+  const C* bias = static_cast<const C*>(p.bias);
+  for (int64_t row = begin; row < end; ++row) {
+    T* x = row_at<T>(p.x, row);
+    const Statistics statistics = p.increment.data ? increment_row(x, row_at<const T>(p.increment, row), p.shape)
+                                                   : statistics_of<kCentred>(x, p.shape);
+    const auto mean = hn::Set(Tag<C>(), static_cast<C>(statistics.mean));
+    const auto scale = hn::Set(Tag<C>(), static_cast<C>(statistics.scale));
+    map_row<kStream>(row_at<T>(p.out, row), p.shape.width, [&](ptrdiff_t i, auto n) {
+      auto value = load_n(x + i, n);
+      if constexpr (kCentred) value = hn::Sub(value, mean);
+      value = hn::Mul(value, scale);
+      if (weight) value = hn::Mul(value, load_n(weight + i, n));
+      if (bias) value = hn::Add(value, load_n(bias + i, n));
+      return value;
+    });
+  }
+  finish_streams();
+}
+
+// With z = (x - mean) * scale and g = weight * dout:
+//   dx = scale * (g - z * mean(g z) [- mean(g) where centred]),  dweight = sum of dout * z,  dbias = sum of dout
+template <class T, bool kCentred, bool kStream>
+struct BackwardRow {
+  using C = Compute<T>;
+  const NormBwdParams& p;
+
+  void operator()(int64_t row, C* dweight, C* dbias) const {
+    const T* HWY_RESTRICT x = row_at<const T>(p.x, row);
+    const T* HWY_RESTRICT dout = row_at<const T>(p.dout, row);
+    const C* HWY_RESTRICT weight = static_cast<const C*>(p.weight);
+    const ptrdiff_t width = p.shape.width;
+    const Tag<C> d;
+
+    Statistics statistics;
+    double g_sum = 0, g_deviation = 0;  // sums of g and of g * (x - mean)
+    if constexpr (kCentred) {
+      const C guess = static_cast<C>(to_compute(x[0]));
+      const auto v_guess = hn::Set(d, guess);
+      double sums_of_row[4];
+      sum_row<C>(width, sums_of_row, [&](ptrdiff_t i, auto n, Vec<C>* sums) {
+        const auto deviation = only_n(hn::Sub(load_n(x + i, n), v_guess), n);
+        auto g = load_n(dout + i, n);
+        if (weight) g = hn::Mul(g, load_n(weight + i, n));
+        sums[0] = hn::Add(sums[0], deviation);
+        sums[1] = hn::MulAdd(deviation, deviation, sums[1]);
+        sums[2] = hn::Add(sums[2], g);
+        sums[3] = hn::MulAdd(g, deviation, sums[3]);
+      });
+      const Moments moments = moments_of(sums_of_row[0], sums_of_row[1], static_cast<double>(width));
+      statistics = {guess + moments.mean_deviation, inverse_root(moments.variance, p.shape.eps)};
+      g_sum = sums_of_row[2];
+      g_deviation = sums_of_row[3] - moments.mean_deviation * g_sum;
+      if (!moments.exact) {
+        statistics = two_pass_statistics(x, p.shape);
+        const auto mean = hn::Set(d, static_cast<C>(statistics.mean));
+        double deviation[1];
+        sum_row<C>(width, deviation, [&](ptrdiff_t i, auto n, Vec<C>* sums) {
+          auto g = load_n(dout + i, n);
+          if (weight) g = hn::Mul(g, load_n(weight + i, n));
+          sums[0] = hn::MulAdd(g, hn::Sub(load_n(x + i, n), mean), sums[0]);
+        });
+        g_deviation = deviation[0];
+      }
+    } else {
+      double sums_of_row[2];
+      sum_row<C>(width, sums_of_row, [&](ptrdiff_t i, auto n, Vec<C>* sums) {
+        const auto value = load_n(x + i, n);
+        auto g = load_n(dout + i, n);
+        if (weight) g = hn::Mul(g, load_n(weight + i, n));
+        sums[0] = hn::MulAdd(value, value, sums[0]);
+        sums[1] = hn::MulAdd(g, value, sums[1]);
+      });
+      statistics.scale = inverse_root(sums_of_row[0] / static_cast<double>(width), p.shape.eps);
+      g_deviation = sums_of_row[1];
+    }
+    const double count = static_cast<double>(width), scale = statistics.scale;
+    const auto v_mean = hn::Set(d, static_cast<C>(statistics.mean)), v_scale = hn::Set(d, static_cast<C>(scale));
+    const auto z_factor = hn::Set(d, static_cast<C>(g_deviation * scale / count));
+    const auto g_mean = hn::Set(d, static_cast<C>(g_sum / count));
+
+    const auto column = [&](ptrdiff_t i, auto n) {  // adds to dweight and dbias, gives dx
+      const auto gradient = load_n(dout + i, n);
+      auto z = load_n(x + i, n);
+      if constexpr (kCentred) z = hn::Sub(z, v_mean);
+      z = hn::Mul(z, v_scale);
+      if (dweight) store_n(hn::MulAdd(gradient, z, load_n(dweight + i, n)), dweight + i, n);
+      if (dbias) store_n(hn::Add(gradient, load_n(dbias + i, n)), dbias + i, n);
+      auto g = weight ? hn::Mul(gradient, load_n(weight + i, n)) : gradient;
+      if constexpr (kCentred) g = hn::Sub(g, g_mean);
+      return hn::Mul(v_scale, hn::NegMulAdd(z, z_factor, g));
+    };
+    if (p.dx.data) {
+      map_row<kStream>(row_at<T>(p.dx, row), width, column);
+      finish_streams();
+    } else {
+      for_each_vec<C>(width, [&](ptrdiff_t i, auto n) { column(i, n); });
+    }
+  }
+};
+
+template <class T, bool kCentred, bool kStream>
+void backward_rows(const NormBwdParams& p, const Threads& threads) {
+  using C = Compute<T>;
+  const BackwardRow<T, kCentred, kStream> backward_row{p};
+  if (!p.dweight && !p.dbias) {
+    for_each_block(threads, p.shape.rows, 3 * p.shape.width * static_cast<int64_t>(sizeof(T)),
+                   [&](int64_t begin, int64_t end) {
+                     for (int64_t row = begin; row < end; ++row) backward_row(row, nullptr, nullptr);
+                   });
+  } else if (!p.dbias) {
+    C* const results[1] = {static_cast<C*>(p.dweight)};
+    sum_columns<C, 1>(threads, p.shape.rows, p.shape.width, results,
+                      [&](int64_t row, PartSums<C, 1>& sums) { backward_row(row, sums.array(0), nullptr); });
+  } else {
+    C* const results[2] = {static_cast<C*>(p.dweight), static_cast<C*>(p.dbias)};
+    sum_columns<C, 2>(threads, p.shape.rows, p.shape.width, results, [&](int64_t row, PartSums<C, 2>& sums) {
+      backward_row(row, p.dweight ? sums.array(0) : nullptr, sums.array(1));
+    });
+  }
+}
+
+// fn.template operator()<T, kCentred, kStream>()
+template <class Fn>
+void specialise(const NormShape& shape, const Fn& fn) {
+  with_element(shape.dtype, [&]<class T>() {
+    const bool stream = shape.rows * shape.width * static_cast<int64_t>(sizeof(T)) >= kStreamBytes;
+    if (shape.kind == NormKind::kLayer) {
+      stream ? fn.template operator()<T, true, true>() : fn.template operator()<T, true, false>();
+    } else {
+      stream ? fn.template operator()<T, false, true>() : fn.template operator()<T, false, false>();
+    }
+  });
+}
+
+}  // namespace
+
+void norm_forward(const NormFwdParams& p, const Threads& threads) {
+  specialise(p.shape, [&]<class T, bool kCentred, bool kStream>() {
+    for_each_block(threads, p.shape.rows, 2 * p.shape.width * static_cast<int64_t>(sizeof(T)),
+                   [&](int64_t begin, int64_t end) { forward_rows<T, kCentred, kStream>(p, begin, end); });
+  });
+}
+
+void norm_backward(const NormBwdParams& p, const Threads& threads) {
+  specialise(p.shape, [&]<class T, bool kCentred, bool kStream>() { backward_rows<T, kCentred, kStream>(p, threads); });
+}
+
+}  // namespace xformers::cpu::XFORMERS_ISA_NAMESPACE
+HWY_AFTER_NAMESPACE();

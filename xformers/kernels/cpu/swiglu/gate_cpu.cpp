@@ -1,0 +1,15 @@
+#include "xformers/kernels/cpu/swiglu/gate_cpu.h"
+
+#include "xformers/kernels/cpu/swiglu/isa_kernels.h"
+
+namespace xformers::cpu {
+
+void gate_forward(const GateFwdParams& params, const Threads& threads) {
+  if (params.rows > 0 && params.width > 0) XFORMERS_BY_ISA(gate_forward)(params, threads);
+}
+
+void gate_backward(const GateBwdParams& params, const Threads& threads) {
+  if (params.rows > 0 && params.width > 0) XFORMERS_BY_ISA(gate_backward)(params, threads);
+}
+
+}  // namespace xformers::cpu

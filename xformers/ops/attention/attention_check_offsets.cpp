@@ -1,0 +1,68 @@
+// Checks of the numbers in offsets and page tables.
+#include <algorithm>
+#include <string>
+
+#include "xformers/ops/attention/attention_check.h"
+
+namespace xformers::ops {
+namespace {
+
+// offsets [n + 1] rise from 0 to total.
+void check_rising(const TensorCheck& check, const std::string& name, const at::Tensor& offsets, int64_t total) {
+  const int32_t* data = offsets.const_data_ptr<int32_t>();
+  const int64_t last = offsets.size(0) - 1;
+  if (data[0] != 0) check.fail(name + "[0]", std::to_string(data[0]), "0", "offsets start at the first position");
+  for (int64_t i = 0; i < last; ++i) {
+    if (data[i + 1] < data[i]) {
+      check.fail(name + "[" + std::to_string(i + 1) + "]", std::to_string(data[i + 1]),
+                 std::to_string(data[i]) + " or more", "offsets are running sums of lengths and never fall");
+    }
+  }
+  if (data[last] != total) {
+    check.fail("the sum of the sequence lengths (" + name + "[-1])", std::to_string(data[last]),
+               std::to_string(total) + ", the seqlen of the tensor", "give the lengths of the concatenated sequences");
+  }
+}
+
+// Keys [begin, end) of a sequence lie in pages whose used rows are inside key.
+void check_pages_of(const AttentionArgs& args, int64_t sequence, int64_t begin, int64_t end) {
+  const int64_t page_size = args.page_size.expect_int(), rows = args.key.size(1);
+  const int32_t* pages = args.page_table->const_data_ptr<int32_t>() + sequence * args.page_table->stride(0);
+  for (int64_t page = begin / page_size; page * page_size < end; ++page) {
+    const int64_t used = std::min(page_size, end - page * page_size);
+    if (pages[page] < 0 || int64_t{pages[page]} * page_size + used > rows) {
+      check_of(args).fail("page_table[" + std::to_string(sequence) + ", " + std::to_string(page) + "]",
+                          std::to_string(pages[page]),
+                          "a page inside key, whose " + std::to_string(rows) + " rows are " +
+                              std::to_string(rows / page_size) + " pages of " + std::to_string(page_size),
+                          "the table holds page numbers, not rows");
+    }
+  }
+}
+
+}  // namespace
+
+void check_offsets(const AttentionArgs& args) {
+  if (!args.cu_seqlens_q) return;
+  const TensorCheck check = check_of(args);
+  // Every query belongs to a sequence; so does every key, unless seqused_k says which are used.
+  check_rising(check, "cu_seqlens_q", *args.cu_seqlens_q, args.query.size(1));
+  if (!args.seqused_k) return check_rising(check, "cu_seqlens_k", *args.cu_seqlens_k, args.key.size(1));
+
+  const int32_t* starts = args.cu_seqlens_k ? args.cu_seqlens_k->const_data_ptr<int32_t>() : nullptr;
+  const int32_t* used = args.seqused_k->const_data_ptr<int32_t>();
+  const bool paged = args.page_table.has_value();
+  const int64_t room = paged ? args.page_table->size(1) * args.page_size.expect_int() : args.key.size(1);
+  for (int64_t i = 0; i < args.seqused_k->size(0); ++i) {
+    const int64_t begin = starts ? starts[i] : 0, end = begin + used[i];
+    if (begin < 0 || used[i] < 0 || end > room) {
+      check.fail("keys of sequence " + std::to_string(i),
+                 "[" + std::to_string(begin) + ", " + std::to_string(end) + ")",
+                 "a range inside [0, " + std::to_string(room) + ")" + (paged ? ", pages * page_size" : ""),
+                 "check cu_seqlens_k and seqused_k");
+    }
+    if (paged && end > begin) check_pages_of(args, i, begin, end);
+  }
+}
+
+}  // namespace xformers::ops

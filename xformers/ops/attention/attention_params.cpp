@@ -1,0 +1,206 @@
+#include "xformers/ops/attention/attention_params.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros.h>
+
+#include <cmath>
+#include <limits>
+
+#include "xformers/ops/attention/attention_check.h"
+#include "xformers/ops/attention/gathered_keys.h"
+#include "xformers/ops/common/expanded.h"
+#include "xformers/ops/common/to_params.h"
+
+namespace xformers::ops {
+namespace {
+
+// A boolean mask as what is added: 0 where True, -inf where False.
+at::Tensor to_score_tensor(const at::Tensor& bias, at::ScalarType dtype) {
+  if (bias.scalar_type() != at::kBool) return bias;
+  return map_unexpanded(bias, bias.dim(), [&](const at::Tensor& mask) {
+    const auto options = mask.options().dtype(dtype);
+    const double hidden = -std::numeric_limits<double>::infinity();
+    return at::where(mask, at::zeros({}, options), at::full({}, hidden, options));
+  });
+}
+
+// The tensors in the form that kernels take.
+void to_kernel_form(AttentionArgs& args) {
+  args.query = with_unit_last_stride(args.query);
+  args.key = with_unit_last_stride(args.key);
+  args.value = with_unit_last_stride(args.value);
+  if (args.query.dim() == 5 && args.k_scale_shift &&
+      (args.k_scale_shift->stride(3) != 0 || args.v_scale_shift->stride(3) != 0)) {
+    args.key = args.key.contiguous();  // heads share keys only where they share the coefficients too
+    args.value = args.value.contiguous();
+  }
+  if (args.attn_bias) args.attn_bias = to_score_tensor(*args.attn_bias, args.query.scalar_type());
+}
+
+int64_t head_dim_v(const AttentionArgs& args) { return is_quantized(args) ? args.query.size(-1) : args.value.size(-1); }
+
+HeadDims head_dims_of(const AttentionArgs& args) {
+  const HeadDims dims = head_dims(args.query, args.key, args.value);
+  const bool own_coefficients = dims == HeadDims::kHeads && args.k_scale_shift &&
+                                (args.k_scale_shift->stride(2) != 0 || args.v_scale_shift->stride(2) != 0);
+  return own_coefficients ? HeadDims::kGroups : dims;
+}
+
+SeqLayout to_layout(const AttentionArgs& args) {
+  if (!args.cu_seqlens_q) return {};
+  const auto data = [](const OptionalTensor& t) { return t ? t->const_data_ptr<int32_t>() : nullptr; };
+  SeqLayout layout{.num_sequences = args.cu_seqlens_q->size(0) - 1,
+                   .cu_seqlens_q = data(args.cu_seqlens_q),
+                   .cu_seqlens_k = data(args.cu_seqlens_k),
+                   .seqused_k = data(args.seqused_k),
+                   .pages = {}};
+  if (args.page_table) {
+    layout.pages = {.data = data(args.page_table),
+                    .row_stride = args.page_table->stride(0),
+                    .max_pages = args.page_table->size(1),
+                    .page_size = args.page_size.expect_int()};
+  }
+  return layout;
+}
+
+Dropout to_dropout(const AttentionArgs& args) {
+  if (args.p == 0) return {};
+  Dropout dropout;
+  dropout.p = args.p;
+  const auto* words = static_cast<const uint64_t*>(args.philox_state->const_data_ptr());
+  if (args.philox_state->is_cpu()) {
+    dropout.philox_seed = words[0];
+    dropout.philox_offset = words[1];
+  } else {
+    dropout.device_state = words;
+  }
+  return dropout;
+}
+
+KvQuantization to_quantization(const AttentionArgs& args, HeadDims dims) {
+  if (!is_quantized(args)) return {};
+  KvQuantization quantization;
+  if (args.k_scale_shift) {
+    quantization.format = KvFormat::kFp8;
+    quantization.k_scale_shift = to_heads(*args.k_scale_shift, dims);
+    quantization.v_scale_shift = to_heads(*args.v_scale_shift, dims);
+  } else {
+    quantization.format = KvFormat::kInt4;
+    quantization.num_groups = args.key.size(-1) - args.query.size(-1) / 8;
+  }
+  return quantization;
+}
+
+// What forward and backward params have in common.
+template <class Params>
+void fill_common(Params& params, const AttentionArgs& args, HeadDims dims) {
+  params.shape = to_shape(args.query, args.key, head_dim_v(args), dims);
+  params.q = to_heads(args.query, dims);
+  params.k = to_heads(args.key, dims);
+  params.v = to_heads(args.value, dims);
+  params.seq = to_layout(args);
+  params.band = {.window_left = args.window_left.expect_int(),
+                 .window_right = args.window_right.expect_int(),
+                 .bottom_right = args.bottom_right};
+  if (args.attn_bias) params.bias = to_score_bias(*args.attn_bias, dims);
+  params.dropout = to_dropout(args);
+  params.softmax_scale = args.scale.value_or(1 / std::sqrt(static_cast<double>(params.shape.head_dim)));
+}
+
+at::DimVector concrete(const c10::SymDimVector& sizes) {
+  at::DimVector out;
+  for (const auto& size : sizes) out.push_back(size.expect_int());
+  return out;
+}
+
+at::Tensor bias_grad_like(const AttentionGradArgs& args) {
+  const bool wanted = args.need_bias_grad && args.attn_bias;
+  return at::empty(wanted ? args.attn_bias->sizes() : at::IntArrayRef{0}, args.query.options());
+}
+
+// Into the tensors of `grads`, whatever their strides are.
+void write_gradients(const AttentionGradArgs& given, const AttentionGradients& grads, BackwardKernel kernel) {
+  const auto& [dq, dk, dv, dbias] = grads;
+  if (given.out.numel() == 0) {  // no query, so nothing reaches the keys
+    dk.zero_();
+    dv.zero_();
+    return;
+  }
+  AttentionGradArgs args = given;
+  to_kernel_form(args);
+  args.grad_out = with_unit_last_stride(args.grad_out.to(args.query.scalar_type()));
+  args.out = with_unit_last_stride(args.out.to(args.query.scalar_type()));
+  args.lse = with_unit_last_stride(args.lse);
+  if (args.grad_lse) args.grad_lse = with_unit_last_stride(*args.grad_lse);
+
+  const HeadDims dims = head_dims_of(args);
+  AttentionBwdParams params;
+  fill_common(params, args, dims);
+  params.out = to_heads(args.out, dims);
+  params.dout = to_heads(args.grad_out, dims);
+  params.lse = to_rows(args.lse, dims);
+  if (args.grad_lse) params.dlse = to_rows(*args.grad_lse, dims);
+  params.dq = to_heads(dq, dims);
+  params.dk = to_heads(dk, dims);
+  params.dv = to_heads(dv, dims);
+  if (args.need_bias_grad && args.attn_bias) params.dbias = to_score_bias(dbias, dims);
+  kernel(params);
+}
+
+}  // namespace
+
+std::tuple<at::Tensor, at::Tensor> run_forward(const AttentionArgs& given, ForwardKernel kernel) {
+  check_inputs(given);
+  if (given.query.is_cpu()) check_offsets(given);
+
+  AttentionArgs args = given;
+  to_kernel_form(args);
+  // Kernels write the query's dtype, or the one that they compute in; any other is converted from that.
+  const at::ScalarType dtype = args.query.scalar_type(), out_dtype = args.out_dtype.value_or(dtype);
+  const bool wide_out = out_dtype != dtype && dtype != lse_dtype(args.query);
+  const auto options = args.query.options(), wide_options = options.dtype(lse_dtype(args.query));
+  at::Tensor out = at::empty(concrete(out_sizes(args)), wide_out ? wide_options : options);
+  at::Tensor lse = at::empty(args.need_lse ? concrete(lse_sizes(args.query)) : at::DimVector{0}, wide_options);
+  if (out.numel() > 0) {
+    const HeadDims dims = head_dims_of(args);
+    AttentionFwdParams params;
+    fill_common(params, args, dims);
+    params.out = to_heads(out, dims);
+    params.wide_out = wide_out;
+    if (args.need_lse) params.lse = to_rows(lse, dims);
+    params.quantization = to_quantization(args, dims);
+    params.num_splits = args.num_splits;
+    kernel(params);
+  }
+  return {out.scalar_type() == out_dtype ? out : out.to(out_dtype), lse};
+}
+
+AttentionGradients run_backward(const AttentionGradArgs& args, BackwardKernel kernel) {
+  check_inputs(args);
+  check_gradient_inputs(args);
+  if (args.query.is_cpu()) check_offsets(args);
+  if (keys_may_be_shared(args)) {
+    return backward_on_gathered_keys(args,
+                                     [&](const AttentionGradArgs& gathered) { return run_backward(gathered, kernel); });
+  }
+  const auto like = [&](const at::Tensor& t) { return at::empty(t.sizes(), args.query.options()); };
+  const AttentionGradients grads{like(args.query), like(args.key), like(args.value), bias_grad_like(args)};
+  write_gradients(args, grads, kernel);
+  return grads;
+}
+
+AttentionStackedGradients run_backward_stacked(const AttentionGradArgs& args, BackwardKernel kernel) {
+  check_inputs(args);
+  check_gradient_inputs(args);
+  check_stackable(args);
+  if (args.query.is_cpu()) check_offsets(args);
+  const at::Tensor stacked = at::empty(concrete(stacked_sizes(args)), args.query.options());
+  const auto part = [&](int64_t index) { return stacked.select(args.stack_dim, index); };
+  const AttentionGradients grads{part(0), part(1), part(2), bias_grad_like(args)};
+  write_gradients(args, grads, kernel);
+  return {stacked, std::get<3>(grads)};
+}
+
+}  // namespace xformers::ops

@@ -1,0 +1,98 @@
+#include "xformers/ops/attention/attn_bias/gappy_keys.h"
+
+#include <limits>
+
+#include "xformers/ops/attention/attn_bias/bias_error.h"
+#include "xformers/ops/attention/attn_bias/block_diagonal.h"
+#include "xformers/ops/attention/attn_bias/paged.h"
+
+namespace xformers::ops {
+namespace {
+
+template <class Mask>
+Mask moved(Mask mask, at::Device device) {
+  mask.q_seqinfo = mask.q_seqinfo.to(device);
+  mask.k_seqinfo = mask.k_seqinfo.to(device);
+  return mask;
+}
+
+}  // namespace
+
+BlockDiagonalGappyKeysMask BlockDiagonalGappyKeysMask::from_seqlens(at::IntArrayRef q_seqlen,
+                                                                    at::IntArrayRef kv_seqstarts,
+                                                                    at::IntArrayRef kv_seqlen,
+                                                                    std::optional<at::Device> device) {
+  check_same_count(q_seqlen.size(), kv_seqlen.size());
+  return {.q_seqinfo = SeqLenInfo::from_seqlens(q_seqlen, device),
+          .k_seqinfo = GappySeqInfo::from_seqlens_gappy(kv_seqstarts, kv_seqlen, /*paged=*/false, device)};
+}
+
+PagedBlockDiagonalGappyKeysMask BlockDiagonalGappyKeysMask::make_paged(const at::Tensor& block_tables,
+                                                                       int64_t page_size,
+                                                                       int64_t notional_padding) const {
+  if (notional_padding < 0 || notional_padding > std::numeric_limits<int32_t>::max()) {
+    bias_error("notional_padding is " + std::to_string(notional_padding), "0 or more, and less than 2^31",
+               "give the length of a sequence's own space");
+  }
+  std::vector<int64_t> starts, no_keys(k_seqinfo.seqlen_host.size());
+  check_block_tables(block_tables, page_size, no_keys);
+  const int64_t room = block_tables.size(1) * page_size;
+  for (int64_t i = 0; i < k_seqinfo.num_sequences(); ++i) {
+    starts.push_back(k_seqinfo.seqstart_host[i] - i * notional_padding);
+    const int64_t end = starts.back() + k_seqinfo.seqlen_host[i];
+    if (starts.back() < 0 || end > room) {
+      bias_error("the keys of sequence " + std::to_string(i) + " are [" + std::to_string(starts.back()) + ", " +
+                     std::to_string(end) + ") of its own pages",
+                 "a range inside [0, " + std::to_string(room) + ")",
+                 "notional_padding is the distance of the sequences here");
+    }
+  }
+  PagedBlockDiagonalGappyKeysMask paged;
+  paged.q_seqinfo = q_seqinfo;
+  const std::optional<at::Device> device =
+      k_seqinfo.device_given ? std::optional(k_seqinfo.seqlen.device()) : std::nullopt;
+  paged.k_seqinfo = GappySeqInfo::from_seqlens_gappy(starts, k_seqinfo.seqlen_host, /*paged=*/true, device);
+  paged.k_seqinfo.seqlen = k_seqinfo.seqlen;  // shared: attention follows what a decoding loop writes there
+  paged.block_tables = block_tables;
+  paged.page_size = page_size;
+  return paged;
+}
+
+BlockDiagonalGappyKeysMask BlockDiagonalGappyKeysMask::to(at::Device device) const { return moved(*this, device); }
+
+at::Tensor BlockDiagonalGappyKeysMask::materialize(at::IntArrayRef sizes, at::ScalarType dtype,
+                                                   at::Device device) const {
+  const Intervals rows = q_seqinfo.intervals();
+  check_materialized_sizes(sizes, rows, k_seqinfo.seqstart_host.back());
+  return materialize_blocks(sizes, rows, k_seqinfo.intervals(), band, dtype, device);
+}
+
+BlockDiagonalCausalWithOffsetGappyKeysMask::BlockDiagonalCausalWithOffsetGappyKeysMask(
+    const BlockDiagonalGappyKeysMask& keys)
+    : BlockDiagonalGappyKeysMask(keys) {
+  name = "BlockDiagonalCausalWithOffsetGappyKeysMask";
+  band = kCausalBottomRightBand;
+}
+
+BlockDiagonalCausalWithOffsetGappyKeysMask BlockDiagonalCausalWithOffsetGappyKeysMask::from_seqlens(
+    at::IntArrayRef q_seqlen, at::IntArrayRef kv_seqstarts, at::IntArrayRef kv_seqlen,
+    std::optional<at::Device> device) {
+  return BlockDiagonalCausalWithOffsetGappyKeysMask(
+      BlockDiagonalGappyKeysMask::from_seqlens(q_seqlen, kv_seqstarts, kv_seqlen, device));
+}
+
+BlockDiagonalCausalWithOffsetGappyKeysMask BlockDiagonalCausalWithOffsetGappyKeysMask::to(at::Device device) const {
+  return moved(*this, device);
+}
+
+LoweredBias lower(const BlockDiagonalGappyKeysMask& bias) {
+  LoweredBias lowered{.name = bias.name,
+                      .cu_seqlens_q = bias.q_seqinfo.seqstart,
+                      .cu_seqlens_k = bias.k_seqinfo.seqstart,
+                      .seqused_k = bias.k_seqinfo.seqlen,
+                      .device_given = bias.q_seqinfo.device_given,
+                      .takes_3d = false};
+  return lowered.with(bias.band);
+}
+
+}  // namespace xformers::ops

@@ -1,0 +1,45 @@
+// What every bias lowers to, and the part that most of them share: a band.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+
+#include "xformers/kernels/params/attention.h"
+
+namespace xformers::ops {
+
+// layout x band x score bias: all that operators and kernels know. See kernels/params/attention.h.
+struct LoweredBias {
+  const char* name = "None";
+  at::Tensor scores{};  // added to the scaled scores; bool: True attends
+  int64_t window_left = -1, window_right = -1;
+  bool bottom_right = false;
+  at::Tensor cu_seqlens_q{}, cu_seqlens_k{}, seqused_k{};
+  at::Tensor page_table{};  // int32 [sequences, max_pages]
+  int64_t page_size = 0;
+  bool device_given = false;  // else the tensors follow the inputs to their device
+  bool takes_3d = true;       // inputs [batch, seqlen, head_dim]
+
+  LoweredBias& with(const MaskBand& band) {
+    window_left = band.window_left;
+    window_right = band.window_right;
+    bottom_right = band.bottom_right;
+    return *this;
+  }
+};
+
+// Query i and key j count from the start of their sequence, of nq queries and nk keys; d = nk - nq.
+inline constexpr MaskBand kFullBand{};                                                      // every j
+inline constexpr MaskBand kCausalBand{.window_right = 0};                                   // j <= i
+inline constexpr MaskBand kCausalBottomRightBand{.window_right = 0, .bottom_right = true};  // j <= i + d
+
+// window_size keys, the diagonal among them: i - window_size < j <= i, or the same + d. xformers::Error unless
+// positive.
+MaskBand causal_window_band(int64_t window_size, bool bottom_right);
+
+// [seqlen_q, seqlen_k]: 0 where visible, -inf elsewhere.
+at::Tensor materialize_band(int64_t seqlen_q, int64_t seqlen_k, const MaskBand& band, at::ScalarType dtype,
+                            at::Device device);
+
+}  // namespace xformers::ops

@@ -1,0 +1,77 @@
+#include "xformers/ops/attention/attn_bias/whole_matrix.h"
+
+#include <ATen/TensorOperators.h>
+
+#include "xformers/ops/attention/attn_bias/bias_error.h"
+
+namespace xformers::ops {
+namespace {
+
+template <class Mask>
+LoweredBias lower_band(const char* name, const Mask& mask, bool takes_3d) {
+  LoweredBias lowered{.name = name, .takes_3d = takes_3d};
+  return lowered.with(mask.band());
+}
+
+}  // namespace
+
+LowerTriangularMaskWithTensorBias::LowerTriangularMaskWithTensorBias(at::Tensor tensor) : bias(std::move(tensor)) {
+  if (!bias.defined()) bias_error("the tensor to add is undefined", "scores", "use LowerTriangularMask");
+}
+
+LowerTriangularMaskWithTensorBias LowerTriangularMaskWithTensorBias::to(at::Device device) const {
+  return LowerTriangularMaskWithTensorBias(bias.to(device));
+}
+
+at::Tensor LowerTriangularMaskWithTensorBias::materialize(at::IntArrayRef sizes, at::ScalarType dtype,
+                                                          at::Device device) const {
+  return LowerTriangularMask{}.materialize(sizes, dtype, device) + bias.detach().to(device, dtype);
+}
+
+LowerTriangularMaskWithTensorBias LowerTriangularMask::add_bias(const at::Tensor& bias) const {
+  return LowerTriangularMaskWithTensorBias(bias);
+}
+
+LowerTriangularFromBottomRightLocalAttentionMask::LowerTriangularFromBottomRightLocalAttentionMask(int64_t window)
+    : window_size(window) {
+  band();  // refuses a window that sees nothing
+}
+
+LowerTriangularFromBottomRightLocalAttentionMask LowerTriangularFromBottomRightMask::make_local_attention(
+    int64_t window_size) const {
+  return LowerTriangularFromBottomRightLocalAttentionMask(window_size);
+}
+
+LocalAttentionFromBottomRightMask::LocalAttentionFromBottomRightMask(int64_t left, int64_t right)
+    : window_left(left), window_right(right) {
+  for (const auto& [name, window] : {std::pair{"window_left", left}, std::pair{"window_right", right}}) {
+    if (window < 0) {
+      bias_error(std::string(name) + " is " + std::to_string(window), "0 or more", "0 sees the diagonal alone");
+    }
+  }
+}
+
+LoweredBias lower(const at::Tensor& bias) { return {.name = bias.defined() ? "Tensor" : "None", .scores = bias}; }
+
+LoweredBias lower(const LowerTriangularMask& bias) {
+  return lower_band("LowerTriangularMask", bias, /*takes_3d=*/true);
+}
+
+LoweredBias lower(const LowerTriangularMaskWithTensorBias& bias) {
+  LoweredBias lowered{.name = "LowerTriangularMaskWithTensorBias", .scores = bias.bias};
+  return lowered.with(kCausalBand);
+}
+
+LoweredBias lower(const LowerTriangularFromBottomRightMask& bias) {
+  return lower_band("LowerTriangularFromBottomRightMask", bias, /*takes_3d=*/false);
+}
+
+LoweredBias lower(const LowerTriangularFromBottomRightLocalAttentionMask& bias) {
+  return lower_band("LowerTriangularFromBottomRightLocalAttentionMask", bias, /*takes_3d=*/false);
+}
+
+LoweredBias lower(const LocalAttentionFromBottomRightMask& bias) {
+  return lower_band("LocalAttentionFromBottomRightMask", bias, /*takes_3d=*/false);
+}
+
+}  // namespace xformers::ops

@@ -1,0 +1,230 @@
+#include <sstream>
+
+#include "xformers/kernels/base/error.h"
+#include "xformers/ops/attention/contracts/contract.h"
+
+namespace xformers::ops {
+namespace {
+
+using enum BiasKind;
+
+// Gradients of the cutlass operator; its forward takes more.
+constexpr BiasSet kCutlassBackwardBiases{kNone,
+                                         kTensor,
+                                         kLowerTriangularMask,
+                                         kLowerTriangularMaskWithTensorBias,
+                                         kLowerTriangularFromBottomRightMask,
+                                         kBlockDiagonalMask,
+                                         kBlockDiagonalCausalMask,
+                                         kBlockDiagonalCausalFromBottomRightMask,
+                                         kBlockDiagonalCausalLocalAttentionMask};
+constexpr BiasSet kCutlassForwardBiases =
+    kCutlassBackwardBiases |
+    BiasSet{kLowerTriangularFromBottomRightLocalAttentionMask, kBlockDiagonalCausalLocalAttentionFromBottomRightMask,
+            kBlockDiagonalCausalWithOffsetPaddedKeysMask};
+
+constexpr BiasSet kFlash3BackwardBiases{
+    kNone,
+    kLowerTriangularMask,
+    kLowerTriangularFromBottomRightMask,
+    kBlockDiagonalMask,
+    kBlockDiagonalCausalMask,
+    kBlockDiagonalCausalFromBottomRightMask,
+};
+constexpr BiasSet kFlashBackwardBiases =
+    kFlash3BackwardBiases | BiasSet{kLowerTriangularFromBottomRightLocalAttentionMask,
+                                    kLocalAttentionFromBottomRightMask, kBlockDiagonalCausalLocalAttentionMask,
+                                    kBlockDiagonalCausalLocalAttentionFromBottomRightMask};
+
+constexpr BiasSet kPaddedAndGappyBiases{
+    kBlockDiagonalPaddedKeysMask,
+    kBlockDiagonalCausalWithOffsetPaddedKeysMask,
+    kBlockDiagonalGappyKeysMask,
+    kBlockDiagonalCausalWithOffsetGappyKeysMask,
+};
+constexpr BiasSet kFlash3ForwardBiases = kFlash3BackwardBiases | kPaddedAndGappyBiases;
+constexpr BiasSet kFlashForwardBiases =
+    kFlashBackwardBiases | kPaddedAndGappyBiases |
+    BiasSet{kBlockDiagonalCausalLocalAttentionPaddedKeysMask, kPagedBlockDiagonalPaddedKeysMask,
+            kPagedBlockDiagonalCausalWithOffsetPaddedKeysMask};
+constexpr BiasSet kSplitKBiases = kPaddedAndGappyBiases | kPagedBiases | BiasSet{kNone, kTensor};
+
+constexpr BiasSet kCkDecoderBiases{kNone, kBlockDiagonalCausalWithOffsetPaddedKeysMask};
+
+constexpr const char* kNeedsRocm = "it exists for ROCm alone";
+
+constexpr Tolerances kBackwardAtol{9e-4, 0.2, 0.9}, kBackwardRtol{1e-4, 2e-2, 0.1};
+
+constexpr Contract kContracts[] = {
+    {.key = "cutlassF",
+     .module = "cutlass",
+     .backend = Backend::kCutlass,
+     .biases = kCutlassForwardBiases,
+     .groups = true,
+     .packed_lse = false,
+     .lse_pad_to = 32},
+    {.key = "cutlassB",
+     .module = "cutlass",
+     .backend = Backend::kCutlass,
+     .backward = true,
+     .biases = kCutlassBackwardBiases,
+     .bias_gradient = true,
+     .packed_lse = false,
+     .lse_pad_to = 32,
+     .atol = kBackwardAtol,
+     .rtol = kBackwardRtol},
+    {.key = "fa2F",
+     .module = "flash",
+     .backend = Backend::kFlash,
+     .version = kFlashVersion,
+     .min_capability = {8, 0},
+     .takes_fp32 = false,
+     .max_head_dim = 256,
+     .biases = kFlashForwardBiases,
+     .different_value_head_dim = false,
+     .groups = true},
+    {.key = "fa2B",
+     .module = "flash",
+     .backend = Backend::kFlash,
+     .backward = true,
+     .version = kFlashVersion,
+     .min_capability = {8, 0},
+     .takes_fp32 = false,
+     .max_head_dim = 256,
+     .biases = kFlashBackwardBiases,
+     .different_value_head_dim = false,
+     .deterministic = false,
+     .atol = kBackwardAtol,
+     .rtol = kBackwardRtol},
+    {.key = "fa3F",
+     .module = "flash3",
+     .backend = Backend::kFlash3,
+     .version = kFlashVersion,
+     .min_capability = {9, 0},
+     .takes_fp32 = false,
+     .max_head_dim = 256,
+     .biases = kFlash3ForwardBiases,
+     .dropout = false,
+     .different_value_head_dim = false,
+     .groups = true},
+    {.key = "fa3B",
+     .module = "flash3",
+     .backend = Backend::kFlash3,
+     .backward = true,
+     .version = kFlashVersion,
+     .min_capability = {9, 0},
+     .takes_fp32 = false,
+     .max_head_dim = 128,
+     .biases = kFlash3BackwardBiases,
+     .dropout = false,
+     .different_value_head_dim = false,
+     .deterministic = false,
+     .atol = kBackwardAtol,
+     .rtol = kBackwardRtol},
+    {.key = "triton_splitKF",
+     .module = "triton_splitk",
+     .backend = Backend::kSplitK,
+     .min_capability = {8, 0},
+     .takes_fp32 = false,
+     .max_head_dim = 512,
+     .biases = kSplitKBiases,
+     .dropout = false,
+     .different_value_head_dim = false,
+     .output_dtype = true,
+     .groups = true,
+     .quantized_keys = true,
+     .fp64_lse = true},
+    {.key = "ckF",
+     .module = "ck",
+     .backend = Backend::kCk,
+     .not_built = kNeedsRocm,
+     .runs_on_cpu = false,
+     .takes_fp32 = false,
+     .max_head_dim = 256,
+     .biases =
+         kCutlassForwardBiases | BiasSet{kBlockDiagonalGappyKeysMask, kBlockDiagonalCausalWithOffsetGappyKeysMask},
+     .partial = false,
+     .groups = true,
+     .atol = {3e-4, 6e-3, 2.8e-2},
+     .rtol = {2e-5, 3e-3, 2e-2}},
+    {.key = "ckB",
+     .module = "ck",
+     .backend = Backend::kCk,
+     .backward = true,
+     .not_built = kNeedsRocm,
+     .runs_on_cpu = false,
+     .takes_fp32 = false,
+     .max_head_dim = 256,
+     .biases = kCutlassBackwardBiases | BiasSet{kLowerTriangularFromBottomRightLocalAttentionMask},
+     .bias_gradient = true,
+     .atol = kBackwardAtol,
+     .rtol = kBackwardRtol},
+    {.key = "ck_decoderF",
+     .module = "ck_decoder",
+     .backend = Backend::kCkDecoder,
+     .not_built = kNeedsRocm,
+     .runs_on_cpu = false,
+     .max_head_dim = 256,
+     .biases = kCkDecoderBiases,
+     .dropout = false,
+     .different_value_head_dim = false,
+     .partial = false},
+    {.key = "ck_splitKF",
+     .module = "ck_splitk",
+     .backend = Backend::kCkSplitK,
+     .not_built = kNeedsRocm,
+     .runs_on_cpu = false,
+     .max_head_dim = 256,
+     .biases = kCkDecoderBiases,
+     .dropout = false,
+     .different_value_head_dim = false,
+     .partial = false},
+    // Closes every list: whatever the kernels can do.
+    {.key = "genericF",
+     .module = "generic",
+     .backend = Backend::kGeneric,
+     .takes_fp64 = true,
+     .biases = BiasSet::all(),
+     .output_dtype = true,
+     .groups = true,
+     .quantized_keys = true,
+     .derived_biases = true},
+    {.key = "genericB",
+     .module = "generic",
+     .backend = Backend::kGeneric,
+     .backward = true,
+     .takes_fp64 = true,
+     .biases = BiasSet::all(),
+     .output_dtype = true,
+     .groups = true,
+     .bias_gradient = true,
+     .derived_biases = true,
+     .atol = kBackwardAtol,
+     .rtol = kBackwardRtol},
+};
+
+}  // namespace
+
+bool Contract::takes(at::ScalarType dtype) const {
+  switch (dtype) {
+    case at::kHalf:
+    case at::kBFloat16: return true;
+    case at::kFloat: return takes_fp32;
+    case at::kDouble: return takes_fp64;
+    default: return false;
+  }
+}
+
+std::span<const Contract> contracts() { return kContracts; }
+
+const Contract& find_contract(std::string_view key) {
+  std::ostringstream known;
+  for (const Contract& contract : kContracts) {
+    if (key == contract.key) return contract;
+    known << (&contract == kContracts ? "" : ", ") << contract.key;
+  }
+  throw Error("attention: the operator is " + std::string(key) + ", expected one of " + known.str() +
+              ".  Fix: take a name from torch.ops.xformers.attention_contracts().");
+}
+
+}  // namespace xformers::ops

@@ -1,0 +1,17 @@
+// The merge operators as typed functions, and what both check.
+#pragma once
+
+#include "xformers/ops/attention/merge_attentions.h"
+
+namespace xformers::ops {
+
+// Gradients of attn and of lse, each stacked: [parts, ...].
+using MergeGradients = std::tuple<at::Tensor, at::Tensor>;
+MergeGradients merge_attentions_backward(const at::Tensor& grad_out, const std::optional<at::Tensor>& grad_lse,
+                                         at::TensorList attn, at::TensorList lse);
+
+void check_merge(at::TensorList attn, at::TensorList lse, std::optional<at::ScalarType> out_dtype);
+void check_merge_gradients(const at::Tensor& grad_out, const std::optional<at::Tensor>& grad_lse, at::TensorList attn,
+                           at::TensorList lse);
+
+}  // namespace xformers::ops

@@ -1,0 +1,25 @@
+// Normalisation over the last dimension.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+
+#include "xformers/kernels/base/error.h"
+
+namespace xformers::ops {
+
+// x / sqrt(mean(x^2) + eps) * weight, in x's dtype; statistics and products in fp32 (fp64 for fp64). x and weight
+// contiguous; weight [width], of any floating dtype. Differentiable in both.
+at::Tensor rms_norm(const at::Tensor& x, const std::optional<at::Tensor>& weight = std::nullopt, double eps = 1e-6);
+
+// x += y in place, in x's dtype; returns rms_norm of the sum. The statistics are those of the sum before it was
+// rounded.
+at::Tensor rms_norm_add(const at::Tensor& x, const at::Tensor& y,
+                        const std::optional<at::Tensor>& weight = std::nullopt, double eps = 1e-6);
+
+// (x - mean) / sqrt(var + eps) * weight + bias, in x's dtype. Any strides.
+at::Tensor layer_norm(const at::Tensor& x, const std::optional<at::Tensor>& weight = std::nullopt,
+                      const std::optional<at::Tensor>& bias = std::nullopt, double eps = 1e-6);
+
+}  // namespace xformers::ops

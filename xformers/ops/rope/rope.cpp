@@ -1,0 +1,156 @@
+// Schemas, public functions and checks.
+#include "xformers/ops/rope/rope.h"
+
+#include <torch/library.h>
+
+#include "xformers/ops/rope/rope_op.h"
+
+namespace xformers::ops {
+namespace {
+
+constexpr const char* kWhere = "rope_padded";
+
+void check_layout(const ArgumentCheck& check, const char* name, const at::Tensor& t, const at::Tensor& xq) {
+  if (t.dim() != xq.dim()) {
+    check.fail(std::string(name) + ".ndim", std::to_string(t.dim()), std::to_string(xq.dim()) + ", that of xq",
+               "all five tensors have the same layout");
+  }
+  if (t.sym_size(0) != 1) {
+    check.fail(name, describe(t), "a first dimension of 1", "put the sequences one after the other into one batch row");
+  }
+  if (t.sym_stride(-1) != 1) {
+    check.fail(name, describe(t) + " with strides " + describe_shape(t.sym_strides()), "1 as the last stride",
+               "call .contiguous() on it");
+  }
+  check.same_dtype(name, t, xq, "xq");
+  check.same_device(name, t, xq, "xq");
+}
+
+void check_offsets(const ArgumentCheck& check, const char* name, const at::Tensor& t, const at::Tensor& xq,
+                   const char* layout) {
+  check.dims(name, t, 1, layout);
+  check.same_device(name, t, xq, "xq");
+  if (t.scalar_type() == at::kInt) return;
+  check.fail(std::string(name) + ".dtype", describe_dtype(t.scalar_type()), "int32", "convert it with .int()");
+}
+
+void check_positions(const ArgumentCheck& check, const char* name, const OptionalTensor& t, const c10::SymInt& count,
+                     const at::Tensor& xq, const char* fix) {
+  if (!t) return;
+  check.shape(name, *t, {count}, fix);
+  check.same_device(name, *t, xq, "xq");
+  if (!c10::isIntegralType(t->scalar_type(), /*includeBool=*/false)) {
+    check.fail(std::string(name) + ".dtype", describe_dtype(t->scalar_type()), "integers", "convert it with .int()");
+  }
+}
+
+// [1, rows, (groups,) heads, head_dim] like xq but for rows and heads.
+void check_like_query(const ArgumentCheck& check, const char* name, const at::Tensor& t, const at::Tensor& xq,
+                      const c10::SymInt& rows, const c10::SymInt& heads, const char* fix) {
+  c10::SymDimVector expected(xq.sym_sizes().begin(), xq.sym_sizes().end());
+  expected[1] = rows;
+  expected[expected.size() - 2] = heads;
+  check.shape(name, t, expected, fix);
+}
+
+}  // namespace
+
+bool has_expanded_heads(const at::Tensor& t) { return t.sym_size(-2) > 1 && t.sym_stride(-2) == 0; }
+
+void check_rope_padded(const RopeTensors& t, std::string_view internal_dtype, const at::Tensor* out_q) {
+  const ArgumentCheck check(kWhere);
+  check.floating("xq", t.xq);
+  if (t.xq.dim() != 4 && t.xq.dim() != 5) {
+    check.fail("xq", describe(t.xq), "[1, queries, heads, head_dim] or [1, queries, groups, heads, head_dim]",
+               "give it 4 or 5 dimensions");
+  }
+  check_layout(check, "xq", t.xq, t.xq);
+  check_layout(check, "xk", t.xk, t.xq);
+  check_layout(check, "xv", t.xv, t.xq);
+  check_layout(check, "cache_k", t.cache_k, t.xq);
+  check_layout(check, "cache_v", t.cache_v, t.xq);
+  if (t.xq.sym_size(-1) % 2 != 0) {
+    check.fail("head_dim", describe(t.xq), "an even last dimension",
+               "elements are turned in pairs; pad the heads by one");
+  }
+  const c10::SymInt queries = t.xq.sym_size(1), kv_heads = t.xk.sym_size(-2);
+  check_like_query(check, "xk", t.xk, t.xq, queries, kv_heads, "keys are those of the queries' tokens");
+  check_like_query(check, "xv", t.xv, t.xq, queries, kv_heads, "values have the shape of the keys");
+  const bool expanded = has_expanded_heads(t.xk);
+  if (expanded != has_expanded_heads(t.xv)) {
+    check.fail(
+        "xv",
+        "with strides " + describe_shape(t.xv.sym_strides()) + " beside xk with " + describe_shape(t.xk.sym_strides()),
+        "both with expanded heads or neither", "expand both, or make both contiguous");
+  }
+  for (const auto& [name, cache] : {std::pair{"cache_k", &t.cache_k}, std::pair{"cache_v", &t.cache_v}}) {
+    const bool any_expansion = expanded && cache->sym_stride(-2) == 0;
+    const c10::SymInt heads = any_expansion ? cache->sym_size(-2) : expanded ? c10::SymInt(1) : kv_heads;
+    check_like_query(
+        check, name, *cache, t.xq, t.cache_k.sym_size(1), heads,
+        expanded ? "keys whose heads are expanded need a cache of one head" : "the cache has the heads of the keys");
+  }
+  check_offsets(check, "q_seqstart", t.q_seqstart, t.xq, "int32 [batch + 1]");
+  check_offsets(check, "k_seqstart", t.k_seqstart, t.xq, "int32 [batch + 1]");
+  check_offsets(check, "k_seqlen", t.k_seqlen, t.xq, "int32 [batch]");
+  const c10::SymInt batch = t.k_seqlen.sym_size(0);
+  check.shape("q_seqstart", t.q_seqstart, {batch + 1}, "one offset per sequence and the end of the last");
+  if (t.k_seqstart.sym_size(0) < batch) {
+    check.fail("k_seqstart", describe(t.k_seqstart), "one offset per sequence", "pass that of the bias");
+  }
+  if (t.first_seqpos && t.seqpos) {
+    check.fail("seqpos", "given beside first_seqpos", "one of them", "positions are either shifted or given");
+  }
+  check_positions(check, "first_seqpos", t.first_seqpos, batch, t.xq, "one number per sequence");
+  check_positions(check, "seqpos", t.seqpos, queries, t.xq, "one position per query");
+  if (out_q) {
+    check_layout(check, "out_q", *out_q, t.xq);
+    check.shape("out_q", *out_q, t.xq.sym_sizes(), "it takes the rotated queries");
+    check.no_overlap("out_q", *out_q);
+  }
+  if (internal_dtype != "" && internal_dtype != "f32" && internal_dtype != "f64") {
+    check.fail("internal_dtype", "'" + std::string(internal_dtype) + "'", "'', 'f32' or 'f64'", "name one of these");
+  }
+}
+
+void check_rotary(const at::Tensor& x) {
+  const ArgumentCheck check("rotary");
+  check.floating("x", x);
+  if (x.dim() < 2) check.fail("x", describe(x), "[..., seqlen, head_dim]", "give it at least two dimensions");
+  if (x.sym_size(-1) % 2 != 0) {
+    check.fail("head_dim", describe(x), "an even last dimension", "elements are turned in pairs; pad the heads by one");
+  }
+}
+
+XFORMERS_TYPED_OP(rope_padded_op, RopePadded, "rope_padded")
+XFORMERS_TYPED_OP(rope_padded_out_op, RopePaddedOut, "rope_padded_out")
+XFORMERS_TYPED_OP(rotary_op, Rotary, "rotary")
+
+at::Tensor rope_padded(const at::Tensor& xq, const at::Tensor& xk, const at::Tensor& xv, const at::Tensor& cache_k,
+                       const at::Tensor& cache_v, const at::Tensor& q_seqstart, const at::Tensor& k_seqstart,
+                       const at::Tensor& k_seqlen, const RopePaddedOptions& options) {
+  const RopeScaling& s = options.scaling;
+  return rope_padded_op().call(xq, xk, xv, cache_k, cache_v, q_seqstart, k_seqstart, k_seqlen, s.theta, s.linear_scale,
+                               s.dynamic, s.old_context_len, s.scale_factor, s.low_freq_factor, s.high_freq_factor,
+                               options.first_seqpos, options.seqpos, options.adjacents, options.internal_dtype);
+}
+
+at::Tensor rotary(const at::Tensor& x, double theta, bool adjacents) {
+  return rotary_op().call(x, theta, adjacents, /*inverse=*/false);
+}
+
+}  // namespace xformers::ops
+
+#define XFORMERS_ROPE_ARGUMENTS                                                                                     \
+  "Tensor xq, Tensor xk, Tensor xv, Tensor(a!) cache_k, Tensor(b!) cache_v, Tensor q_seqstart, Tensor k_seqstart, " \
+  "Tensor k_seqlen, float theta=10000.0, float linear_scale=1.0, bool use_dynamic_scaling=False, "                  \
+  "float dynamic_old_context_len=8192.0, float dynamic_scale_factor=16.0, float dynamic_low_freq_factor=1.0, "      \
+  "float dynamic_high_freq_factor=32.0, Tensor? first_seqpos=None, Tensor? seqpos=None, bool adjacents=True, "      \
+  "str internal_dtype=''"
+
+TORCH_LIBRARY_FRAGMENT(xformers, m) {
+  const std::vector<at::Tag> tags = {at::Tag::pt2_compliant_tag};
+  m.def("rope_padded(" XFORMERS_ROPE_ARGUMENTS ") -> Tensor", tags);
+  m.def("rope_padded_out(" XFORMERS_ROPE_ARGUMENTS ", *, Tensor(c!) out_q) -> ()", tags);
+  m.def("rotary(Tensor x, float theta=10000.0, bool adjacents=False, bool inverse=False) -> Tensor", tags);
+}

@@ -1,0 +1,125 @@
+// The whole layer from matrix products, which are LibTorch's, and gates: the same on every device.
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/sum.h>
+#include <torch/library.h>
+
+#include "xformers/ops/common/stack.h"
+#include "xformers/ops/swiglu/swiglu_op.h"
+
+namespace xformers::ops {
+namespace {
+
+at::Tensor as_rows(const at::Tensor& x) { return x.dim() == 2 ? x : x.reshape_symint({-1, x.sym_size(-1)}); }
+
+// [2 * hidden, in] without a copy, where w2 lies right behind w1; else undefined.
+at::Tensor stacked(const at::Tensor& w1, const at::Tensor& w2) {
+  if (!is_eager(w1) || !w1.is_contiguous() || !w2.is_contiguous() || !w1.is_alias_of(w2)) return at::Tensor();
+  if (w2.storage_offset() != w1.storage_offset() + w1.numel()) return at::Tensor();
+  return w1.as_strided({2 * w1.size(0), w1.size(1)}, {w1.size(1), 1});
+}
+
+// x1 and x2 as views of one tensor [rows, 2, hidden], computed by one product or by two.
+at::Tensor both_products(const at::Tensor& x, const at::Tensor& w1, const OptionalTensor& b1, const at::Tensor& w2,
+                         const OptionalTensor& b2) {
+  const c10::SymInt rows = x.sym_size(0), hidden = w1.sym_size(0);
+  if (const at::Tensor w1w2 = stacked(w1, w2); w1w2.defined()) {
+    const at::Tensor bias = b1 ? at::cat({*b1, *b2}) : at::Tensor();
+    const at::Tensor x1x2 = bias.defined() ? at::addmm(bias, x, w1w2.t()) : at::mm(x, w1w2.t());
+    return x1x2.view_symint({rows, 2, hidden});
+  }
+  at::Tensor x1x2 = at::empty_symint({rows, 2, hidden}, x.options());
+  const auto product = [&](int64_t which, const at::Tensor& w, const OptionalTensor& b) {
+    at::Tensor out = x1x2.select(1, which);
+    b ? at::addmm_out(out, *b, x, w.t()) : at::mm_out(out, x, w.t());
+  };
+  product(0, w1, b1);
+  product(1, w2, b2);
+  return x1x2;
+}
+
+std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& x_arg, const at::Tensor& w1, const OptionalTensor& b1,
+                                           const at::Tensor& w2, const OptionalTensor& b2, const at::Tensor& w3,
+                                           const OptionalTensor& b3) {
+  check_swiglu(x_arg, w1, b1, w2, b2, w3, b3);
+  const at::Tensor x1x2 = both_products(as_rows(x_arg), w1, b1, w2, b2);
+  const at::Tensor h = silu_gate_op().call(x1x2.select(1, 0), x1x2.select(1, 1));
+  at::Tensor out = b3 ? at::addmm(*b3, h, w3.t()) : at::mm(h, w3.t());
+  c10::SymDimVector sizes(x_arg.sym_sizes().begin(), x_arg.sym_sizes().end());
+  sizes.back() = w3.sym_size(0);
+  return {x_arg.dim() == 2 ? out : out.view_symint(sizes), x1x2};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(
+    const at::Tensor& grad_out_arg, const at::Tensor& x_arg, const at::Tensor& x1x2, const at::Tensor& w1,
+    const at::Tensor& w2, const at::Tensor& w3, bool need_dx, bool need_dw1w2, bool need_db1b2, bool need_dw3,
+    bool need_db3) {
+  check_swiglu(x_arg, w1, std::nullopt, w2, std::nullopt, w3, std::nullopt);
+  const at::Tensor grad_out = as_rows(grad_out_arg), x = as_rows(x_arg);
+  const c10::SymInt rows = x.sym_size(0), hidden = w1.sym_size(0);
+  const auto nothing = [&] { return at::empty({0}, x.options()); };
+  at::Tensor dx = nothing(), dw1w2 = nothing(), db1b2 = nothing(), dw3 = nothing(), db3 = nothing();
+  if (need_db3) db3 = grad_out.sum(0);
+  if (need_dx || need_dw1w2 || need_db1b2 || need_dw3) {
+    at::Tensor dx1dx2, h;
+    std::tie(dx1dx2, h) = silu_bw_fused_op().call(x1x2.select(1, 0), x1x2.select(1, 1), at::mm(grad_out, w3));
+    if (need_dw3) dw3 = at::mm(grad_out.t(), h);
+    h = at::Tensor();  // before the next products need memory
+    const at::Tensor both = dx1dx2.view_symint({rows, 2 * hidden});
+    if (need_dw1w2) dw1w2 = at::mm(both.t(), x).view_symint({2, hidden, x.sym_size(1)});
+    if (need_db1b2) db1b2 = dx1dx2.sum(0);
+    if (need_dx) {
+      if (const at::Tensor w1w2 = stacked(w1, w2); w1w2.defined()) {
+        dx = at::mm(both, w1w2);
+      } else {
+        dx = at::addmm(at::mm(dx1dx2.select(1, 0), w1), dx1dx2.select(1, 1), w2);
+      }
+      dx = dx.view_symint(x_arg.sym_sizes());
+    }
+  }
+  return {dx, dw1w2, db1b2, dw3, db3};
+}
+
+at::Tensor fused(const at::Tensor& x, const at::Tensor& w1, const OptionalTensor& b1, const at::Tensor& w2,
+                 const OptionalTensor& b2, const at::Tensor& w3, const OptionalTensor& b3) {
+  return std::get<0>(swiglu_forward_op().call(x, w1, b1, w2, b2, w3, b3));
+}
+
+at::Tensor packedw(const at::Tensor& x, const at::Tensor& w1w2, const OptionalTensor& b1b2, const at::Tensor& w3,
+                   const OptionalTensor& b3) {
+  const ArgumentCheck check("swiglu_packedw");
+  check.dims("w1w2", w1w2, 3, "[2, hidden, in]");
+  check.shape("w1w2", w1w2, {2, w1w2.sym_size(1), w1w2.sym_size(2)}, "stack w1 and w2");
+  if (b1b2) check.shape("b1b2", *b1b2, {2, w1w2.sym_size(1)}, "stack b1 and b2");
+  const auto bias = [&](int64_t which) { return b1b2 ? OptionalTensor(b1b2->select(0, which)) : std::nullopt; };
+  return std::get<0>(swiglu_forward_op().call(x, w1w2.select(0, 0), bias(0), w1w2.select(0, 1), bias(1), w3, b3));
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> dual_gemm(const at::Tensor& x, const at::Tensor& w1,
+                                                         const OptionalTensor& b1, const at::Tensor& w2,
+                                                         const OptionalTensor& b2) {
+  at::Tensor x1 = at::linear(x, w1, b1), x2 = at::linear(x, w2, b2);
+  at::Tensor x4 = silu_gate_op().call(x1, x2);
+  return {x1, x2, x4};
+}
+
+void operand_sum(const at::Tensor& a, const at::Tensor& b, const at::Tensor& out_mm, const at::Tensor& out_sum) {
+  at::Tensor mm = out_mm, sum = out_sum;
+  at::mm_out(mm, a, b);
+  at::sum_out(sum, a, {1});
+}
+
+}  // namespace
+}  // namespace xformers::ops
+
+TORCH_LIBRARY_IMPL(xformers, CompositeExplicitAutograd, m) {
+  m.impl("swiglu_forward", xformers::ops::forward);
+  m.impl("swiglu_backward", xformers::ops::backward);
+  m.impl("swiglu_fused", xformers::ops::fused);
+  m.impl("swiglu_packedw", xformers::ops::packedw);
+  m.impl("dual_gemm_silu_identity_mul", xformers::ops::dual_gemm);
+  m.impl("gemm_fused_operand_sum", xformers::ops::operand_sum);
+}
