@@ -1,0 +1,71 @@
+# The CUDA side of the kernels: compiler, architectures, CUTLASS's headers, and units written from instance lists.
+#
+#   XFORMERS_CUDA         ON builds the CUDA kernels; needs nvcc 13 and nvidia-cutlass's headers
+#   XFORMERS_CUDA_ARCHS   architectures, as in CMAKE_CUDA_ARCHITECTURES
+#   XFORMERS_HEAD_DIMS    padded head dims to build; shorter is faster to compile
+#   XFORMERS_CUTLASS_DIR  CUTLASS's include folder; empty: that of the Python package nvidia-cutlass
+include_guard(GLOBAL)
+
+# 90a: Hopper's own code. 80 also leaves its PTX in the library, which newer GPUs compile at load.
+set(XFORMERS_CUDA_ARCHS "80;90a-real" CACHE STRING "CUDA architectures")
+set(XFORMERS_HEAD_DIMS "32;64;96;128;192;256" CACHE STRING "Padded head dims of the tensor-core kernels")
+set(XFORMERS_CUTLASS_DIR "" CACHE PATH "CUTLASS's include folder; empty: ask Python for nvidia-cutlass")
+
+if(NOT CMAKE_CUDA_COMPILER)
+  find_program(XFORMERS_NVCC nvcc HINTS "$ENV{CUDA_HOME}/bin" /usr/local/cuda/bin DOC "CUDA compiler")
+  mark_as_advanced(XFORMERS_NVCC)
+  if(NOT XFORMERS_NVCC)
+    message(FATAL_ERROR "nvcc was not found, expected 13.0 or later.  "
+                        "Fix: install the CUDA toolkit, or pass -DCMAKE_CUDA_COMPILER=<nvcc>, or -DXFORMERS_CUDA=OFF")
+  endif()
+  set(CMAKE_CUDA_COMPILER "${XFORMERS_NVCC}")
+endif()
+set(CMAKE_CUDA_ARCHITECTURES "${XFORMERS_CUDA_ARCHS}")
+if(XFORMERS_CCACHE AND NOT CMAKE_CUDA_COMPILER_LAUNCHER)
+  set(CMAKE_CUDA_COMPILER_LAUNCHER "${XFORMERS_CCACHE}")
+endif()
+enable_language(CUDA)
+find_package(CUDAToolkit 13 REQUIRED)
+set_property(GLOBAL PROPERTY XFORMERS_NVCC_VERSION "${CMAKE_CUDA_COMPILER_VERSION}")  # for the record of the build
+set_property(GLOBAL PROPERTY XFORMERS_CUDA_ARCHS "${CMAKE_CUDA_ARCHITECTURES}")
+set(CMAKE_CUDA_STANDARD 20)
+set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+
+if(NOT XFORMERS_CUTLASS_DIR)
+  _xformers_locate_torch(_ignored _pythons)  # the Pythons that would be asked for torch
+  foreach(_python IN LISTS _pythons)
+    execute_process(
+      COMMAND "${_python}" -c "import importlib.util as u; s = u.find_spec('cutlass_library'); print(s.submodule_search_locations[0] if s else '')"
+      OUTPUT_VARIABLE _folder OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
+    if(_folder AND NOT XFORMERS_CUTLASS_DIR)
+      set(XFORMERS_CUTLASS_DIR "${_folder}/source/include" CACHE PATH "" FORCE)
+    endif()
+  endforeach()
+endif()
+if(NOT EXISTS "${XFORMERS_CUTLASS_DIR}/cute/arch/mma_sm80.hpp")
+  message(FATAL_ERROR "CUTLASS's headers were not found (looked in '${XFORMERS_CUTLASS_DIR}').  "
+                      "Fix: pip install --no-deps nvidia-cutlass==4.2.0.0, or pass -DXFORMERS_CUTLASS_DIR=<include>")
+endif()
+
+# One unit per row of an instance list that is to be built: XFORMERS_INSTANCE(type) or XFORMERS_INSTANCE(type, head_dim).
+# The rows that were taken go to cuda_instances/<family>.inc.
+function(xformers_cuda_instances target family list launch)
+  file(STRINGS "${list}" rows REGEX "^XFORMERS_INSTANCE")
+  set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/${list}")
+  set(folder "${PROJECT_BINARY_DIR}/cuda_instances")
+  set(taken "")
+  foreach(row IN LISTS rows)
+    string(REGEX MATCHALL "[a-z0-9]+" words "${row}")
+    list(LENGTH words count)
+    list(GET words -1 head_dim)
+    if(count GREATER 1 AND NOT head_dim IN_LIST XFORMERS_HEAD_DIMS)
+      continue()
+    endif()
+    list(JOIN words "_" name)
+    set(source "${folder}/${family}_${name}.cu")
+    file(CONFIGURE OUTPUT "${source}" CONTENT "#include \"${launch}\"\nusing namespace xformers::cuda;\n${row}\n" @ONLY)
+    target_sources(${target} PRIVATE "${source}")
+    string(APPEND taken "${row}\n")
+  endforeach()
+  file(CONFIGURE OUTPUT "${folder}/${family}.inc" CONTENT "${taken}" @ONLY)
+endfunction()

@@ -1,0 +1,224 @@
+// Runs cases on the GPU: every tensor is copied to memory of its own, as large as its elements reach, padding included,
+// and the outputs are copied back.
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <stdexcept>
+#include <vector>
+
+#include "tests/kernels/attention_backend.h"
+#include "xformers/kernels/base/dtype.h"
+#include "xformers/kernels/cuda/attention/attention_cuda.h"
+
+namespace xformers::testing {
+namespace {
+
+void check(cudaError_t status, const char* what) {
+  if (status != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
+}
+
+class DeviceBuffer {
+ public:
+  explicit DeviceBuffer(size_t bytes) { check(cudaMalloc(&data_, std::max<size_t>(bytes, 1)), "cudaMalloc"); }
+  ~DeviceBuffer() { cudaFree(data_); }
+  DeviceBuffer(const DeviceBuffer&) = delete;
+  DeviceBuffer& operator=(const DeviceBuffer&) = delete;
+  char* data() const { return static_cast<char*>(data_); }
+
+ private:
+  void* data_ = nullptr;
+};
+
+// Copies of host ranges in device memory; ranges that overlap share one copy.
+class DeviceMirror {
+ public:
+  void add(const void* host, size_t bytes) {
+    if (host && bytes > 0) ranges_.emplace_back(reinterpret_cast<uintptr_t>(host), bytes);
+  }
+  void upload() {
+    std::sort(ranges_.begin(), ranges_.end());
+    for (const auto& [begin, bytes] : ranges_) {
+      if (!copies_.empty() && begin < copies_.rbegin()->first + copies_.rbegin()->second.bytes) {
+        Copy& last = copies_.rbegin()->second;
+        last.bytes = std::max(last.bytes, begin + bytes - copies_.rbegin()->first);
+      } else {
+        copies_[begin].bytes = bytes;
+      }
+    }
+    for (auto& [begin, copy] : copies_) {
+      copy.buffer = std::make_unique<DeviceBuffer>(copy.bytes);
+      check(cudaMemcpy(copy.buffer->data(), reinterpret_cast<void*>(begin), copy.bytes, cudaMemcpyHostToDevice),
+            "upload");
+    }
+  }
+  void download() {
+    for (auto& [begin, copy] : copies_) {
+      check(cudaMemcpy(reinterpret_cast<void*>(begin), copy.buffer->data(), copy.bytes, cudaMemcpyDeviceToHost),
+            "download");
+    }
+  }
+  template <class T>
+  void translate(T*& pointer) const {
+    if (!pointer) return;
+    const auto host = reinterpret_cast<uintptr_t>(pointer);
+    auto next = copies_.upper_bound(host);
+    if (next == copies_.begin()) return void(pointer = nullptr);
+    const auto& [begin, copy] = *--next;
+    pointer = host < begin + copy.bytes ? reinterpret_cast<T*>(copy.buffer->data() + (host - begin)) : nullptr;
+  }
+
+ private:
+  struct Copy {
+    size_t bytes = 0;
+    std::unique_ptr<DeviceBuffer> buffer;
+  };
+  std::vector<std::pair<uintptr_t, size_t>> ranges_;
+  std::map<uintptr_t, Copy> copies_;
+};
+
+constexpr int64_t kMostElements = int64_t{1} << 30;
+
+int64_t reach(std::initializer_list<std::pair<int64_t, int64_t>> sizes_and_strides) {
+  int64_t last = 0;
+  for (const auto& [size, stride] : sizes_and_strides) {
+    if (size == 0) return 0;
+    last += (size - 1) * stride;
+  }
+  if (last >= kMostElements) throw std::length_error("too large to copy");
+  return last + 1;
+}
+
+// Calls visit(pointer, bytes) for every array of the parameters.
+template <class Visit>
+class Arrays {
+ public:
+  Arrays(const AttentionShape& shape, const SeqLayout& seq, const Visit& visit)
+      : shape_(shape), seq_(seq), visit_(visit), page_entries_(page_entries(seq)) {}
+
+  void heads(HeadsTensor& t, int64_t seqlen, int64_t dim, size_t size) const {
+    visit_(t.data, static_cast<size_t>(reach({{shape_.batch, t.batch_stride},
+                                              {seqlen, t.seq_stride},
+                                              {shape_.num_groups, t.group_stride},
+                                              {shape_.heads_per_group, t.head_stride},
+                                              {dim, 1}})) *
+                       size);
+  }
+  void keys(HeadsTensor& t, int64_t dim, const KvQuantization& how) const {
+    switch (how.format) {
+      case KvFormat::kPlain: return heads(t, shape_.seqlen_k, dim, size_of(shape_.dtype));
+      case KvFormat::kInt4: return heads(t, shape_.seqlen_k, how.num_groups + dim / 8, 4);
+      case KvFormat::kFp8: return heads(t, shape_.seqlen_k, dim / 4, 4);
+    }
+  }
+  void rows(RowTensor& t) const {
+    visit_(t.data, static_cast<size_t>(reach({{shape_.batch, t.batch_stride},
+                                              {shape_.num_groups, t.group_stride},
+                                              {shape_.heads_per_group, t.head_stride},
+                                              {shape_.seqlen_q, 1}})) *
+                       (shape_.dtype == DType::kFloat64 ? 8 : 4));
+  }
+  void bias(ScoreBias& t) const {
+    visit_(t.data, static_cast<size_t>(reach({{shape_.batch, t.batch_stride},
+                                              {shape_.num_groups, t.group_stride},
+                                              {shape_.heads_per_group, t.head_stride},
+                                              {shape_.seqlen_q, t.q_stride},
+                                              {shape_.seqlen_k, t.k_stride}})) *
+                       size_of(shape_.dtype));
+  }
+  void layout(SeqLayout& seq) const {
+    const int64_t n = seq_.num_sequences;
+    visit_(seq.cu_seqlens_q, static_cast<size_t>(n + 1) * 4);
+    visit_(seq.cu_seqlens_k, static_cast<size_t>(seq_.seqused_k ? n : n + 1) * 4);
+    visit_(seq.seqused_k, static_cast<size_t>(n) * 4);
+    visit_(seq.pages.data, page_entries_ * 4);
+  }
+
+ private:
+  // Up to the last entry that may be read. (The second visit, with device pointers, needs no sizes.)
+  static size_t page_entries(const SeqLayout& seq) {
+    int64_t entries = 0;
+    cudaPointerAttributes where{};
+    if (!seq.paged() || cudaPointerGetAttributes(&where, seq.seqused_k) != cudaSuccess ||
+        where.type == cudaMemoryTypeDevice) {
+      return 0;
+    }
+    for (int64_t b = 0; b < seq.num_sequences; ++b) {
+      const int64_t end = (seq.cu_seqlens_k ? seq.cu_seqlens_k[b] : 0) + seq.seqused_k[b];
+      const int64_t pages = (end + seq.pages.page_size - 1) / seq.pages.page_size;
+      if (pages > 0) entries = std::max(entries, b * seq.pages.row_stride + pages);
+    }
+    return static_cast<size_t>(entries);
+  }
+
+  const AttentionShape& shape_;
+  const SeqLayout seq_;
+  const Visit& visit_;
+  const size_t page_entries_;
+};
+
+template <class Visit>
+void for_each_array(AttentionFwdParams& p, const Visit& visit) {
+  const Arrays arrays(p.shape, p.seq, visit);
+  const AttentionShape& s = p.shape;
+  const size_t size = size_of(s.dtype);
+  arrays.heads(p.q, s.seqlen_q, s.head_dim, size);
+  arrays.keys(p.k, s.head_dim, p.quantization);
+  arrays.keys(p.v, s.head_dim_v, p.quantization);
+  arrays.heads(p.quantization.k_scale_shift, s.seqlen_k, 1, 4);
+  arrays.heads(p.quantization.v_scale_shift, s.seqlen_k, 1, 4);
+  arrays.heads(p.out, s.seqlen_q, s.head_dim_v, p.wide_out ? std::max<size_t>(size, 4) : size);
+  arrays.rows(p.lse);
+  arrays.layout(p.seq);
+  arrays.bias(p.bias);
+}
+
+template <class Visit>
+void for_each_array(AttentionBwdParams& p, const Visit& visit) {
+  const Arrays arrays(p.shape, p.seq, visit);
+  const AttentionShape& s = p.shape;
+  const size_t size = size_of(s.dtype);
+  for (HeadsTensor* t : {&p.q, &p.dq}) arrays.heads(*t, s.seqlen_q, s.head_dim, size);
+  for (HeadsTensor* t : {&p.out, &p.dout}) arrays.heads(*t, s.seqlen_q, s.head_dim_v, size);
+  for (HeadsTensor* t : {&p.k, &p.dk}) arrays.heads(*t, s.seqlen_k, s.head_dim, size);
+  for (HeadsTensor* t : {&p.v, &p.dv}) arrays.heads(*t, s.seqlen_k, s.head_dim_v, size);
+  arrays.rows(p.lse);
+  arrays.rows(p.dlse);
+  arrays.layout(p.seq);
+  arrays.bias(p.bias);
+  arrays.bias(p.dbias);
+}
+
+template <class Params, class Workspace, class Run>
+void run_on_device(const Params& host, const Workspace& workspace_of, const Run& run) {
+  Params device = host;
+  DeviceMirror mirror;
+  for_each_array(device, [&](auto*& pointer, size_t bytes) { mirror.add(pointer, bytes); });
+  mirror.upload();
+  for_each_array(device, [&](auto*& pointer, size_t) { mirror.translate(pointer); });
+  const size_t bytes = workspace_of(device);
+  const DeviceBuffer workspace(bytes);
+  check(cudaMemset(workspace.data(), 0xFF, bytes), "filling the workspace with NaN");
+  run(device, {.stream = nullptr, .workspace = workspace.data()});
+  check(cudaDeviceSynchronize(), "the kernels");
+  mirror.download();
+}
+
+}  // namespace
+
+void run_forward(const AttentionFwdParams& params, int) {
+  run_on_device(params, cuda::forward_workspace, cuda::attention_forward);
+}
+void run_backward(const AttentionBwdParams& params, int threads) {
+  AttentionBwdParams p = params;
+  p.deterministic = threads == 1;  // the word t1 of a case
+  run_on_device(p, cuda::backward_workspace, cuda::attention_backward);
+}
+
+std::string last_kernels() {
+  return std::string(cuda::last_forward_kernel()) + ", " + std::string(cuda::last_backward_kernel());
+}
+
+}  // namespace xformers::testing

@@ -1,0 +1,45 @@
+// Attention on NVIDIA GPUs of compute capability 8.0 and later: the two entry points, and the list of kernels behind
+// them. Plain C++: streams and device memory are pointers.
+#pragma once
+
+#include <cstddef>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "xformers/kernels/params/attention.h"
+
+namespace xformers::cuda {
+
+// Where a call runs: the current device, this stream (a cudaStream_t), and device memory of the size that
+// *_workspace asks for, aligned to 256 bytes, free for other use once the stream has passed.
+struct Stream {
+  void* stream = nullptr;
+  void* workspace = nullptr;
+};
+
+// Bytes of scratch memory that the call needs: O(batch * heads * seqlen_q * head_dim) fp32 numbers at most.
+size_t forward_workspace(const AttentionFwdParams& params);
+size_t backward_workspace(const AttentionBwdParams& params);
+
+// Enqueues the first kernel of the list that has no objection; all pointers of `params` are device memory. Nothing
+// waits for the GPU. XFORMERS_KERNEL=<name> forces a kernel by name ("fwd_simt"). Throws xformers::Error, naming every
+// kernel and its reasons, when none fits, and naming the CUDA call that failed.
+void attention_forward(const AttentionFwdParams& params, const Stream& stream);
+void attention_backward(const AttentionBwdParams& params, const Stream& stream);
+
+// Kernel names, best first, for listings and tests; reasons why a kernel can't run params on the current device (empty:
+// it can).
+std::vector<std::string> forward_kernels();
+std::vector<std::string> backward_kernels();
+std::vector<std::string> why_not_forward(std::string_view kernel, const AttentionFwdParams& params);
+std::vector<std::string> why_not_backward(std::string_view kernel, const AttentionBwdParams& params);
+
+// The kernel that this thread's last call ran.
+std::string_view last_forward_kernel();
+std::string_view last_backward_kernel();
+
+// Why no kernel runs on the current device ("" if some do): no GPU, driver too old, architecture not built.
+std::string why_not_this_device();
+
+}  // namespace xformers::cuda

@@ -1,0 +1,23 @@
+// What the forward kernels get beside the caller's parameters.
+#pragma once
+
+#include "xformers/kernels/params/attention.h"
+
+namespace xformers::cuda {
+
+struct FwdArgs {
+  AttentionFwdParams p;
+  int packed_heads = 1;  // heads of a group that share the rows of a tile: row = query * packed_heads + head
+  int64_t tiles = 0;     // row tiles per (batch row, head or group), at most
+  bool aligned_q = false, aligned_kv = false;  // rows in units of 16 bytes
+  bool aligned_out = false;                    // rows in units of two elements
+  bool chunked_out = false;                    // 16-bit rows in units of 16 bytes
+  int num_splits = 1;
+  int64_t total_rows = 0;        // batch * num_heads * seqlen_q: rows of one split's partial results
+  float* out_partial = nullptr;  // [num_splits, total_rows, head_dim_v]; null: not split
+  float* lse_partial = nullptr;  // [num_splits, total_rows]
+  float scale_log2 = 0;          // softmax_scale * log2(e)
+  double kept = 1;               // 1 / (1 - p)
+};
+
+}  // namespace xformers::cuda

@@ -1,0 +1,176 @@
+// Backward without tensor cores: one kernel sums dk and dv over the queries that see a tile of keys, another sums dq
+// over the keys that a tile of queries sees and writes the bias gradient. A block has kChunks chunks of dims. No sum
+// crosses a block, so results repeat bit for bit. Shared memory: two chunks of rows, P and dS.
+#pragma once
+
+#include "xformers/kernels/cuda/attention/bwd_args.h"
+#include "xformers/kernels/cuda/attention/simt/simt_tile.cuh"
+
+namespace xformers::cuda::simt {
+
+template <class C, int kTile>
+constexpr int bwd_smem_bytes() {
+  return static_cast<int>(sizeof(C)) * (2 * kTile * kPitch + 2 * kTile * score_pitch<kTile>);
+}
+
+template <class T, class C, int kTile>
+struct BackwardTile {
+  static constexpr int kPer = kTile / kSide;
+  const BwdArgs& args;
+  const AttentionBwdParams& p;
+  const HeadTile& tile;
+  const int first_dim;  // of the results
+  const Band band;
+  const HeadRows<const T> q, k, v, dout;
+  const C *lse, *delta;  // from the sequence's first query
+  C *left, *right, *probs, *ds;
+
+  __device__ BackwardTile(const BwdArgs& args, const HeadTile& tile, int first_dim, unsigned char* smem)
+      : args(args),
+        p(args.p),
+        tile(tile),
+        first_dim(first_dim),
+        band(args.p.band, tile.sequence),
+        q(p.q, tile.sequence.batch, tile.group, tile.head, tile.sequence.q_begin),
+        k(p.k, tile.sequence.batch, tile.group, tile.head, tile.sequence.k_begin),
+        v(p.v, tile.sequence.batch, tile.group, tile.head, tile.sequence.k_begin),
+        dout(p.dout, tile.sequence.batch, tile.group, tile.head, tile.sequence.q_begin) {
+    const int64_t row =
+        ((tile.sequence.batch * p.shape.num_groups + tile.group) * p.shape.heads_per_group + tile.head) *
+            p.shape.seqlen_q +
+        tile.sequence.q_begin;
+    lse = static_cast<const C*>(args.lse) + row;
+    delta = static_cast<const C*>(args.delta) + row;
+    left = reinterpret_cast<C*>(smem);
+    right = left + kTile * kPitch;
+    probs = right + kTile * kPitch;
+    ds = probs + kTile * score_pitch<kTile>;
+  }
+
+  __device__ void load(C* to, const HeadRows<const T>& from, int first, int length, int d, int dim) const {
+    load_chunk<kTile>(to, length - first, d,
+                      [&](C(&values)[4], int row, int at) { load_four(values, from.row(first + row), at, dim); });
+  }
+  // sums = a[queries] . b[keys]
+  __device__ void multiply(C (&sums)[kPer][kPer], const HeadRows<const T>& a, const HeadRows<const T>& b, int query,
+                           int key, int64_t dim) const {
+    for (int d = 0; d < dim; d += kChunkDims) {
+      __syncthreads();
+      load(left, a, query, tile.sequence.seqlen_q, d, static_cast<int>(dim));
+      load(right, b, key, tile.sequence.seqlen_k, d, static_cast<int>(dim));
+      __syncthreads();
+      multiply_chunk(sums, left, right);
+    }
+  }
+
+  // P (what dropout leaves of it, times 1 / (1 - p)) and dS of queries [query, + kTile) and keys [key, + kTile).
+  // by_key: probs and ds are [keys][queries], else [queries][keys].
+  __device__ void differentiate(int query, int key, bool by_key, bool write_dbias) const {
+    C scores[kPer][kPer] = {}, dprobs[kPer][kPer] = {};
+    multiply(scores, q, k, query, key, p.shape.head_dim);
+    multiply(dprobs, dout, v, query, key, p.shape.head_dim_v);
+    const DropoutDraws draws(p.dropout);
+    const uint32_t drop_head = sequence_head(p.shape, tile.sequence, tile.group, tile.head);
+    for (int i = 0; i < kPer; ++i)
+      for (int j = 0; j < kPer; ++j) {
+        const int row = thread_y() * kPer + i, column = thread_x() + j * kSide;
+        const int at_query = query + row, at_key = key + column;
+        C prob = 0, gradient = 0;
+        if (at_query < tile.sequence.seqlen_q && band.visible(at_query, at_key)) {
+          C s = scores[i][j] * static_cast<C>(p.softmax_scale);
+          if (p.bias.data) {
+            s += to_compute<C>(static_cast<const T*>(
+                p.bias.data)[bias_offset(p.bias, tile.sequence.batch, tile.group, tile.head, at_query, at_key)]);
+          }
+          prob = exponential(s - lse[at_query]);
+          C factor = 1;
+          if (p.dropout.p > 0) {
+            factor = draws.keeps(at_key, static_cast<uint32_t>(at_query), drop_head) ? static_cast<C>(args.kept) : C(0);
+          }
+          gradient = prob * (dprobs[i][j] * factor - delta[at_query]);
+          prob *= factor;
+          if (write_dbias && p.dbias.data) {
+            static_cast<T*>(
+                p.dbias.data)[bias_offset(p.dbias, tile.sequence.batch, tile.group, tile.head, at_query, at_key)] =
+                to_element<T>(gradient);
+          }
+        }
+        const int place = by_key ? column * score_pitch<kTile> + row : row * score_pitch<kTile> + column;
+        probs[place] = prob;
+        ds[place] = gradient;
+      }
+  }
+
+  template <int kChunks>
+  __device__ void write(const HeadsTensor& tensor, int64_t first_row, const C (&sums)[kChunks][kPer][kDimsPerThread],
+                        C factor, int64_t dim) const {
+    const HeadRows<T> to(tensor, tile.sequence.batch, tile.group, tile.head, first_row);
+    for (int i = 0; i < kPer; ++i) {
+      const int row = thread_y() * kPer + i;
+      if (row >= tile.rows) continue;
+#pragma unroll
+      for (int chunk = 0; chunk < kChunks; ++chunk)
+        for (int c = 0; c < kDimsPerThread; ++c) {
+          const int d = first_dim + chunk * kChunkDims + thread_dim(c);
+          if (d < dim) to.row(row)[d] = to_element<T>(sums[chunk][i][c] * factor);
+        }
+    }
+  }
+};
+
+template <class T, class C, int kTile, int kChunks>
+__global__ void __launch_bounds__(kThreads) attention_bwd_dkdv_simt(const __grid_constant__ BwdArgs args) {
+  constexpr int kPer = kTile / kSide;
+  extern __shared__ __align__(16) unsigned char smem[];
+  const AttentionBwdParams& p = args.p;
+  const HeadTile tile =
+      head_tile<kTile>(p.shape, p.seq, args.tiles, [](const Sequence& sequence) { return sequence.seqlen_k; });
+  if (tile.rows <= 0) return;
+  const BackwardTile<T, C, kTile> work(args, tile, static_cast<int>(blockIdx.y) * kChunks * kChunkDims, smem);
+  C dk[kChunks][kPer][kDimsPerThread] = {}, dv[kChunks][kPer][kDimsPerThread] = {};
+  const Range queries = work.band.query_range({tile.first, tile.first + tile.rows});
+  for (int query = queries.begin / kTile * kTile; query < queries.end; query += kTile) {
+    work.differentiate(query, tile.first, true, false);
+#pragma unroll
+    for (int chunk = 0; chunk < kChunks; ++chunk) {
+      const int d = work.first_dim + chunk * kChunkDims;
+      if (d >= p.shape.head_dim && d >= p.shape.head_dim_v) break;
+      __syncthreads();
+      work.load(work.left, work.q, query, tile.sequence.seqlen_q, d, static_cast<int>(p.shape.head_dim));
+      work.load(work.right, work.dout, query, tile.sequence.seqlen_q, d, static_cast<int>(p.shape.head_dim_v));
+      __syncthreads();
+      accumulate_chunk<kPer, kTile>(dk[chunk], work.ds, work.left);
+      accumulate_chunk<kPer, kTile>(dv[chunk], work.probs, work.right);
+    }
+  }
+  work.write(p.dk, tile.sequence.k_begin + tile.first, dk, static_cast<C>(p.softmax_scale), p.shape.head_dim);
+  work.write(p.dv, tile.sequence.k_begin + tile.first, dv, C(1), p.shape.head_dim_v);
+}
+
+template <class T, class C, int kTile, int kChunks>
+__global__ void __launch_bounds__(kThreads) attention_bwd_dq_simt(const __grid_constant__ BwdArgs args) {
+  constexpr int kPer = kTile / kSide;
+  extern __shared__ __align__(16) unsigned char smem[];
+  const AttentionBwdParams& p = args.p;
+  const HeadTile tile =
+      head_tile<kTile>(p.shape, p.seq, args.query_blocks, [](const Sequence& sequence) { return sequence.seqlen_q; });
+  if (tile.rows <= 0) return;
+  const BackwardTile<T, C, kTile> work(args, tile, static_cast<int>(blockIdx.y) * kChunks * kChunkDims, smem);
+  C dq[kChunks][kPer][kDimsPerThread] = {};
+  const Range keys = work.band.key_range({tile.first, tile.first + tile.rows});
+  for (int key = keys.begin / kTile * kTile; key < keys.end; key += kTile) {
+    work.differentiate(tile.first, key, false, work.first_dim == 0);
+#pragma unroll
+    for (int chunk = 0; chunk < kChunks; ++chunk) {
+      const int d = work.first_dim + chunk * kChunkDims;
+      if (d >= p.shape.head_dim) break;
+      __syncthreads();
+      work.load(work.right, work.k, key, tile.sequence.seqlen_k, d, static_cast<int>(p.shape.head_dim));
+      __syncthreads();
+      accumulate_chunk<kPer, kTile>(dq[chunk], work.ds, work.right);
+    }
+  }
+  work.write(p.dq, tile.sequence.q_begin + tile.first, dq, static_cast<C>(p.softmax_scale), p.shape.head_dim);
+}
+
+}  // namespace xformers::cuda::simt

@@ -1,0 +1,156 @@
+// Forward without tensor cores, one block per tile of queries of one head and kOutChunks chunks of value dims: online
+// softmax over tiles of keys.
+// Shared memory: a chunk of Q, a chunk of K or V, the probabilities.
+#pragma once
+
+#include "xformers/kernels/cuda/attention/fwd_args.h"
+#include "xformers/kernels/cuda/attention/simt/simt_tile.cuh"
+
+namespace xformers::cuda::simt {
+
+template <class C, int kTile>
+constexpr int fwd_smem_bytes() {
+  return static_cast<int>(sizeof(C)) * (2 * kTile * kPitch + kTile * score_pitch<kTile>);
+}
+
+// Elements of key or value rows, whatever they are stored as.
+template <class T, class C>
+struct KeyElements {
+  const AttentionFwdParams& p;
+  const HeadsTensor &tensor, &coefficients;
+  const HeadTile& tile;
+  int dim, first_key;
+
+  __device__ void operator()(C (&to)[4], int row, int d) const {
+    const int64_t at = key_row(p.shape, p.seq, tile.sequence, first_key + row);
+    const int64_t offset = tile.sequence.batch * tensor.batch_stride + tile.group * tensor.group_stride +
+                           tile.head * tensor.head_stride + at * tensor.seq_stride;
+    if (p.quantization.format == KvFormat::kPlain)
+      return load_four(to, static_cast<const T*>(tensor.data) + offset, d, dim);
+    const uint32_t* words = nullptr;
+    if (coefficients.data) {
+      words = static_cast<const uint32_t*>(coefficients.data) + tile.sequence.batch * coefficients.batch_stride +
+              tile.group * coefficients.group_stride + tile.head * coefficients.head_stride +
+              at * coefficients.seq_stride;
+    }
+    for (int e = 0; e < 4 && d + e < dim; ++e) {
+      to[e] = dequantised<C>(static_cast<const uint32_t*>(tensor.data) + offset, words, p.quantization, dim, d + e);
+    }
+  }
+};
+
+template <class T, class C, int kTile, int kOutChunks>
+__global__ void __launch_bounds__(kThreads, sizeof(C) == 4 && kOutChunks == 2 ? 2 : 1)
+    attention_fwd_simt(const __grid_constant__ FwdArgs args) {
+  constexpr int kPer = kTile / kSide;
+  extern __shared__ __align__(16) unsigned char smem[];
+  C* const q_chunk = reinterpret_cast<C*>(smem);
+  C* const kv_chunk = q_chunk + kTile * kPitch;
+  C* const probs = kv_chunk + kTile * kPitch;  // [kTile][score_pitch]
+  const AttentionFwdParams& p = args.p;
+  const HeadTile tile =
+      head_tile<kTile>(p.shape, p.seq, args.tiles, [](const Sequence& sequence) { return sequence.seqlen_q; });
+  if (tile.rows <= 0) return;
+  const Sequence& sequence = tile.sequence;
+  const Band band(p.band, sequence);
+  const int dim = static_cast<int>(p.shape.head_dim), dim_v = static_cast<int>(p.shape.head_dim_v);
+  const int first_dim_v = static_cast<int>(blockIdx.y) * kOutChunks * kChunkDims;
+  const C scale = static_cast<C>(p.softmax_scale);
+  const HeadRows<const T> q(p.q, sequence.batch, tile.group, tile.head, sequence.q_begin + tile.first);
+  const DropoutDraws draws(p.dropout);
+  const uint32_t drop_head = sequence_head(p.shape, sequence, tile.group, tile.head);
+
+  C out[kOutChunks][kPer][kDimsPerThread] = {}, row_max[kPer], row_sum[kPer] = {};
+  for (int i = 0; i < kPer; ++i) row_max[i] = -infinity<C>();
+
+  const Range keys = band.key_range({tile.first, tile.first + tile.rows});
+  const int first_key = keys.begin / kTile * kTile;
+  for (int key = first_key; key < keys.end; key += kTile) {
+    const int num_keys = sequence.seqlen_k - key;
+    C scores[kPer][kPer] = {};
+    const KeyElements<T, C> k{p, p.k, p.quantization.k_scale_shift, tile, dim, key};
+    for (int d = 0; d < dim; d += kChunkDims) {
+      __syncthreads();
+      if (dim > kChunkDims || key == first_key) {
+        load_chunk<kTile>(q_chunk, tile.rows, d,
+                          [&](C(&to)[4], int row, int at) { load_four(to, q.row(row), at, dim); });
+      }
+      load_chunk<kTile>(kv_chunk, num_keys, d, k);
+      __syncthreads();
+      multiply_chunk(scores, q_chunk, kv_chunk);
+    }
+#pragma unroll
+    for (int i = 0; i < kPer; ++i) {
+      const int row = thread_y() * kPer + i, query = tile.first + row;
+      C largest = row_max[i];
+#pragma unroll
+      for (int j = 0; j < kPer; ++j) {
+        const int at = key + thread_x() + j * kSide;
+        C s = scores[i][j] * scale;
+        const bool visible = row < tile.rows && band.visible(query, at);
+        if (visible && p.bias.data) {
+          s += to_compute<C>(static_cast<const T*>(
+              p.bias.data)[bias_offset(p.bias, sequence.batch, tile.group, tile.head, query, at)]);
+        }
+        scores[i][j] = visible ? s : -infinity<C>();
+        largest = max(largest, scores[i][j]);
+      }
+      for (int lane = 1; lane < kSide; lane *= 2) largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, lane));
+      // A row that has seen no key keeps -inf; -inf minus itself would be NaN, so it is treated as 0.
+      const C from = largest == -infinity<C>() ? C(0) : largest, shrink = exponential(row_max[i] - from);
+      row_max[i] = largest;
+      row_sum[i] *= shrink;
+      for (int chunk = 0; chunk < kOutChunks; ++chunk)
+        for (int c = 0; c < kDimsPerThread; ++c) out[chunk][i][c] *= shrink;
+#pragma unroll
+      for (int j = 0; j < kPer; ++j) {
+        const int at = key + thread_x() + j * kSide;
+        C x = exponential(scores[i][j] - from);
+        row_sum[i] += x;
+        if (p.dropout.p > 0 && !draws.keeps(at, static_cast<uint32_t>(query), drop_head)) x = 0;
+        probs[row * score_pitch<kTile> + thread_x() + j * kSide] = x;
+      }
+    }
+    const KeyElements<T, C> v{p, p.v, p.quantization.v_scale_shift, tile, dim_v, key};
+#pragma unroll
+    for (int chunk = 0; chunk < kOutChunks; ++chunk) {
+      if (first_dim_v + chunk * kChunkDims >= dim_v) break;
+      __syncthreads();
+      load_chunk<kTile>(kv_chunk, num_keys, first_dim_v + chunk * kChunkDims, v);
+      __syncthreads();
+      accumulate_chunk<kPer, kTile>(out[chunk], probs, kv_chunk);
+    }
+  }
+
+#pragma unroll
+  for (int i = 0; i < kPer; ++i) {
+    C sum = row_sum[i];
+    for (int lane = 1; lane < kSide; lane *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, lane);
+    const int row = thread_y() * kPer + i;
+    if (row >= tile.rows) continue;
+    const int64_t query = sequence.q_begin + tile.first + row;
+    if (p.lse.data && thread_x() == 0 && first_dim_v == 0) {
+      static_cast<C*>(p.lse.data)[sequence.batch * p.lse.batch_stride + tile.group * p.lse.group_stride +
+                                  tile.head * p.lse.head_stride + query] =
+          sum > 0 ? row_max[i] + logarithm(sum) : -infinity<C>();
+    }
+    const C factor = sum > 0 ? static_cast<C>(args.kept) / sum : C(0);
+    const int64_t to = sequence.batch * p.out.batch_stride + tile.group * p.out.group_stride +
+                       tile.head * p.out.head_stride + query * p.out.seq_stride;
+#pragma unroll
+    for (int chunk = 0; chunk < kOutChunks; ++chunk)
+#pragma unroll
+      for (int c = 0; c < kDimsPerThread; ++c) {
+        const int d = first_dim_v + chunk * kChunkDims + thread_dim(c);
+        if (d >= dim_v) continue;
+        const C x = out[chunk][i][c] * factor;
+        if (p.wide_out) {
+          static_cast<C*>(p.out.data)[to + d] = x;
+        } else {
+          static_cast<T*>(p.out.data)[to + d] = to_element<T>(x);
+        }
+      }
+  }
+}
+
+}  // namespace xformers::cuda::simt

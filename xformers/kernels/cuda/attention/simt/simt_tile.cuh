@@ -1,0 +1,188 @@
+// Attention without tensor cores, for every dtype and head_dim: the pieces that forward and backward share.
+//
+// 256 threads stand 16 x 16 over a tile of scores; thread (y, x) owns rows y * (rows / 16) ... and columns
+// x, x + 16, ... Head dims pass through shared memory in chunks of 64, so that head_dim only costs registers where
+// results are summed. C, the type of sums, is float, or double for fp64.
+#pragma once
+
+#include "xformers/kernels/cuda/attention/dropout.cuh"
+#include "xformers/kernels/cuda/attention/elements.cuh"
+#include "xformers/kernels/cuda/attention/mask.cuh"
+
+namespace xformers::cuda::simt {
+
+inline constexpr int kSide = 16, kThreads = kSide * kSide, kChunkDims = 64, kPitch = kChunkDims + 4;
+inline constexpr int kDimsPerThread = kChunkDims / kSide;  // neighbours, of a chunk's result
+
+__device__ __forceinline__ int thread_y() { return threadIdx.x / kSide; }
+__device__ __forceinline__ int thread_x() { return threadIdx.x % kSide; }
+
+template <class C>
+__device__ __forceinline__ C infinity() {
+  return static_cast<C>(INFINITY);
+}
+__device__ __forceinline__ float exponential(float x) { return expf(x); }
+__device__ __forceinline__ double exponential(double x) { return exp(x); }
+__device__ __forceinline__ float logarithm(float x) { return logf(x); }
+__device__ __forceinline__ double logarithm(double x) { return log(x); }
+
+template <class C, class T>
+__device__ __forceinline__ C to_compute(T x) {
+  if constexpr (std::is_same_v<T, double>) {
+    return static_cast<C>(x);
+  } else {
+    return static_cast<C>(static_cast<float>(x));
+  }
+}
+
+// One head of a tensor, by rows of one sequence.
+template <class T>
+struct HeadRows {
+  T* data;
+  int64_t stride;
+  __device__ HeadRows(const HeadsTensor& tensor, int64_t batch, int64_t group, int64_t head, int64_t first_row)
+      : data(static_cast<T*>(tensor.data) + batch * tensor.batch_stride + group * tensor.group_stride +
+             head * tensor.head_stride + first_row * tensor.seq_stride),
+        stride(tensor.seq_stride) {}
+  __device__ T* row(int64_t index) const { return data + index * stride; }
+};
+
+// 16 bytes of C: what one access to shared memory moves.
+template <class C>
+struct alignas(16) Vector {
+  static constexpr int kSize = 16 / sizeof(C);
+  C at[kSize];
+};
+template <class C>
+__device__ __forceinline__ Vector<C> load_vector(const C* from) {
+  return *reinterpret_cast<const Vector<C>*>(from);
+}
+
+// Four neighbours of a row from dim d on, zeros from `dim` on.
+template <class C, class T>
+__device__ __forceinline__ void load_four(C (&to)[4], const T* row, int d, int dim) {
+  struct alignas(sizeof(T) >= 4 ? 16 : 8) Four {
+    T at[4];
+  };
+  if (d + 4 <= dim && reinterpret_cast<uintptr_t>(row + d) % alignof(Four) == 0) {
+    const Four four = *reinterpret_cast<const Four*>(row + d);
+#pragma unroll
+    for (int e = 0; e < 4; ++e) to[e] = to_compute<C>(four.at[e]);
+  } else {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) to[e] = d + e < dim ? to_compute<C>(row[d + e]) : C(0);
+  }
+}
+
+// Dims [first_dim, first_dim + 64) of rows [0, kRows) into to[kRows][kPitch]; zeros past `rows` and `dim`.
+// four(values, row, d) reads four neighbours.
+template <int kRows, class C, class ReadFour>
+__device__ __forceinline__ void load_chunk(C* to, int rows, int first_dim, const ReadFour& four) {
+  const int d = threadIdx.x % (kChunkDims / 4) * 4;
+#pragma unroll 4
+  for (int row = threadIdx.x / (kChunkDims / 4); row < kRows; row += kThreads * 4 / kChunkDims) {
+    C values[4] = {};
+    if (row < rows) four(values, row, first_dim + d);
+#pragma unroll
+    for (int e = 0; e < 4; e += Vector<C>::kSize) {
+      Vector<C> part;
+#pragma unroll
+      for (int i = 0; i < Vector<C>::kSize; ++i) part.at[i] = values[e + i];
+      *reinterpret_cast<Vector<C>*>(to + row * kPitch + d + e) = part;
+    }
+  }
+}
+
+// sums[i][j] += a[row i] . b[column j] over one chunk.
+template <int kRowsPer, int kColumnsPer, class C>
+__device__ __forceinline__ void multiply_chunk(C (&sums)[kRowsPer][kColumnsPer], const C* a, const C* b) {
+  constexpr int kSize = Vector<C>::kSize;
+#pragma unroll 2
+  for (int d = 0; d < kChunkDims; d += kSize) {
+    Vector<C> left[kRowsPer], right[kColumnsPer];
+#pragma unroll
+    for (int i = 0; i < kRowsPer; ++i) left[i] = load_vector(a + (thread_y() * kRowsPer + i) * kPitch + d);
+#pragma unroll
+    for (int j = 0; j < kColumnsPer; ++j) right[j] = load_vector(b + (thread_x() + j * kSide) * kPitch + d);
+#pragma unroll
+    for (int e = 0; e < kSize; ++e)
+#pragma unroll
+      for (int i = 0; i < kRowsPer; ++i)
+#pragma unroll
+        for (int j = 0; j < kColumnsPer; ++j) sums[i][j] = fma(left[i].at[e], right[j].at[e], sums[i][j]);
+  }
+}
+
+// Dim c of a thread in a chunk.
+__device__ __forceinline__ int thread_dim(int c) { return thread_x() * kDimsPerThread + c; }
+
+// sums[i][c] += left[row i][n] * right[n][dim c] over n < kDepth; rows of left are score_pitch<kDepth> apart.
+template <int kDepth>
+inline constexpr int score_pitch = kDepth + 4;
+template <int kRowsPer, int kDepth, class C>
+__device__ __forceinline__ void accumulate_chunk(C (&sums)[kRowsPer][kDimsPerThread], const C* left, const C* right) {
+  constexpr int kSize = Vector<C>::kSize;
+#pragma unroll 2
+  for (int n = 0; n < kDepth; n += kSize) {
+    Vector<C> factors[kRowsPer];
+#pragma unroll
+    for (int i = 0; i < kRowsPer; ++i)
+      factors[i] = load_vector(left + (thread_y() * kRowsPer + i) * score_pitch<kDepth> + n);
+#pragma unroll
+    for (int e = 0; e < kSize; ++e) {
+      Vector<C> row[kDimsPerThread / kSize];
+#pragma unroll
+      for (int c = 0; c < kDimsPerThread / kSize; ++c)
+        row[c] = load_vector(right + (n + e) * kPitch + thread_dim(c * kSize));
+#pragma unroll
+      for (int i = 0; i < kRowsPer; ++i)
+#pragma unroll
+        for (int c = 0; c < kDimsPerThread; ++c)
+          sums[i][c] = fma(factors[i].at[e], row[c / kSize].at[c % kSize], sums[i][c]);
+    }
+  }
+}
+
+__device__ __forceinline__ int64_t bias_offset(const ScoreBias& bias, int64_t batch, int64_t group, int64_t head,
+                                               int64_t query, int64_t key) {
+  return batch * bias.batch_stride + group * bias.group_stride + head * bias.head_stride + query * bias.q_stride +
+         key * bias.k_stride;
+}
+
+__device__ __forceinline__ uint32_t sequence_head(const AttentionShape& shape, const Sequence& sequence, int64_t group,
+                                                  int64_t head) {
+  return static_cast<uint32_t>(sequence.index * shape.num_heads() + group * shape.heads_per_group + head);
+}
+
+// A tile of `kTile` rows of one head: queries or keys. 1-D grids: heads outside, tiles inside.
+struct HeadTile {
+  Sequence sequence;
+  int64_t group, head;
+  int first, rows;
+};
+template <int kTile, class LengthOf>
+__device__ __forceinline__ HeadTile head_tile(const AttentionShape& shape, const SeqLayout& seq, int64_t tiles,
+                                              const LengthOf& length_of) {
+  int64_t index = blockIdx.x;
+  const int64_t tile = index % tiles;
+  index /= tiles;
+  HeadTile result{};
+  result.head = index % shape.heads_per_group;
+  index /= shape.heads_per_group;
+  result.group = index % shape.num_groups;
+  index /= shape.num_groups;
+  if (seq.packed()) {
+    const SequenceTile found = find_tile(tile, seq.num_sequences, kTile,
+                                         [&](int64_t s) { return int64_t{length_of(sequence_at(shape, seq, s))}; });
+    if (found.sequence < 0) return result;
+    result.sequence = sequence_at(shape, seq, found.sequence);
+    result.first = found.first_row;
+  } else {
+    result.sequence = sequence_at(shape, seq, index);
+    result.first = static_cast<int>(tile) * kTile;
+  }
+  result.rows = min(kTile, length_of(result.sequence) - result.first);
+  return result;
+}
+
+}  // namespace xformers::cuda::simt
