@@ -103,19 +103,6 @@ std::vector<std::string> why_not(const Kernel<BackwardFn>& kernel, const Attenti
   return reasons;
 }
 
-// The instruction set that XFORMERS_CPU_ISA names: the highest to use.
-std::optional<Isa> wanted_isa() {
-  const std::string_view name = setting("XFORMERS_CPU_ISA");
-  if (name.empty()) return std::nullopt;
-  for (Isa isa : kAllIsas) {
-    if (name == name_of(isa) && has_isa(isa)) return isa;
-  }
-  std::string available;
-  for (const std::string& each : available_isa_names()) available += (available.empty() ? "" : ", ") + each;
-  throw Error("attention: XFORMERS_CPU_ISA is '" + std::string(name) +
-              "', expected one that this processor has: " + available + ".  Fix: unset it, or name one of these");
-}
-
 // The environment's objections: XFORMERS_KERNEL names one kernel, of either direction ("fwd_amx" leaves backward free).
 template <class Fn>
 void add_environment_reasons(const Kernel<Fn>& kernel, const std::vector<Kernel<Fn>>& list, std::optional<Isa> isa,
@@ -140,7 +127,7 @@ bool is_known(std::string_view kernel) {
 template <class Fn, class Params>
 const Kernel<Fn>& choose(const std::vector<Kernel<Fn>>& list, const Params& params) {
   const std::string_view wanted = setting("XFORMERS_KERNEL");
-  const std::optional<Isa> isa = wanted_isa();
+  const std::optional<Isa> isa = isa_limit("attention");
   std::string report;
   if (wanted.empty() || is_known(wanted)) {
     for (const Kernel<Fn>& kernel : list) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -26,5 +27,9 @@ const CpuFeatures& cpu_features();  // detected once
 bool has_isa(Isa isa);
 const char* name_of(Isa isa);  // "portable", "avx2", "avx512", "avx512_bf16", "avx512_fp16", "amx"
 std::vector<std::string> available_isa_names();
+
+// The instruction set that XFORMERS_CPU_ISA names, the highest to use; nothing where it is unset or empty. Throws
+// xformers::Error, beginning with `what`, when it names none that this processor has.
+std::optional<Isa> isa_limit(const char* what);
 
 }  // namespace xformers::cpu

@@ -1,11 +1,5 @@
 #include "xformers/kernels/cpu/base/vector_isa.h"
 
-#include <cstdlib>
-#include <string>
-#include <string_view>
-
-#include "xformers/kernels/base/error.h"
-
 namespace xformers::cpu {
 namespace {
 
@@ -22,15 +16,8 @@ Isa highest_up_to(Isa limit) {
 
 Isa vector_isa() {
   static const Isa best = highest_up_to(Isa::kAmx);
-  const char* wanted = std::getenv("XFORMERS_CPU_ISA");
-  if (!wanted || !*wanted) return best;
-  for (Isa isa : kAllIsas) {
-    if (std::string_view(wanted) == name_of(isa) && has_isa(isa)) return highest_up_to(isa);
-  }
-  std::string available;
-  for (const std::string& each : available_isa_names()) available += (available.empty() ? "" : ", ") + each;
-  throw Error("CPU kernels: XFORMERS_CPU_ISA is '" + std::string(wanted) +
-              "', expected one that this processor has: " + available + ".  Fix: unset it, or name one of these.");
+  const std::optional<Isa> limit = isa_limit("CPU kernels");
+  return limit ? highest_up_to(*limit) : best;
 }
 
 }  // namespace xformers::cpu

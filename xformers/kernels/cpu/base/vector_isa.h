@@ -2,8 +2,6 @@
 // four compilations serve all machines.
 #pragma once
 
-#include <optional>
-
 #include "xformers/kernels/cpu/base/cpu_features.h"
 
 namespace xformers::cpu {
