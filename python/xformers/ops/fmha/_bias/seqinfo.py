@@ -116,11 +116,35 @@ class _SeqLenInfo:
 
 
 @dataclass(eq=False)
-class _PaddedSeqLenInfo(_SeqLenInfo):
-    """Sequences in slots of `padding` positions, of which sequence b uses the first seqlen[b]."""
+class _UsedSeqLenInfo(_SeqLenInfo):
+    """Sequences with lengths of their own: sequence b is seqstart[b] + [0, seqlen[b])."""
 
     seqlen: torch.Tensor  # int32 [sequences]
     seqlen_py: Sequence[int]
+
+    def intervals(self) -> Iterable[tuple[int, int]]:
+        """(start, end) of the used part of every sequence."""
+        return [(start, start + used) for start, used in zip(self.seqstart_py, self.seqlen_py, strict=False)]
+
+    def to(self, device: Device) -> Any:
+        moved = super().to(device)
+        if moved is self and is_at(self.seqlen, device):
+            return self
+        return altered(moved, seqlen=self.seqlen.to(device), _device_given=True)
+
+    def _lengths_py(self) -> list[int]:
+        return list(self.seqlen_py)
+
+    def _ranges(self) -> list[tuple[int, int]]:
+        starts = self.seqstart_py if self.seqstart.is_meta else self.seqstart.tolist()
+        lengths = self.seqlen_py if self.seqlen.is_meta else self.seqlen.tolist()
+        return [(start, start + used) for start, used in zip(starts, lengths, strict=False)]
+
+
+@dataclass(eq=False)
+class _PaddedSeqLenInfo(_UsedSeqLenInfo):
+    """Sequences in slots of `padding` positions, of which sequence b uses the first seqlen[b]."""
+
     padding: int
     # seqstart: 0, padding, ..., sequences * padding
 
@@ -148,34 +172,14 @@ class _PaddedSeqLenInfo(_SeqLenInfo):
             padding=padding,
         )._built_for(device)
 
-    def intervals(self) -> Iterable[tuple[int, int]]:
-        """(start, end) of the used part of every slot."""
-        return [(start, start + used) for start, used in zip(self.seqstart_py, self.seqlen_py, strict=False)]
-
-    def to(self, device: Device) -> Any:
-        moved = super().to(device)
-        if moved is self and is_at(self.seqlen, device):
-            return self
-        return altered(moved, seqlen=self.seqlen.to(device), _device_given=True)
-
     def split(self, x: torch.Tensor, batch_sizes: Sequence[int] | None = None) -> list[torch.Tensor]:
         raise NotImplementedError("attn_bias: padded sequences are not concatenated, so there is nothing to split.")
 
-    def _lengths_py(self) -> list[int]:
-        return list(self.seqlen_py)
-
-    def _ranges(self) -> list[tuple[int, int]]:
-        starts = self.seqstart_py if self.seqstart.is_meta else self.seqstart.tolist()
-        lengths = self.seqlen_py if self.seqlen.is_meta else self.seqlen.tolist()
-        return [(start, start + used) for start, used in zip(starts, lengths, strict=False)]
-
 
 @dataclass(eq=False)
-class _GappySeqInfo(_SeqLenInfo):
+class _GappySeqInfo(_UsedSeqLenInfo):
     """Sequences anywhere: sequence b is seqstart[b] + [0, seqlen[b]). Ranges may overlap and leave gaps."""
 
-    seqlen: torch.Tensor  # int32 [sequences]
-    seqlen_py: Sequence[int]
     # seqstart: int32 [sequences + 1], the last one the total; paged: [sequences], counted in a sequence's own pages
 
     @classmethod
@@ -210,16 +214,6 @@ class _GappySeqInfo(_SeqLenInfo):
             seqlen=to_int32(seqlen_py, device),
             seqlen_py=seqlen_py,
         )._built_for(device)
-
-    intervals = _PaddedSeqLenInfo.intervals
-    _lengths_py = _PaddedSeqLenInfo._lengths_py
-    _ranges = _PaddedSeqLenInfo._ranges
-
-    def to(self, device: Device) -> Any:
-        moved = super().to(device)
-        if moved is self and is_at(self.seqlen, device):
-            return self
-        return altered(moved, seqlen=self.seqlen.to(device), _device_given=True)
 
     def split(self, x: torch.Tensor, batch_sizes: Sequence[int] | None = None) -> list[torch.Tensor]:
         raise NotImplementedError("attn_bias: ranges that overlap or leave gaps cannot be split.")
