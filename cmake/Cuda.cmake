@@ -3,12 +3,15 @@
 #   XFORMERS_CUDA         ON builds the CUDA kernels; needs nvcc 13 and nvidia-cutlass's headers
 #   XFORMERS_CUDA_ARCHS   architectures, as in CMAKE_CUDA_ARCHITECTURES
 #   XFORMERS_HEAD_DIMS    padded head dims to build; shorter is faster to compile
+#   XFORMERS_CUDA_ELSEWHERE  ON leaves the kernels out of libxformers_kernels: scripts/gpu/pack.sh and build.sh compile them
+#                         on the machine that has the GPU
 #   XFORMERS_CUTLASS_DIR  CUTLASS's include folder; empty: that of the Python package nvidia-cutlass
 include_guard(GLOBAL)
 
 # 90a: Hopper's own code. 80 also leaves its PTX in the library, which newer GPUs compile at load.
 set(XFORMERS_CUDA_ARCHS "80;90a-real" CACHE STRING "CUDA architectures")
 set(XFORMERS_HEAD_DIMS "32;64;96;128;192;256" CACHE STRING "Padded head dims of the tensor-core kernels")
+option(XFORMERS_CUDA_ELSEWHERE "The CUDA kernels are compiled and linked elsewhere" OFF)
 set(XFORMERS_CUTLASS_DIR "" CACHE PATH "CUTLASS's include folder; empty: ask Python for nvidia-cutlass")
 
 if(NOT CMAKE_CUDA_COMPILER)

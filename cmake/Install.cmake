@@ -22,7 +22,8 @@ list(APPEND headers xformers/kernels/cpu/base/parallel_for.h xformers/kernels/cp
      xformers/kernels/cpu/merge/merge_cpu.h xformers/kernels/cpu/norm/norm_cpu.h xformers/kernels/cpu/rope/rope_cpu.h
      xformers/kernels/cpu/swiglu/gate_cpu.h)
 if(XFORMERS_CUDA)
-  list(APPEND headers xformers/kernels/cuda/attention/attention_cuda.h)
+  list(APPEND headers xformers/kernels/cuda/base/device.h xformers/kernels/cuda/base/stream.h
+       xformers/kernels/cuda/attention/attention_cuda.h)
 endif()
 if(XFORMERS_OPS)
   foreach(family IN ITEMS indexing norm rope swiglu tiled_matmul)

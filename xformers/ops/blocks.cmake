@@ -15,3 +15,7 @@ target_sources(xformers PRIVATE
   swiglu/swiglu_cpu.cpp
   swiglu/swiglu_layer.cpp
   tiled_matmul/tiled_matmul.cpp)
+
+if(XFORMERS_CUDA)
+  target_sources(xformers PRIVATE)
+endif()

@@ -4,13 +4,13 @@
 #include <cstdint>
 
 #include "xformers/kernels/cuda/attention/built_instances.h"
-#include "xformers/kernels/cuda/attention/device.h"
 #include "xformers/kernels/cuda/attention/kernel_list.h"
 #include "xformers/kernels/cuda/attention/passes.h"
 #include "xformers/kernels/cuda/attention/sm80/bwd_policy.h"
 #include "xformers/kernels/cuda/attention/sm80/fwd_policy.h"
 #include "xformers/kernels/cuda/attention/tiles.h"
 #include "xformers/kernels/cuda/base/cuda_check.h"
+#include "xformers/kernels/cuda/base/device.h"
 
 namespace xformers::cuda {
 namespace {

@@ -7,16 +7,11 @@
 #include <string_view>
 #include <vector>
 
+#include "xformers/kernels/cuda/base/device.h"
+#include "xformers/kernels/cuda/base/stream.h"
 #include "xformers/kernels/params/attention.h"
 
 namespace xformers::cuda {
-
-// Where a call runs: the current device, this stream (a cudaStream_t), and device memory of the size that
-// *_workspace asks for, aligned to 256 bytes, free for other use once the stream has passed.
-struct Stream {
-  void* stream = nullptr;
-  void* workspace = nullptr;
-};
 
 // Bytes of scratch memory that the call needs: O(batch * heads * seqlen_q * head_dim) fp32 numbers at most.
 size_t forward_workspace(const AttentionFwdParams& params);
@@ -38,8 +33,5 @@ std::vector<std::string> why_not_backward(std::string_view kernel, const Attenti
 // The kernel that this thread's last call ran.
 std::string_view last_forward_kernel();
 std::string_view last_backward_kernel();
-
-// Why no kernel runs on the current device ("" if some do): no GPU, driver too old, architecture not built.
-std::string why_not_this_device();
 
 }  // namespace xformers::cuda

@@ -1,7 +1,7 @@
 #include <algorithm>
 
-#include "xformers/kernels/cuda/attention/elements.cuh"
 #include "xformers/kernels/cuda/attention/passes.h"
+#include "xformers/kernels/cuda/attention/quantised_rows.cuh"
 #include "xformers/kernels/cuda/attention/seqlen.cuh"
 #include "xformers/kernels/cuda/base/cuda_check.h"
 

@@ -6,8 +6,8 @@
 #pragma once
 
 #include "xformers/kernels/cuda/attention/dropout.cuh"
-#include "xformers/kernels/cuda/attention/elements.cuh"
 #include "xformers/kernels/cuda/attention/mask.cuh"
+#include "xformers/kernels/cuda/attention/quantised_rows.cuh"
 
 namespace xformers::cuda::simt {
 

@@ -10,9 +10,9 @@
 
 #include "xformers/kernels/cuda/arch/mma.cuh"
 #include "xformers/kernels/cuda/attention/dropout.cuh"
-#include "xformers/kernels/cuda/attention/elements.cuh"
 #include "xformers/kernels/cuda/attention/fwd_args.h"
 #include "xformers/kernels/cuda/attention/mask.cuh"
+#include "xformers/kernels/cuda/attention/quantised_rows.cuh"
 #include "xformers/kernels/cuda/attention/sm80/fwd_policy.h"
 #include "xformers/kernels/cuda/attention/sm80/tile.cuh"
 

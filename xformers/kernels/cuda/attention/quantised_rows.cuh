@@ -2,28 +2,12 @@
 // any alignment, int4 and fp8.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #include <cuda_fp8.h>
 
+#include "xformers/kernels/cuda/base/elements.cuh"
 #include "xformers/kernels/params/attention.h"
 
 namespace xformers::cuda {
-
-template <class T>
-__device__ __forceinline__ float to_float(T x) {
-  return static_cast<float>(x);
-}
-template <class T, class From>
-__device__ __forceinline__ T to_element(From x) {
-  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
-    return __float2bfloat16_rn(static_cast<float>(x));
-  } else if constexpr (std::is_same_v<T, __half>) {
-    return __float2half_rn(static_cast<float>(x));
-  } else {
-    return static_cast<T>(x);
-  }
-}
 
 template <class C>
 struct Coefficients {

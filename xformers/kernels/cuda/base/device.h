@@ -1,5 +1,7 @@
-// What the current device offers.
+// What the current device offers. Plain C++.
 #pragma once
+
+#include <string>
 
 namespace xformers::cuda {
 
@@ -8,5 +10,8 @@ struct DeviceProperties {
   int smem_per_block = 0;  // bytes, after opting in
 };
 const DeviceProperties& current_device();  // read once per device
+
+// Why no kernel runs on the current device ("" if some do): no GPU, driver too old, architecture not built.
+std::string why_not_this_device();
 
 }  // namespace xformers::cuda

@@ -1,11 +1,10 @@
-#include "xformers/kernels/cuda/attention/device.h"
+#include "xformers/kernels/cuda/base/device.h"
 
 #include <cuda_runtime_api.h>
 
 #include <array>
 #include <mutex>
 
-#include "xformers/kernels/cuda/attention/attention_cuda.h"
 #include "xformers/kernels/cuda/base/cuda_check.h"
 
 namespace xformers::cuda {
