@@ -8,7 +8,7 @@ demo:    ## train a small GPT on real text for about two minutes
 	@scripts/demo.sh $(ARGS)
 test:    ## build everything and run all tests
 	@scripts/test.sh
-bench:   ## attention against PyTorch's, JSON in build/bench
+bench:   ## attention and the operators around it against PyTorch's, JSON in build/bench
 	@scripts/bench.sh $(ARGS)
 asan:    ## the C++ tests under AddressSanitizer and UBSan
 	@scripts/asan.sh

@@ -5,61 +5,29 @@
 #include <malloc.h>
 #endif
 
-#include <CLI/CLI.hpp>
 #include <cmath>
 #include <cstdio>
 #include <exception>
-#include <fstream>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
-#include <regex>
-#include <stdexcept>
 #include <string>
 
 #include "benchmarks/blocks/rows.h"
 #include "benchmarks/common/bandwidth.h"
 #include "benchmarks/common/machine.h"
+#include "benchmarks/common/options.h"
 
 namespace xformers::bench {
 namespace {
 
-struct Options {
-  AlternateOptions alternate;
-  std::string filter, json, commit;
-  int threads = 0;
-  bool quick = false, list = false;
-};
-
-std::optional<int> parse(Options& options, int argc, char** argv) {
+std::optional<int> parse(CommonOptions& options, int argc, char** argv) {
   CLI::App app{
-      "Measures norms, rotary embeddings, SwiGLU and indexing against eager PyTorch and against a copy of as many "
-      "bytes.\n"
+      "Measures norms, softmax, rotary embeddings, SwiGLU, fused layers and indexing against eager PyTorch and against "
+      "a\n"
+      "copy of as many bytes.\n"
       "Every row takes the sides in turns on the same values and threads; docs/benchmarks.md explains the columns."};
-  app.add_flag("--quick", options.quick, "Small sizes and short samples: under two minutes");
-  app.add_option("--filter", options.filter, "Only rows whose name matches this regular expression");
-  app.add_flag("--list", options.list, "Print the names of the rows and stop");
-  app.add_option("--threads", options.threads, "Threads for all sides (default: LibTorch's)")
-      ->check(CLI::PositiveNumber);
-  app.add_option("--min-time", options.alternate.min_seconds,
-                 "Seconds measured per side and row (default 0.5; quick 0.1)")
-      ->check(CLI::PositiveNumber);
-  app.add_option("--min-samples", options.alternate.min_samples, "Samples per side and row (default 5; quick 3)")
-      ->check(CLI::PositiveNumber);
-  app.add_option("--json", options.json, "Write everything to this file");
-  app.add_option("--commit", options.commit, "Commit to name in the JSON");
-  try {
-    app.parse(argc, argv);
-    std::regex{options.filter};
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error);
-  } catch (const std::regex_error& error) {
-    std::fprintf(stderr, "--filter '%s' is no regular expression: %s\n", options.filter.c_str(), error.what());
-    return 1;
-  }
-  if (options.quick && app.count("--min-time") == 0) options.alternate.min_seconds = 0.1;
-  if (options.quick && app.count("--min-samples") == 0) options.alternate.min_samples = 3;
-  return std::nullopt;
+  return parse_options(app, options, argc, argv);
 }
 
 // Freed memory stays with the process, as under an allocator that keeps it: otherwise every call would first pay for
@@ -111,7 +79,7 @@ nlohmann::json to_json(const Measured& m) {
 }
 
 int run(int argc, char** argv) {
-  Options options;
+  CommonOptions options;
   if (const auto code = parse(options, argc, argv)) return *code;
   const std::vector<BlockRow> rows = block_rows(options.filter, options.quick);
   if (options.list) {
@@ -138,14 +106,7 @@ int run(int argc, char** argv) {
     std::printf("\nspeedup over eager: mean %.2fx, least %.2fx; least part of the copy's bandwidth: %.0f%%\n",
                 std::exp(log_speedups / static_cast<double>(rows.size())), worst_speedup, 100 * worst_copy);
   }
-  if (options.json.empty()) return 0;
-  result["machine"] = to_json(machine);
-  result["commit"] = options.commit;
-  result["quick"] = options.quick;
-  std::ofstream file(options.json);
-  file << result.dump(1) << "\n";
-  if (!file.flush()) throw std::runtime_error("could not write " + options.json);
-  std::printf("wrote %s\n", options.json.c_str());
+  write_json(std::move(result), options);
   return 0;
 }
 

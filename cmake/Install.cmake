@@ -18,20 +18,22 @@ endif()
 # Public headers: the parameter structs and entry points of the kernels, the operators' functions.
 file(GLOB headers RELATIVE "${PROJECT_SOURCE_DIR}" CONFIGURE_DEPENDS xformers/kernels/base/*.h xformers/kernels/params/*.h)
 list(APPEND headers xformers/kernels/cpu/base/parallel_for.h xformers/kernels/cpu/base/cpu_features.h
-     xformers/kernels/cpu/attention/attention_cpu.h xformers/kernels/cpu/indexing/indexing_cpu.h
+     xformers/kernels/cpu/attention/attention_cpu.h
+     xformers/kernels/cpu/bias_act_dropout/bias_act_dropout_cpu.h xformers/kernels/cpu/indexing/indexing_cpu.h
      xformers/kernels/cpu/merge/merge_cpu.h xformers/kernels/cpu/norm/norm_cpu.h xformers/kernels/cpu/rope/rope_cpu.h
-     xformers/kernels/cpu/swiglu/gate_cpu.h)
+     xformers/kernels/cpu/softmax/softmax_cpu.h xformers/kernels/cpu/swiglu/gate_cpu.h)
 if(XFORMERS_CUDA)
   list(APPEND headers xformers/kernels/cuda/base/device.h xformers/kernels/cuda/base/stream.h
        xformers/kernels/cuda/attention/attention_cuda.h)
 endif()
 if(XFORMERS_OPS)
-  foreach(family IN ITEMS indexing norm rope swiglu tiled_matmul)
+  foreach(family IN ITEMS bias_act_dropout indexing norm rope softmax swiglu tiled_matmul)
     list(APPEND headers xformers/ops/${family}/${family}.h)
   endforeach()
   file(GLOB biases RELATIVE "${PROJECT_SOURCE_DIR}" CONFIGURE_DEPENDS xformers/ops/attention/attn_bias/*.h)
+  file(GLOB_RECURSE modules RELATIVE "${PROJECT_SOURCE_DIR}" CONFIGURE_DEPENDS xformers/nn/*.h)
   list(APPEND headers xformers/ops/attention/attention.h xformers/ops/attention/attn_bias.h
-       xformers/ops/attention/merge_attentions.h xformers/ops/common/stack.h ${biases})
+       xformers/ops/attention/merge_attentions.h xformers/ops/common/stack.h ${biases} ${modules})
 endif()
 foreach(header IN LISTS headers)
   get_filename_component(folder "${header}" DIRECTORY)

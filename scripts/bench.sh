@@ -1,8 +1,12 @@
 #!/usr/bin/env bash
-# Attention against PyTorch's scaled_dot_product_attention and the plain formula; see docs/benchmarks.md.
+# bench.sh [option...]   attention, then the operators around it, against PyTorch; see docs/benchmarks.md. Options go to
+# both programs.
 source "$(dirname "$0")/common.sh"
 scripts/bootstrap.sh
-scripts/build.sh release ON bench_attention
+scripts/build.sh release ON bench_attention bench_blocks
 mkdir -p build/bench
-build/release/bin/bench_attention --json build/bench/attention.json --commit "$(git rev-parse --short HEAD 2>/dev/null || true)" "$@"
-say "JSON: build/bench/attention.json"
+commit=$(git rev-parse --short HEAD 2>/dev/null || true)
+for what in attention blocks; do
+  "build/release/bin/bench_$what" --json "build/bench/$what.json" --commit "$commit" "$@"
+  say "JSON: build/bench/$what.json"
+done

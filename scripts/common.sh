@@ -25,6 +25,26 @@ find_compiler() {
   done
 }
 
+# Prints nvcc 13 or later: CUDACXX, PATH's, the toolkit's, or the one of requirements-nvcc.txt in .venv; else nothing.
+find_nvcc() {
+  local candidate
+  for candidate in ${CUDACXX:-nvcc "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" .venv/lib/python3*/site-packages/nvidia/cu13/bin/nvcc}; do
+    if [[ $("$candidate" --version 2>/dev/null) =~ release\ ([0-9]+) ]] && ((BASH_REMATCH[1] >= 13)); then
+      realpath "$(command -v "$candidate")"
+      return
+    fi
+  done
+}
+
+# CUTLASS's headers into .venv; false where they can't be had.
+cutlass_headers() {
+  local stamp
+  stamp=.venv/.installed-cuda-$(cksum <requirements-cuda.txt | cut -d' ' -f1)
+  [[ -f $stamp ]] && return
+  .venv/bin/python -m pip install --disable-pip-version-check --no-deps -r requirements-cuda.txt \
+    >"$LOGS/CUTLASS-headers.log" 2>&1 && touch "$stamp"
+}
+
 say() { printf '%s\n' "$*"; }
 fail() {
   printf '\nerror: %s\n' "$1" >&2

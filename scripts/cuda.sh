@@ -1,21 +1,25 @@
 #!/usr/bin/env bash
-# cuda.sh [cmake options]   builds with the CUDA kernels into build/cuda; where there is a GPU, runs the tests that need
-# one and the benchmark against PyTorch. Shorter: -DXFORMERS_HEAD_DIMS=128 -DXFORMERS_CUDA_ARCHS=90a-real
+# cuda.sh [cmake options]   builds with all CUDA kernels into build/cuda, with nvcc from PyPI where there is no toolkit; where
+# there is a GPU, runs what needs one. Shorter: -DXFORMERS_HEAD_DIMS=128 -DXFORMERS_CUDA_ARCHS=90a-real
 source "$(dirname "$0")/common.sh"
 scripts/bootstrap.sh
 CXX=$(find_compiler)
 export CXX PATH="$PWD/.venv/bin:$PATH" NINJA_STATUS="[%f/%t %es] "
-step "CUTLASS headers" .venv/bin/python -m pip install --no-deps nvidia-cutlass==4.2.0.0
+if [[ -z $(find_nvcc) ]]; then
+  step "nvcc" .venv/bin/python -m pip install --disable-pip-version-check --no-deps -r requirements-nvcc.txt
+fi
+cutlass_headers || fail "CUTLASS's headers could not be installed; the whole output is in $LOGS/CUTLASS-headers.log"
 step "configure (cuda)" cmake --preset release -B build/cuda -DXFORMERS_CUDA=ON -DXFORMERS_DEVELOPER=ON \
-  "-DPython_EXECUTABLE=$PWD/.venv/bin/python" "$@"
+  "-DCMAKE_CUDA_COMPILER=$(find_nvcc)" "-DPython_EXECUTABLE=$PWD/.venv/bin/python" "$@"
 cmake --build build/cuda
 if ! .venv/bin/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
   say "no GPU here: built, not run"
   exit 0
 fi
-ctest --test-dir build/cuda -L cuda --output-on-failure
-PYTHONPATH=build/cuda/python .venv/bin/python -m pytest -q tests/python/matrix tests/python/test_cuda_attention.py -k cuda
 mkdir -p build/bench
-.venv/bin/python benchmarks/bench_attention_cuda.py --library build/cuda/lib/libxformers.so \
-  --out build/bench/attention-cuda.json --commit "$(git rev-parse --short HEAD 2>/dev/null || true)"
-say "JSON: build/bench/attention-cuda.json"
+COMMIT=$(git rev-parse --short HEAD 2>/dev/null || true)
+export COMMIT
+PYTHON=.venv/bin/python scripts/gpu/check.sh "$PWD/build/cuda/python" build/cuda/bin/kernels_cuda_test build/bench/gpu
+PYTHONPATH=build/cuda/python .venv/bin/python benchmarks/bench_attention_cuda.py --out build/bench/attention-cuda.json \
+  --commit "$COMMIT"
+say "JSON: build/bench/gpu/gpu-tests.json, build/bench/attention-cuda.json"

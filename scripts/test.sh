@@ -1,9 +1,21 @@
 #!/usr/bin/env bash
 # test.sh [preset]   builds everything, runs the C++ tests (ctest) and the Python tests (pytest); ends with the counts.
+# Where nvcc 13 is found the CUDA kernels of one head dim in bf16 and fp32 are compiled too; XFORMERS_CUDA=OFF: never.
 source "$(dirname "$0")/common.sh"
 readonly preset=${1:-release}
 scripts/bootstrap.sh
-scripts/build.sh "$preset" ON all
+cuda=(-DXFORMERS_CUDA=OFF)
+nvcc=$(find_nvcc)
+if [[ ${XFORMERS_CUDA:-ON} == OFF ]]; then
+  say "CUDA kernels: left out, because XFORMERS_CUDA=OFF"
+elif [[ -z $nvcc ]]; then
+  say "CUDA kernels: left out, because no nvcc 13 was found"
+elif ! cutlass_headers; then
+  say "CUDA kernels: left out, because CUTLASS's headers could not be installed ($LOGS/CUTLASS-headers.log)"
+else
+  cuda=(-DXFORMERS_CUDA=ON "-DCMAKE_CUDA_COMPILER=$nvcc" "-DXFORMERS_CUDA_DTYPES=bf16;fp32" -DXFORMERS_HEAD_DIMS=128)
+fi
+scripts/build.sh "$preset" ON all "${cuda[@]}"
 export PATH="$PWD/.venv/bin:$PATH" PYTHONPATH="$PWD/build/$preset/python" XFORMERS_BUILD_DIR="$PWD/build/$preset"
 
 reports=build/$preset/reports

@@ -1,11 +1,10 @@
 #include "benchmarks/blocks/rows.h"
 
-#include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
-#include <torch/csrc/autograd/autograd.h>
 
 #include <regex>
 
+#include "benchmarks/blocks/row_builder.h"
 #include "xformers/ops/indexing/indexing.h"
 #include "xformers/ops/norm/norm.h"
 #include "xformers/ops/rope/rope.h"
@@ -14,49 +13,6 @@
 
 namespace xformers::bench {
 namespace {
-
-using at::Tensor;
-using Tensors = std::vector<Tensor>;
-using Compute = std::function<Tensor(const Tensors&)>;
-
-// The element type and the size factor of one pass over all operators.
-struct Setting {
-  at::ScalarType dtype;
-  std::string name;
-  int64_t rows;
-
-  Tensor random(at::IntArrayRef sizes) const { return at::randn(sizes).to(dtype); }
-  double bytes(double elements) const { return elements * static_cast<double>(c10::elementSize(dtype)); }
-};
-
-Side forward_side(const char* name, const Compute& compute, const Tensors& inputs) {
-  return {name, [=] {
-            const at::NoGradGuard no_grad;
-            compute(inputs);
-          }};
-}
-
-// The gradient of one kept graph in all inputs.
-Side backward_side(const char* name, const Compute& compute, const Tensors& values) {
-  Tensors inputs;
-  for (const Tensor& value : values) inputs.push_back(value.detach().clone().requires_grad_());
-  const Tensor out = compute(inputs), grad = at::randn_like(out);
-  return {name, [=] { torch::autograd::grad({out}, inputs, {grad}, /*retain_graph=*/true); }};
-}
-
-void add(std::vector<BlockRow>& rows, const Setting& s, const std::string& what, double forward_bytes,
-         double backward_bytes, const std::function<Tensors()>& inputs, const Compute& ours, const Compute& eager) {
-  const auto sides = [=](bool backward) {
-    const Tensors values = inputs();
-    const auto side = backward ? backward_side : forward_side;
-    return std::vector<Side>{side("ours", ours, values), side("eager", eager, values)};
-  };
-  rows.push_back({s.name + " " + what + " forward", forward_bytes, [=] { return sides(false); }});
-  if (backward_bytes >= 0)
-    rows.push_back({s.name + " " + what + " backward", backward_bytes, [=] { return sides(true); }});
-}
-
-std::string times(int64_t a, int64_t b) { return std::to_string(a) + " x " + std::to_string(b); }
 
 void add_norms(std::vector<BlockRow>& rows, const Setting& s) {
   const int64_t n = s.rows, width = 4096;
@@ -181,6 +137,7 @@ std::vector<BlockRow> block_rows(const std::string& filter, bool quick) {
     add_indexing(all, setting);
     add_rope(all, {dtype, name, quick ? 1024 : 4096});
     add_swiglu(all, setting, quick);
+    add_fused(all, setting, quick);
   }
   const std::regex wanted(filter);
   for (BlockRow& row : all) {

@@ -25,10 +25,18 @@ def get_features_status() -> dict[str, str]:
     return features
 
 
+def _why_not_cuda() -> str:
+    if not hasattr(torch.ops.xformers, "why_not_cuda"):
+        return "not built (XFORMERS_CUDA is OFF)"
+    reason = torch.ops.xformers.why_not_cuda()
+    return reason and f"unavailable: {reason}"
+
+
 def _kernels() -> dict[str, str]:
     ops = torch.ops.xformers
     return {
         "attention.devices": ", ".join(ops.attention_devices()),
+        "attention.cuda_kernels": _why_not_cuda() or "available",
         "attention.cpu_kernels.forward": ", ".join(ops.attention_kernels()),
         "attention.cpu_kernels.backward": ", ".join(ops.attention_kernels(True)),
     }

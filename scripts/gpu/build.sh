@@ -6,7 +6,8 @@
 #   XFORMERS_DEFINES   further compiler options
 #   XFORMERS_UNITS     regex: compiles those units alone, and takes the rest from XFORMERS_REUSE, another OUT
 set -uo pipefail
-readonly folder=$1 out=$2 fallback=${3:-}
+mkdir -p "$2"
+folder=$(realpath "$1") out=$(realpath "$2") fallback=${3:+$(realpath "$3")}
 nvcc=$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)
 export nvcc folder out fallback gencode=${XFORMERS_GENCODE:--gencode=arch=compute_90a,code=sm_90a} defines=${XFORMERS_DEFINES:-}
 mkdir -p "$out/objects" "$out/lib" "$out/python"
@@ -16,15 +17,13 @@ compile() {  # unit
   object=$out/objects/$(tr / _ <<<"$1").o
   for root in "$folder" $fallback; do
     warnings=$( (cd "$root/source" && "$nvcc" -std=c++20 -O3 -DNDEBUG -Xcompiler -fPIC,-fvisibility-inlines-hidden \
-      --expt-relaxed-constexpr -Xptxas=--warn-on-spills -I. -isystem ../include $gencode $defines -c "$1" -o "$object") 2>&1) && break
+      --expt-relaxed-constexpr --compress-mode=size -Xptxas=--warn-on-spills -I. -isystem ../include $gencode $defines -c "$1" -o "$object") 2>&1) && break
     echo "FAILED in $root: $1"
     grep -E "error" <<<"$warnings" | head -5
   done
   grep -i spill <<<"$warnings"
 }
 export -f compile
-folder=$(realpath "$folder") out=$(realpath "$out")
-[[ -z $fallback ]] || fallback=$(realpath "$fallback")
 # The widest heads take longest: they begin.
 units=$(grep -E "${XFORMERS_UNITS:-.}" "$folder/source/cuda_instances/units.txt" |
   sed -E 's/.*_([0-9]+)\.cu$/\1 &/; t; s/^/64 /' | sort -rn | cut -d' ' -f2)

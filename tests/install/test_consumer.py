@@ -15,9 +15,11 @@ def test_operators(build_outside):
 
 def test_every_operator_header(build_outside, prefix, tmp_path):
     headers = sorted(
-        header.relative_to(prefix / "include") for header in (prefix / "include/xformers/ops").rglob("*.h")
+        header.relative_to(prefix / "include")
+        for folder in ("ops", "nn")
+        for header in (prefix / "include/xformers" / folder).rglob("*.h")
     )
-    assert len(headers) >= 10
+    assert len(headers) >= 20
     source = tmp_path / "headers.cpp"
     source.write_text("".join(f"#include <{header}>\n" for header in headers) + "int main() {}\n")
     run(build_outside(HERE / "consumer", CONSUMER_SOURCE=source) / "consumer")
@@ -48,7 +50,7 @@ def test_installed_libraries_look_only_beside_themselves(prefix):
 
 def test_installed_headers_stand_alone(prefix):
     headers = sorted((prefix / "include").rglob("*.h"))
-    kernels = [header for header in headers if "ops" not in header.relative_to(prefix).parts]
+    kernels = [header for header in headers if not {"ops", "nn"} & set(header.relative_to(prefix).parts)]
     assert len(kernels) >= 6
     for header in kernels:
         run("c++", "-std=c++20", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", "-x", "c++", "-I", prefix / "include",

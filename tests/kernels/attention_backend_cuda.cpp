@@ -65,9 +65,11 @@ class DeviceMirror {
     if (!pointer) return;
     const auto host = reinterpret_cast<uintptr_t>(pointer);
     auto next = copies_.upper_bound(host);
-    if (next == copies_.begin()) return void(pointer = nullptr);
-    const auto& [begin, copy] = *--next;
-    pointer = host < begin + copy.bytes ? reinterpret_cast<T*>(copy.buffer->data() + (host - begin)) : nullptr;
+    if (next != copies_.begin()) {
+      const auto& [begin, copy] = *--next;
+      if (host < begin + copy.bytes) return void(pointer = reinterpret_cast<T*>(copy.buffer->data() + (host - begin)));
+    }
+    pointer = reinterpret_cast<T*>(nothing_.data());
   }
 
  private:
@@ -75,6 +77,7 @@ class DeviceMirror {
     size_t bytes = 0;
     std::unique_ptr<DeviceBuffer> buffer;
   };
+  DeviceBuffer nothing_{0};  // where arrays without elements lie: their pointers are not null either
   std::vector<std::pair<uintptr_t, size_t>> ranges_;
   std::map<uintptr_t, Copy> copies_;
 };
@@ -191,17 +194,17 @@ void for_each_array(AttentionBwdParams& p, const Visit& visit) {
   arrays.bias(p.dbias);
 }
 
-template <class Params, class Workspace, class Run>
-void run_on_device(const Params& host, const Workspace& workspace_of, const Run& run) {
+template <class Params, class Choose, class Run>
+void run_on_device(const Params& host, const Choose& choose, const Run& run) {
   Params device = host;
   DeviceMirror mirror;
   for_each_array(device, [&](auto*& pointer, size_t bytes) { mirror.add(pointer, bytes); });
   mirror.upload();
   for_each_array(device, [&](auto*& pointer, size_t) { mirror.translate(pointer); });
-  const size_t bytes = workspace_of(device);
-  const DeviceBuffer workspace(bytes);
-  check(cudaMemset(workspace.data(), 0xFF, bytes), "filling the workspace with NaN");
-  run(device, {.stream = nullptr, .workspace = workspace.data()});
+  const cuda::Choice choice = choose(device);
+  const DeviceBuffer workspace(choice.workspace);
+  check(cudaMemset(workspace.data(), 0xFF, choice.workspace), "filling the workspace with NaN");
+  run(choice, device, {.stream = nullptr, .workspace = workspace.data()});
   check(cudaDeviceSynchronize(), "the kernels");
   mirror.download();
 }
@@ -209,12 +212,12 @@ void run_on_device(const Params& host, const Workspace& workspace_of, const Run&
 }  // namespace
 
 void run_forward(const AttentionFwdParams& params, int) {
-  run_on_device(params, cuda::forward_workspace, cuda::attention_forward);
+  run_on_device(params, cuda::choose_forward, cuda::attention_forward);
 }
 void run_backward(const AttentionBwdParams& params, int threads) {
   AttentionBwdParams p = params;
   p.deterministic = threads == 1;  // the word t1 of a case
-  run_on_device(p, cuda::backward_workspace, cuda::attention_backward);
+  run_on_device(p, cuda::choose_backward, cuda::attention_backward);
 }
 
 std::string last_kernels() {

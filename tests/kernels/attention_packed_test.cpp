@@ -12,6 +12,20 @@ INSTANTIATE_TEST_SUITE_P(
            "attention:fp32,q1+1+1+1+1+1,k100+3+0+64+65+1,h4,kv1,d64"}),
     test_name);
 
+// More sequences than a warp has lanes, from none to two tiles long.
+TEST(PackedSequences, Many) {
+  std::string q, k;
+  for (int i = 0; i < 45; ++i) {
+    q += (i ? "+" : "") + std::to_string(i * 53 % 191);
+    k += (i ? "+" : "") + std::to_string(i * 37 % 101);
+  }
+  for (const std::string head : {"attention:fp32,q", "attention:bf16,q"}) {
+    for (const AttentionCase& c : parse_attention_cases({head + q + ",k" + k + ",h2,d64,causal_br"})) {
+      EXPECT_TRUE(matches_reference(c));
+    }
+  }
+}
+
 // seqused_k: keys behind the used ones hold NaN and get zero gradients.
 INSTANTIATE_TEST_SUITE_P(Gaps, AttentionCases,
                          cases({"attention:*,q4+9,k40+40,used7+33,h2,d32",

@@ -44,6 +44,16 @@ INSTANTIATE_TEST_SUITE_P(HeadDimV, AttentionCases,
                                 "attention:*,q130,k140,h1,d64,dv1024"}),
                          test_name);
 
+// Tiles of several steps for wide heads, with everything that is added to a score, and rows past a tile's end.
+INSTANTIATE_TEST_SUITE_P(
+    Wide, AttentionCases,
+    cases({"attention:bf16,q200,k328,h2,d256,causal_br", "attention:fp16,q200,k328,h2,d256,causal_br",
+           "attention:bf16,q150,k200,h2,d256,bias", "attention:fp16,q150,k200,h2,d192,bias,p0.3",
+           "attention:bf16,b2,q129,k200,h2,d256,p0.5", "attention:bf16,q140,k264,h4,kv2,d192,band50_20",
+           "attention:fp16,q150+1+70,k200+90+70,h2,d256", "attention:bf16,q300,k300,h1,d256,band40_0",
+           "attention:bf16,q300,k304,h1,d128,band70_0,bias", "attention:bf16,q300,k300,h4,kv1,d128,p0.2"}),
+    test_name);
+
 INSTANTIATE_TEST_SUITE_P(Scale, AttentionCases,
                          cases({"attention:*,q40,k41,h2,d32,scale1", "attention:*,q40,k41,h2,d32,scale0.01",
                                 "attention:*,q40,k41,h2,d32,scale0", "attention:*,q40,k41,h2,d32,scale-0.2",

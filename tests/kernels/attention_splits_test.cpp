@@ -2,8 +2,6 @@
 #include <cmath>
 
 #include "tests/kernels/attention_check.h"
-#include "tests/reference/rounding.h"
-#include "xformers/kernels/cpu/attention/plan.h"
 
 namespace xformers::testing {
 
@@ -30,51 +28,11 @@ INSTANTIATE_TEST_SUITE_P(BatchOfPrefixes, AttentionCases,
                                 "attention:*,b4,q2,k600,h4,kv1,d64,bias_prefix599,splits7,wide"}),
                          test_name);
 
-TEST(Plans, MakeExactlyTheChosenSplits) {
-  for (const AttentionCase& c : parse_attention_cases(
-           {"attention:bf16,q1+5+0+9,used0+100+37+1,page16,h4,kv1,d32", "attention:fp32,b3,q7,k20,h4,d32"})) {
-    const AttentionRun run(c);
-    for (int64_t splits : {1, 2, 5, 40}) {
-      AttentionFwdParams params = run.forward_params();
-      params.num_splits = splits;
-      for (const cpu::ForwardPlan& plan : {cpu::plan_forward(params, 2), cpu::plan_decode(params, 2)}) {
-        for (const cpu::ForwardMerge& merge : plan.merges) EXPECT_EQ(merge.num_splits, splits);
-        const size_t pieces = splits == 1 ? plan.tasks.size() : plan.merges.size();
-        EXPECT_EQ(plan.tasks.size(), pieces * splits);
-        EXPECT_EQ(plan.merges.empty(), splits == 1);
-        EXPECT_GT(pieces, 0u);
-      }
-    }
-  }
-}
-
 INSTANTIATE_TEST_SUITE_P(WideOut, AttentionCases,
                          cases({"attention:*,b2,q1,k200,h4,kv2,d64,wide", "attention:*,q70,k150,h2,d40,causal_br,wide",
                                 "attention:*,q5+0+70,k9+33+64,h2,d32,wide,padded",
                                 "attention:*,q1,k3000,h4,kv2,d64,wide,t3", "attention:bf16,q40,k0,h2,d64,wide"}),
                          test_name);
-
-// The wide output is what the narrow one is rounded from.
-TEST(WideOut, RoundsToTheNarrowOne) {
-  for (AttentionCase c :
-       parse_attention_cases({"attention:*,b2,q1,k900,h4,kv2,d64", "attention:*,q70,k150,h2,d40,p0.2",
-                              "attention:*,q1,k900,h4,kv2,d64,splits3", "attention:*,q5+0+9,k9+9+64,h2,d32"})) {
-    AttentionRun narrow(c);
-    narrow.forward();
-    c.wide_out = true;
-    AttentionRun wide(c);
-    wide.forward();
-    const std::vector<double> expected = narrow.out.values(), got = wide.out.values();
-    size_t finer = 0;
-    for (size_t i = 0; i < got.size(); ++i) {
-      EXPECT_EQ(reference::round_to(c.dtype, got[i]), expected[i]) << to_text(c) << " element " << i;
-      finer += got[i] != expected[i];
-    }
-    if (size_of(c.dtype) == 2) {
-      EXPECT_GT(finer, got.size() / 4) << to_text(c);
-    }
-  }
-}
 
 // An infinite value reaches its own dim of out, and no other.
 TEST(InfiniteValues, StayInTheirDim) {

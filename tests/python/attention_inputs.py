@@ -1,4 +1,4 @@
-"""Inputs for attention tests: every layout, with its elements anywhere in memory."""
+"""Inputs for attention tests: every layout, with its elements anywhere in memory, the same on every default device."""
 
 import torch
 
@@ -31,8 +31,8 @@ def with_strides(x: torch.Tensor, kind: str) -> torch.Tensor:
 
 def random(shape, dtype=torch.float32, seed=0, requires_grad=False, strides="contiguous") -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
-    return with_strides(x, strides).detach().requires_grad_(requires_grad)
+    x = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").to(dtype)
+    return with_strides(x.to(torch.get_default_device()), strides).detach().requires_grad_(requires_grad)
 
 
 def qkv(batch=2, nq=5, nk=7, heads=(3,), head_dim=8, head_dim_v=None, dtype=torch.float32, requires_grad=True, seed=0,

@@ -8,8 +8,10 @@ TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-
 
 
 def random(shape, dtype=torch.float32, seed=0, requires_grad=False):
-    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return values.to(dtype).requires_grad_(requires_grad)
+    """The same numbers on every default device."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    values = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
+    return values.to(torch.get_default_device(), dtype).requires_grad_(requires_grad)
 
 
 def wide(tensor):

@@ -1,10 +1,17 @@
-"""Which weights dropout keeps, by the documented stream (xformers/kernels/base/philox.h), written out once more.
+"""What dropout keeps, by the documented stream (xformers/kernels/base/philox.h), written out once more.
 
-    counter = (key / 4, query, sequence * heads + head, low half of the offset), word = key % 4
+Attention:
+
+    counter = (key / 32 * 4 + key % 8 / 2, query, sequence * heads + head, low half of the offset)
     key     = (low half of the seed, high half of the seed xor high half of the offset)
-    kept iff draw >= p * 2^32, rounded down
+    draw    = 16 bits of word key % 32 / 8: the low ones for even keys
+    kept iff draw >= p * 2^16, rounded, at most 65535 where p < 1
 
 Query and key count from the start of their own sequence.
+
+Matrices:
+    counter = (column / 8, low half of the row, high half of the row, low half of the offset)
+    draw    = 16 bits of word column % 8 / 2: the low ones for even columns
 """
 
 import torch
@@ -13,9 +20,9 @@ LOW = 0xFFFFFFFF
 
 
 def philox4x32(counter, key0, key1):
-    """Ten rounds on four int64 tensors that hold 32-bit words."""
+    """Seven rounds on four int64 tensors that hold 32-bit words."""
     c0, c1, c2, c3 = counter
-    for _ in range(10):
+    for _ in range(7):
         product0, product1 = 0xD2511F53 * c0, 0xCD9E8D57 * c2  # modulo 2^64: both halves are right
         c0, c1, c2, c3 = (
             ((product1 >> 32) & LOW) ^ c1 ^ key0,
@@ -35,9 +42,21 @@ def kept_weights(problem, num_heads, p, state):
     for index, s in enumerate(problem.sequences):
         i, j = torch.arange(s.num_queries)[None, :, None], torch.arange(len(s.key_rows))[None, None, :]
         shape = (num_heads, s.num_queries, len(s.key_rows))
-        counter = [j // 4, i, index * num_heads + heads, torch.tensor(offset & LOW)]
+        counter = [j // 32 * 4 + j % 8 // 2, i, index * num_heads + heads, torch.tensor(offset & LOW)]
         words = philox4x32([x.expand(shape) for x in counter], seed & LOW, ((seed >> 32) ^ (offset >> 32)) & LOW)
-        draw = torch.stack(words).gather(0, (j % 4).expand(shape)[None])[0]
+        word = torch.stack(words).gather(0, (j % 32 // 8).expand(shape)[None])[0]
+        draw = torch.where(j % 2 == 1, word >> 16, word & 0xFFFF)
         rows = slice(s.first_query, s.first_query + s.num_queries)
-        kept[s.batch, :, rows, s.key_rows] = draw >= int(p * 2**32)
+        kept[s.batch, :, rows, s.key_rows] = draw >= (min(round(p * 2**16), 65535) if p < 1 else 2**16)
     return kept
+
+
+def kept_elements(rows, width, p, state):
+    """Booleans [rows, width] for the random state int64 [2]."""
+    seed, offset = (int(x) for x in state)
+    row, column = torch.arange(rows)[:, None], torch.arange(width)[None]
+    counter = [column // 8, row & LOW, row >> 32, torch.tensor(offset & LOW)]
+    words = philox4x32([x.expand(rows, width) for x in counter], seed & LOW, ((seed >> 32) ^ (offset >> 32)) & LOW)
+    word = torch.stack(words).gather(0, (column % 8 // 2).expand(rows, width)[None])[0]
+    draw = torch.where(column % 2 == 1, word >> 16, word & 0xFFFF)
+    return draw >= (min(round(p * 2**16), 65535) if p < 1 else 2**16)

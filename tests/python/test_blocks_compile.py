@@ -20,6 +20,7 @@ from xformers.ops import (
 
 ops = torch.ops.xformers
 INDEX = torch.tensor([2, 0])
+STATE = torch.tensor([3, 4])
 STARTS = torch.tensor([0, 3], dtype=torch.int32)
 KEY_STARTS, KEY_LENGTH = torch.tensor([0, 6], dtype=torch.int32), torch.tensor([5], dtype=torch.int32)
 
@@ -39,6 +40,17 @@ def rope_tensors(grad=False):
 
 
 CALLS = {
+    "bias_act_dropout": lambda: (
+        ops.bias_act_dropout,
+        (leaf(4, 8), leaf(8, seed=1), leaf(4, 8, seed=2), "gelu", 0.5, STATE),
+    ),
+    "bias_act_dropout_bare": lambda: (ops.bias_act_dropout, (leaf(4, 8),)),
+    "bias_act_dropout_backward": lambda: (
+        ops.bias_act_dropout_backward,
+        (leaf(4, 8, grad=False), leaf(4, 8, grad=False), leaf(8, grad=False), "smelu", 0.5, STATE),
+    ),
+    "fused_layer_norm": lambda: (ops.fused_layer_norm, (leaf(4, 8), leaf(8, seed=1), leaf(8, seed=2))),
+    "fused_linear": lambda: (ops.fused_linear, (leaf(4, 8), leaf(6, 8), leaf(6), "relu")),
     "index_select_cat": lambda: (ops.index_select_cat, ([leaf(4, 3), leaf(5, 2)], [INDEX, INDEX])),
     "index_select_cat_backward": lambda: (ops.index_select_cat_backward, (leaf(6, grad=False), [INDEX], [4], [3])),
     "scaled_index_add_": lambda: (
@@ -57,8 +69,22 @@ CALLS = {
     "layer_norm_backward": lambda: (ops.layer_norm_backward, (leaf(4, 8, grad=False), leaf(4, 8, grad=False))),
     "rope_padded": lambda: (ops.rope_padded, rope_tensors()),
     "rotary": lambda: (ops.rotary, (leaf(2, 5, 8),)),
+    "softmax": lambda: (ops.softmax, (leaf(2, 4, 8), leaf(4, 8, seed=1), True)),
+    "log_softmax": lambda: (ops.log_softmax, (leaf(2, 4, 8), leaf(2, 1, 8, seed=1))),
+    "softmax_backward": lambda: (ops.softmax_backward, (leaf(4, 8, grad=False), leaf(4, 8, grad=False), True, True)),
     "silu_gate": lambda: (ops.silu_gate, (leaf(4, 8), leaf(4, 8, seed=1))),
     "silu_bw_fused": lambda: (ops.silu_bw_fused, tuple(leaf(4, 8, seed=i, grad=False) for i in range(3))),
+    "silu_gate_backward_out": lambda: (
+        ops.silu_gate_backward_out,
+        (*(leaf(4, 8, seed=i, grad=False) for i in range(3)), leaf(4, 2, 8, grad=False), True, True),
+    ),
+    "swiglu_backward_": lambda: (
+        ops.swiglu_backward_,
+        (
+            *(leaf(4, 5, grad=False), leaf(4, 8, grad=False), leaf(4, 2, 6, grad=False)),
+            *(leaf(6, 8, grad=False), leaf(6, 8, grad=False), leaf(5, 6, grad=False)),
+        ),
+    ),
     "swiglu_fused": lambda: (
         ops.swiglu_fused,
         (leaf(4, 8), leaf(6, 8), leaf(6), leaf(6, 8, seed=1), leaf(6, seed=1), leaf(5, 6), leaf(5)),
@@ -168,6 +194,11 @@ def results(dtype):
         ops.rotary(heads, adjacents=True),
         ops.rotary(heads),
         ops.silu_gate(x, y),
+        ops.softmax(x.view(13, 5, 300), weight, True),
+        ops.log_softmax(x, y).clamp(min=-100),
+        ops.softmax_backward(y, ops.softmax(x)),
+        ops.bias_act_dropout(x, weight, y, "gelu", 0.25, STATE),
+        *ops.bias_act_dropout_backward(y, x, weight, "star_relu", 0.25, STATE),
         *ops.silu_bw_fused(x, y, changed),
         add,
         *ops.index_select_cat_backward(y.flatten(), [torch.arange(65) % 7], [9], [300]),

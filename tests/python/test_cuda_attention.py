@@ -2,14 +2,11 @@
 
 import pytest
 import torch
+from devices import needs_cuda
 
 import xformers.ops as xops
 
-pytestmark = pytest.mark.skipif(
-    not torch.cuda.is_available()
-    or not torch._C._dispatch_has_kernel_for_dispatch_key("xformers::attention_forward", "CUDA"),
-    reason="no GPU, or built without XFORMERS_CUDA",
-)
+pytestmark = needs_cuda
 
 
 def inputs(batch, seqlen, heads, dim, dtype=torch.bfloat16, requires_grad=False):

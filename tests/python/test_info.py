@@ -37,6 +37,13 @@ def test_every_registered_operator(rows):
         )
 
 
+def test_cuda_row(rows):
+    """One sentence that says why no kernel runs on a GPU here, or that they do."""
+    built = torch._C._dispatch_has_kernel_for_dispatch_key("xformers::attention_forward", "CUDA")
+    expected = "available" if torch.cuda.is_available() else "unavailable: there is no "
+    assert rows["attention.cuda_kernels"].startswith(expected if built else "not built (XFORMERS_CUDA is OFF)")
+
+
 def test_flash_version(rows):
     assert rows["memory_efficient_attention.fa2F@2.6.3"] == "available"
 

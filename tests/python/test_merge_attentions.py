@@ -3,10 +3,20 @@
 import pytest
 import torch
 from attention_inputs import qkv, random, with_strides
+from devices import DEVICES
 
 forward = torch.ops.xformers.attention_forward
 merge = torch.ops.xformers.merge_attentions
 LAYOUTS = {"4d": (2, 5, 3, 8), "5d": (2, 5, 2, 3, 8), "one_row": (1, 1, 1, 1), "odd": (3, 7, 2, 5)}
+
+
+@pytest.fixture(autouse=True, params=DEVICES)
+def device(request):
+    if request.param == "cpu":
+        yield request.param
+    else:
+        with torch.device(request.param):
+            yield request.param
 
 
 def lse_shape(shape):
@@ -28,7 +38,7 @@ def formula(attn, lse):
     return (weights * attn).sum(0), total
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 16, 17])
+@pytest.mark.parametrize("n", [1, 2, 3, 16, 17, 60])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_result_and_each_gradient(layout, n):
     attn, lse = parts(LAYOUTS[layout], n)
@@ -141,6 +151,22 @@ def test_without_lse():
     assert torch.equal(out, merge(attn, lse)[0]) and total.shape == (0,)
     with torch.no_grad():
         assert merge([x.requires_grad_() for x in attn], lse, write_lse=False)[0].grad_fn is None
+
+
+@pytest.mark.parametrize("dim", [1, 4, 40, 100, 300, 1030])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_head_dims(dtype, dim):
+    attn, lse = parts((2, 3, 2, dim), 3, dtype)
+    out, _ = merge(attn, lse)
+    expected, _ = formula(attn, lse)
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(out.double(), expected, rtol=eps, atol=4 * eps)
+    incoming = random(out.shape, dtype, seed=5)
+    got = torch.autograd.grad(out, (*attn, *lse), incoming)
+    want = torch.autograd.grad(expected, (*attn, *lse), incoming.double())
+    bound = max(eps, 1e-6 if dtype == torch.bfloat16 else eps) * dim**0.5
+    for g, w in zip(got, want, strict=True):
+        torch.testing.assert_close(g.double(), w.double(), rtol=4 * eps, atol=16 * bound)
 
 
 def test_empty_batch_and_rows():
@@ -258,7 +284,7 @@ BAD = {
 def test_errors(name):
     change, message = BAD[name]
     attn, lse = parts((2, 5, 3, 8), 3, torch.float32, requires_grad=False)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message.replace(" cpu", f" {attn[0].device}")):
         merge(*change(attn, lse))
 
 

@@ -6,11 +6,21 @@ import pickle
 import pytest
 import torch
 from blocks_reference import DTYPES, assert_close, random, wide
+from devices import DEVICES
 
 from xformers.ops import RMSNorm, rms_norm, rms_norm_add
 
-WIDTHS = [1, 7, 64, 273, 4100]
+WIDTHS = [1, 7, 64, 273, 4096, 4100, 9000]
 layer_norm = torch.ops.xformers.layer_norm
+
+
+@pytest.fixture(autouse=True, params=DEVICES)
+def device(request):
+    if request.param == "cpu":
+        yield request.param
+    else:
+        with torch.device(request.param):
+            yield request.param
 
 
 def plain_rms(x, weight, eps=1e-6):
@@ -170,6 +180,7 @@ def test_large_rows_and_streams(dtype):
 def test_errors(call, message):
     with pytest.raises(ValueError) as error:
         call(torch.ones(4, 8), torch.ones(8))
+    message = message.replace(" cpu", f" {torch.empty(0).device}")
     assert message in str(error.value) and "Fix:" in str(error.value)
 
 
@@ -227,3 +238,28 @@ def test_same_bits_for_any_threads():
         torch.set_num_threads(threads)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("width", [20000, 40000])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_wide_rows(dtype, width):
+    """Wider than what a block of a GPU holds in registers."""
+    rows = 5
+    x, weight, bias = (random(s, dtype, i, True) for i, s in enumerate([(rows, width), (width,), (width,)]))
+    grad = random((rows, width), dtype, 3)
+    for inputs, norm, centred in (
+        ((x, weight), lambda a, b: rms_norm(a, b, 1e-5), False),
+        ((x, weight, bias), lambda a, b, c: layer_norm(a, b, c, eps=1e-5), True),
+    ):
+        double = [wide(t) for t in inputs]
+        if centred:
+            expected = torch.nn.functional.layer_norm(double[0], (width,), *double[1:], eps=1e-5)
+        else:
+            expected = plain_rms(double[0], double[1], 1e-5)
+        out = norm(*inputs)
+        assert_close(out, expected, scale=1.0 if dtype in (torch.float32, torch.float64) else 1e-2)
+        out.backward(grad)
+        expected.backward(grad.double())
+        gradients_close(inputs, double, rows, 1e-5, centred)
+        for t in inputs:
+            t.grad = None

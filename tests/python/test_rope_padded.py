@@ -5,12 +5,22 @@ import math
 import pytest
 import torch
 from blocks_reference import DTYPES, TOLERANCE, random
+from devices import DEVICES
 from xformers.ops.fmha.attn_bias import BlockDiagonalCausalWithOffsetPaddedKeysMask
 
 from xformers.ops import rope_padded
 
 rotary = torch.ops.xformers.rotary
 UNTOUCHED = 7.0
+
+
+@pytest.fixture(autouse=True, params=DEVICES)
+def device(request):
+    if request.param == "cpu":
+        yield request.param
+    else:
+        with torch.device(request.param):
+            yield request.param
 
 
 def frequencies(head_dim, theta=10000.0, linear_scale=1.0, dynamic=None):
@@ -66,7 +76,7 @@ class Problem:
         self, q_lengths, k_lengths, padding, heads_q=4, heads_kv=2, head_dim=16, groups=0, dtype=torch.float32
     ):
         self.bias = BlockDiagonalCausalWithOffsetPaddedKeysMask.from_seqlens(
-            q_seqlen=q_lengths, kv_padding=padding, kv_seqlen=k_lengths
+            q_seqlen=q_lengths, kv_padding=padding, kv_seqlen=k_lengths, device=torch.get_default_device()
         )
         tokens, lead = sum(q_lengths), ((groups,) if groups else ())
         self.xq, self.xk, self.xv = (
@@ -248,7 +258,8 @@ def cut(t):
         (lambda p: dict(xk=p.xk.to("meta")), "device"),
     ],
 )
-def test_errors(change, message):
+def test_errors(device, change, message):
+    message = message.replace(" cpu", f" {torch.empty(0).device}")
     problem = Problem([3], [5], 6)
     arguments = dict(zip(("xq", "xk", "xv", "cache_k", "cache_v"), problem.tensors(), strict=True))
     arguments.update(change(problem))
@@ -272,16 +283,27 @@ def test_errors(change, message):
         (dict(q_seqstart=[0, 1, 3]), "the last query offset is 3, expected 5"),
     ],
 )
-def test_offsets_that_do_not_fit(offsets, message):
+@pytest.mark.parametrize("checked", [True, False])
+def test_offsets_that_do_not_fit(device, offsets, message, checked, monkeypatch):
     """A bias checks itself; these are calls of the operator with offsets of one's own."""
     problem = Problem([3, 2], [4, 4], 6)
     given = dict(q_seqstart=[0, 3, 5], k_seqstart=[0, 6], k_seqlen=[4, 4])
     given.update(offsets)
     tensors = {name: torch.tensor(values, dtype=torch.int32) for name, values in given.items()}
-    with pytest.raises(ValueError) as error:
-        torch.ops.xformers.rope_padded(*problem.tensors(), **tensors)
-    assert message in str(error.value)
-    assert bool((problem.cache_k == UNTOUCHED).all())
+    if checked:
+        monkeypatch.setenv("XFORMERS_CHECK_INDICES", "1")
+    if checked or device == "cpu":
+        with pytest.raises(ValueError) as error:
+            torch.ops.xformers.rope_padded(*problem.tensors(), **tensors)
+        assert message in str(error.value)
+        assert bool((problem.cache_k == UNTOUCHED).all())
+        return
+    # A GPU reads them when the call has long returned: queries without a place become NaN and write nothing.
+    out = torch.ops.xformers.rope_padded(*problem.tensors(), **tensors)
+    lost = out.isnan().flatten(2).all(-1)
+    assert bool(lost.any()) and bool((lost == out.isnan().flatten(2).any(-1)).all())
+    written = (problem.cache_v != UNTOUCHED).flatten(2).any(-1)
+    assert int(written.sum()) <= int((~lost).sum())
 
 
 @pytest.mark.parametrize("adjacents", [True, False])

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from blocks_reference import DTYPES, TOLERANCE, assert_close, random, wide
+from devices import DEVICES
 
 from xformers.ops import (
     SwiGLU,
@@ -22,6 +23,15 @@ from xformers.ops import (
 OPS = [SwiGLUPackedFusedOp, SwiGLUFusedOp, SwiGLUEagerOp]
 SHAPES = [(9, 24, 40, 16), (1, 8, 8, 8), (64, 72, 200, 72), (3, 5, 7, 2)]  # rows, in, hidden, out; also odd ones
 ops = torch.ops.xformers
+
+
+@pytest.fixture(autouse=True, params=DEVICES)
+def device(request):
+    if request.param == "cpu":
+        yield request.param
+    else:
+        with torch.device(request.param):
+            yield request.param
 
 
 def parameters(shape, dtype, bias=True, requires_grad=True):
@@ -103,9 +113,35 @@ def test_gradient_of_packed_weights_is_not_copied():
         x, (w1w2, _, w3, _) = random((9, 24)), parameters(SHAPES[0], torch.float32)
         with torch.profiler.profile(acc_events=True) as profile:
             w1, w2 = split(w1w2, 0)
-            swiglu(x, w1, None, w2, None, w3, None).sum().backward()
+            swiglu(x, w1, None, w2, None, w3, None, op=SwiGLUFusedOp).sum().backward()
         assert ("aten::stack" in {event.name for event in profile.events()}) == copies
         assert w1w2.grad.shape == w1w2.shape
+
+
+@pytest.mark.parametrize("op", [SwiGLUPackedFusedOp, SwiGLUFusedOp], ids=lambda op: op.NAME)
+def test_last_backward_is_in_place(op):
+    """The gradient of x1x2 takes its memory, but not while another backward pass may come or somebody else holds it."""
+    leaves = [random((9, 24), requires_grad=True), *parameters(SHAPES[0], torch.float32)]
+    out, grad = call(op, *leaves), random((9, 16), seed=10)
+    results, names = [], []
+    for keep in (True, True, False):
+        with torch.profiler.profile(acc_events=True) as profile:
+            results.append(torch.autograd.grad(out, leaves, grad, retain_graph=keep))
+        names.append({event.name for event in profile.events()})
+    assert ["xformers::swiglu_backward_" in seen for seen in names] == [False, False, True]
+    assert ["xformers::swiglu_backward" in seen for seen in names] == [True, True, False]
+    for first, *others in zip(*results, strict=True):
+        assert all(torch.equal(first, other) for other in others)
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(out, leaves, grad)
+
+    held = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: held.append(t) or t, lambda t: t):
+        out = call(op, *leaves)
+    before = [t.clone() for t in held]
+    again = torch.autograd.grad(out, leaves, grad)
+    assert all(torch.equal(a, b) for a, b in zip(results[0], again, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(held, before, strict=True))
 
 
 def test_without_data():
@@ -125,28 +161,29 @@ def test_only_what_is_wanted():
         assert_close(leaves[index].grad, double[index].grad, scale=100.0)
 
 
-def test_selection():
-    x, (w1w2, b1b2, w3, b3) = random((4, 24)), parameters(SHAPES[0], torch.float32)
+def test_selection(device):
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    x, (w1w2, b1b2, w3, b3) = random((4, 24), dtype), parameters(SHAPES[0], dtype)
     w1, w2 = unbind(w1w2, 0)
     b1, b2 = unbind(b1b2, 0)
     dispatch = SwiGLUOpDispatch.from_arguments(x, w1, b1, w2, b2, w3, b3)
-    assert dispatch == SwiGLUOpDispatch(torch.device("cpu"), torch.float32, torch.float32, True, True)
+    assert dispatch == SwiGLUOpDispatch(x.device, dtype, dtype, True, True)
     assert dispatch.op is SwiGLUPackedFusedOp
     apart = SwiGLUOpDispatch.from_arguments(x, w1.clone(), None, w2, None, w3, None)
     assert not apart.packed_weights and not apart.bias_enabled and apart.op is SwiGLUFusedOp
     mixed = SwiGLUOpDispatch.from_arguments(x, *(t.half() for t in (w1, b1, w2, b2, w3, b3)))
     assert mixed.dtype_autocast_gpu == torch.float16 and mixed.op is SwiGLUEagerOp
-    with torch.autocast("cpu", torch.bfloat16):
-        under = SwiGLUOpDispatch.from_arguments(x, w1, b1, w2, b2, w3, b3)
+    with torch.autocast(device, torch.bfloat16):
+        under = SwiGLUOpDispatch.from_arguments(x.float(), w1, b1, w2, b2, w3, b3)
         assert under.dtype_autocast_gpu == torch.bfloat16 and under.op is SwiGLUPackedFusedOp
     assert [str(op) for op in OPS] == ["SwiGLUOp:fused.p.cpp", "SwiGLUOp:fused", "SwiGLUOp:eager"]
     assert [op.PACKED_WEIGHTS for op in OPS] == [True, False, False]
 
 
 @pytest.mark.parametrize("op", OPS, ids=lambda op: op.NAME)
-def test_autocast(op):
+def test_autocast(device, op):
     leaves = [random((9, 24), torch.float32, 9, True), *parameters(SHAPES[0], torch.float32)]
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(device, torch.bfloat16):
         out = call(op, *leaves)
     assert out.dtype == torch.bfloat16
     out.sum().backward()

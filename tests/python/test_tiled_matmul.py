@@ -3,6 +3,7 @@
 import pytest
 import torch
 from blocks_reference import random
+from devices import DEVICES
 
 from xformers.ops import tiled_matmul
 from xformers.ops.tiled_matmul import tiled_matmul_out
@@ -10,8 +11,18 @@ from xformers.ops.tiled_matmul import tiled_matmul_out
 GRIDS = [([5], [3], [4]), ([2, 7], [4, 1], [3, 6]), ([16, 5, 9], [33, 2, 8], [20, 7, 64]), ([4] * 5, [3], [6] * 4)]
 
 
+@pytest.fixture(autouse=True, params=DEVICES)
+def device(request):
+    if request.param == "cpu":
+        yield request.param
+    else:
+        with torch.device(request.param):
+            yield request.param
+
+
 def integers(shape, dtype, seed):
-    return torch.randint(-2, 3, shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    numbers = torch.randint(-2, 3, shape, generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
+    return numbers.to(torch.get_default_device(), dtype)
 
 
 def split(matrix, heights, widths):
@@ -49,6 +60,20 @@ def test_partial_sums_are_not_rounded(dtype):
     a, b = random((8, 96), dtype), random((96, 8), dtype, 1)
     tiles = tiled_matmul(split(a, [8], [32, 32, 32]), split(b, [32, 32, 32], [8]))
     assert torch.equal(tiles[0][0], a @ b)
+
+
+def test_parts_of_one_matrix_are_not_copied():
+    a, b = random((8, 96), torch.bfloat16), random((96, 8), torch.bfloat16, 1)
+    for left, right, copies in (
+        (split(a, [4, 4], [32, 64]), split(b, [32, 64], [6, 2]), False),
+        (split(a.t().contiguous().t(), [8], [32, 64]), split(b, [32, 64], [8]), False),
+        (split(a, [8], [32, 64]), [[b[:32].clone()], [b[32:].clone()]], True),
+        ([[a[:, 64:], a[:, :64]]], split(torch.cat([b[64:], b[:64]]), [32, 64], [8]), True),
+    ):
+        with torch.profiler.profile(acc_events=True) as profile:
+            out = tiled_matmul(left, right)
+        assert ("aten::cat" in {event.name for event in profile.events()}) == copies
+        assert torch.allclose(merged(out), a @ b, rtol=1e-2, atol=1e-2)
 
 
 def test_gradients():
@@ -131,4 +156,4 @@ def test_operator_errors():
     ):
         with pytest.raises(ValueError) as error:
             op(*arguments)
-        assert message in str(error.value)
+        assert message.replace(" cpu", f" {a.device}") in str(error.value)

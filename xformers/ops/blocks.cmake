@@ -1,5 +1,9 @@
 # The operators around attention; included by CMakeLists.txt.
 target_sources(xformers PRIVATE
+  bias_act_dropout/bias_act_dropout.cpp
+  bias_act_dropout/bias_act_dropout_autograd.cpp
+  bias_act_dropout/bias_act_dropout_cpu.cpp
+  bias_act_dropout/bias_act_dropout_params.cpp
   indexing/indexing.cpp
   indexing/indexing_autograd.cpp
   indexing/indexing_cpu.cpp
@@ -10,6 +14,9 @@ target_sources(xformers PRIVATE
   norm/norm_meta.cpp
   rope/rope.cpp
   rope/rope_kernels.cpp
+  softmax/softmax.cpp
+  softmax/softmax_autograd.cpp
+  softmax/softmax_cpu.cpp
   swiglu/swiglu.cpp
   swiglu/swiglu_autograd.cpp
   swiglu/swiglu_cpu.cpp
@@ -17,5 +24,11 @@ target_sources(xformers PRIVATE
   tiled_matmul/tiled_matmul.cpp)
 
 if(XFORMERS_CUDA)
-  target_sources(xformers PRIVATE)
+  target_sources(xformers PRIVATE
+    bias_act_dropout/bias_act_dropout_cuda.cpp
+    indexing/indexing_cuda.cpp
+    norm/norm_cuda.cpp
+    rope/rope_cuda.cpp
+    softmax/softmax_cuda.cpp
+    swiglu/swiglu_cuda.cpp)
 endif()

@@ -89,7 +89,8 @@ class Run:
         self.kept = None
         if case.p:
             torch.manual_seed(case.seed)
-            self.kept = kept_weights(p, num_heads, case.p, torch.ops.xformers.draw_philox_state())
+            state = torch.ops.xformers.draw_philox_state(device=case.device).tolist()
+            self.kept = kept_weights(p, num_heads, case.p, state)
         visible = p.visible()
         scores = torch.zeros(visible.shape, dtype=torch.float64).masked_fill(~visible, -torch.inf)
         self.scores = scores if p.tensor is None else scores + to_scores(p.tensor, torch.float64)

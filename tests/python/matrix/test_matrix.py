@@ -8,15 +8,9 @@ to no sequence hold NaN. What is not legal, and therefore not here, is in test_m
 import pytest
 import torch
 from attention_problems import DENSE
+from devices import DEVICES
 from matrix_cases import DTYPES, SHORT, run_all
 from matrix_rows import ROWS
-
-DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: the matrix runs on the CPU alone")
-def test_runs_on_the_gpu():
-    assert "cuda" in DEVICES
 
 
 def test_there_are_25_biases_or_more():

@@ -2,16 +2,20 @@
 # ../CMakeLists.txt, which has the flags of the instruction sets.
 target_sources(xformers_kernels PRIVATE
   cpu/base/vector_isa.cpp
+  cpu/bias_act_dropout/bias_act_dropout_cpu.cpp
   cpu/indexing/indexing_cpu.cpp
   cpu/norm/norm_cpu.cpp
   cpu/rope/rope_cpu.cpp
+  cpu/softmax/softmax_cpu.cpp
   cpu/swiglu/gate_cpu.cpp)
 
 function(xformers_vector_units isa)
   add_library(xformers_vector_${isa} OBJECT
+    cpu/bias_act_dropout/bias_act_dropout_isa.cpp
     cpu/indexing/indexing_isa.cpp
     cpu/norm/norm_isa.cpp
     cpu/rope/rope_isa.cpp
+    cpu/softmax/softmax_isa.cpp
     cpu/swiglu/gate_isa.cpp)
   target_compile_definitions(xformers_vector_${isa} PRIVATE XFORMERS_ISA_NAMESPACE=isa_${isa})
   if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")

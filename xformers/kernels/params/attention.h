@@ -13,6 +13,7 @@
 #include <cstdint>
 
 #include "xformers/kernels/base/dtype.h"
+#include "xformers/kernels/params/dropout.h"
 
 namespace xformers {
 
@@ -78,13 +79,6 @@ struct MaskBand {
 struct ScoreBias {
   void* data = nullptr;
   int64_t batch_stride = 0, group_stride = 0, head_stride = 0, q_stride = 0, k_stride = 0;
-};
-
-// What is dropped: see base/philox.h. p in [0, 1]; 0 switches it off, 1 drops everything.
-struct Dropout {
-  double p = 0;
-  uint64_t philox_seed = 0, philox_offset = 0;
-  const uint64_t* device_state = nullptr;  // CUDA: seed and offset in device memory, read in place of the two above
 };
 
 // A row statistic, [batch, groups, heads, seqlen_q] with stride 1 over seqlen_q; float, or double for fp64 inputs.

@@ -1,4 +1,5 @@
-// What the indexing kernels are asked to do. Strides in elements; rows are contiguous.
+// What the indexing kernels are asked to do. Strides in elements; rows are contiguous. Pointers of CUDA calls, but that
+// to the selections, point to device memory.
 #pragma once
 
 #include <cstddef>
@@ -41,6 +42,7 @@ struct ScaledIndexAddParams {
   const int64_t* index = nullptr;  // [num_indices], each in [0, rows)
   const void* scaling = nullptr;   // [width], fp32 (fp64 for fp64); nullptr: 1
   double alpha = 1;
+  DType scaling_dtype = DType::kFloat32;  // CUDA alone, where scaling and dscaling may also have 16 bits
 };
 
 // dsource[i, m] = alpha * scaling * dout[index[i], m];  dscaling = sum over i, m of alpha * dout[index[i], m] *
@@ -54,7 +56,8 @@ struct ScaledIndexAddBwdParams {
   const int64_t* index = nullptr;
   const void* scaling = nullptr;
   double alpha = 1;
-  void* dscaling = nullptr;  // [width], fp32 (fp64 for fp64); nullptr: not wanted
+  void* dscaling = nullptr;               // [width], fp32 (fp64 for fp64); nullptr: not wanted
+  DType scaling_dtype = DType::kFloat32;  // CUDA alone
 };
 
 }  // namespace xformers

@@ -18,7 +18,7 @@ struct MergeShape {
   int64_t num_parts = 0;
   int64_t batch = 0, seqlen = 0, num_groups = 1, heads_per_group = 1, head_dim = 0;
 
-  int64_t num_rows() const { return batch * seqlen * num_groups * heads_per_group; }
+  constexpr int64_t num_rows() const { return batch * seqlen * num_groups * heads_per_group; }
 };
 
 struct MergePart {

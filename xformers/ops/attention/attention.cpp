@@ -38,7 +38,7 @@ std::tuple<at::Tensor, at::Tensor> attention(const at::Tensor& query, const at::
                             .seqused_k = on_device(bias.seqused_k),
                             .scale = scale,
                             .p = p,
-                            .philox_state = drops ? OptionalTensor(draw_philox_state()) : std::nullopt,
+                            .philox_state = drops ? OptionalTensor(draw_philox_state(query.device())) : std::nullopt,
                             .need_lse = need_lse,
                             .page_table = optional(bias.page_table),
                             .page_size = bias.page_size,

@@ -13,17 +13,26 @@ namespace {
 std::tuple<at::Tensor, at::Tensor> forward_cuda(const AttentionArgs& args) {
   CudaCall call(args.query.device());
   return run_forward(args, [&](const AttentionFwdParams& params) {
-    cuda::attention_forward(params, call.stream(cuda::forward_workspace(params)));
+    const cuda::Choice choice = cuda::choose_forward(params);
+    cuda::attention_forward(choice, params, call.stream(choice.workspace));
   });
+}
+
+void backward_kernel(const AttentionBwdParams& given, CudaCall& call) {
+  AttentionBwdParams params = given;
+  params.deterministic = at::globalContext().deterministicAlgorithms();
+  const cuda::Choice choice = cuda::choose_backward(params);
+  cuda::attention_backward(choice, params, call.stream(choice.workspace));
 }
 
 AttentionGradients backward_cuda(const AttentionGradArgs& args) {
   CudaCall call(args.query.device());
-  return run_backward(args, [&](const AttentionBwdParams& given) {
-    AttentionBwdParams params = given;
-    params.deterministic = at::globalContext().deterministicAlgorithms();
-    cuda::attention_backward(params, call.stream(cuda::backward_workspace(params)));
-  });
+  return run_backward(args, [&](const AttentionBwdParams& params) { backward_kernel(params, call); });
+}
+
+AttentionStackedGradients backward_stacked_cuda(const AttentionGradArgs& args) {
+  CudaCall call(args.query.device());
+  return run_backward_stacked(args, [&](const AttentionBwdParams& params) { backward_kernel(params, call); });
 }
 
 }  // namespace
@@ -33,4 +42,5 @@ TORCH_LIBRARY_IMPL(xformers, CUDA, m) {
   using namespace xformers::ops;
   m.impl("attention_forward", AttentionForward::entry<forward_cuda>);
   m.impl("attention_backward", AttentionBackward::entry<backward_cuda>);
+  m.impl("attention_backward_stacked", AttentionBackwardStacked::entry<backward_stacked_cuda>);
 }

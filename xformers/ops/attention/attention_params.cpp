@@ -57,7 +57,8 @@ SeqLayout to_layout(const AttentionArgs& args) {
                    .seqused_k = data(args.seqused_k),
                    .pages = {}};
   if (args.page_table) {
-    layout.pages = {.data = data(args.page_table),
+    // A table without entries has no address of its own, and none of it is read.
+    layout.pages = {.data = data(args.page_table->numel() > 0 ? args.page_table : args.cu_seqlens_q),
                     .row_stride = args.page_table->stride(0),
                     .max_pages = args.page_table->size(1),
                     .page_size = args.page_size.expect_int()};

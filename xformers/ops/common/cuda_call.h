@@ -10,11 +10,16 @@
 
 namespace xformers::ops {
 
+// Throws, in one sentence, where no kernel runs on the device; asks once per device.
+void require_kernels_for(c10::Device device);
+
 // Lives while a call enqueues its kernels. The allocator may give the workspace away again once the stream has passed.
 class CudaCall {
  public:
   explicit CudaCall(c10::Device device)
-      : guard_(device), stream_(c10::impl::VirtualGuardImpl(device.type()).getStream(device)) {}
+      : guard_(device), stream_(c10::impl::VirtualGuardImpl(device.type()).getStream(device)) {
+    require_kernels_for(device);
+  }
 
   cuda::Stream stream(size_t workspace_bytes = 0) {
     if (workspace_bytes > 0) {

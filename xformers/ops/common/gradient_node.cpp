@@ -57,7 +57,13 @@ SavedForGradient GradientNode::unpack() {
 torch::autograd::variable_list GradientNode::apply(variable_list&& grads) {
   const std::lock_guard<std::mutex> lock(mutex_);
   for (const at::Tensor& grad : grads) {
-    if (grad.defined()) return gradients_(grads, unpack());
+    if (!grad.defined()) continue;
+    SavedForGradient saved = unpack();
+    saved.last_use = last_use_;
+    if (last_use_) {
+      for (SavedVariable& tensor : tensors_) tensor.reset_data();
+    }
+    return gradients_(grads, saved);
   }
   return variable_list(num_inputs_);
 }

@@ -25,6 +25,7 @@ struct SavedForGradient {
   std::vector<double> numbers;
   std::vector<c10::SymInt> sizes;
   std::vector<bool> wanted;  // which of the recorded inputs need their gradient
+  bool last_use = false;     // nothing is kept for another backward pass: what has no other owner may be overwritten
 };
 
 class GradientNode final : public torch::autograd::Node {
@@ -43,6 +44,7 @@ class GradientNode final : public torch::autograd::Node {
 
   std::string name() const override { return name_; }
   variable_list apply(variable_list&& grads) override;
+  void will_release_variables() override { last_use_ = true; }
   void release_variables() override;
   void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override;
   variable_list apply_with_saved(const variable_list& grads,
@@ -55,6 +57,7 @@ class GradientNode final : public torch::autograd::Node {
   const char* name_ = "";
   Gradients gradients_ = nullptr;
   size_t num_inputs_ = 0;
+  bool last_use_ = false;
   std::vector<torch::autograd::SavedVariable> tensors_;
   size_t num_results_ = 0;  // the last of tensors_ are results
   std::vector<double> numbers_;

@@ -5,41 +5,58 @@
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/random.h>
 #include <torch/library.h>
 
 namespace xformers::ops {
 namespace {
 
-// int64[2] on the CPU: seed and offset of a Philox stream (kernels/base/philox.h), drawn from `generator` or, without
-// one, from the default CPU generator, which torch.manual_seed sets.
-at::Tensor draw(std::optional<at::Device> device, std::optional<at::Generator> generator) {
-  const auto options = at::TensorOptions().dtype(at::kLong).device(device.value_or(at::kCPU));
-  if (options.device().is_meta()) return at::empty({2}, options);
+// int64[2] on the device of `like`: seed and offset of a Philox stream (kernels/base/philox.h), drawn from `generator`
+// or, without one, from the default generator of the device, which torch.manual_seed sets. On a GPU its own generator
+// draws, in order with everything else on the stream: nothing waits, and each replay of a captured graph draws anew.
+at::Tensor draw_like(const at::Tensor& like, std::optional<at::Generator> generator) {
+  const bool on_cpu = generator ? generator->device().is_cpu() : like.is_cpu();
+  if (!on_cpu) return at::empty({2}, like.options()).random_(generator);
   auto* source = at::get_generator_or_default<at::CPUGeneratorImpl>(generator, at::detail::getDefaultCPUGenerator());
-  at::Tensor state = at::empty({2}, options.device(at::kCPU));
+  at::Tensor state = at::empty({2}, like.options().device(at::kCPU));
   auto* words = state.mutable_data_ptr<int64_t>();
   {
     const std::lock_guard<std::mutex> lock(source->mutex_);
     words[0] = static_cast<int64_t>(source->random64());
     words[1] = static_cast<int64_t>(source->random64());
   }
-  return state.to(options.device());
+  return state.to(like.device());
+}
+
+at::Tensor draw_like_meta(const at::Tensor& like, std::optional<at::Generator>) {
+  return at::empty({2}, like.options());
+}
+
+// Every draw gets a tensor of its own: compilers merge calls whose arguments are the same, and so would give two layers
+// one mask, but never merge empty().
+at::Tensor draw(std::optional<at::Device> device, std::optional<at::Generator> generator) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("xformers::draw_philox_state_like", "")
+                             .typed<at::Tensor(const at::Tensor&, std::optional<at::Generator>)>();
+  const at::Device where = device.value_or(generator ? generator->device() : at::Device(at::kCPU));
+  return op.call(at::empty({0}, at::TensorOptions().dtype(at::kLong).device(where)), generator);
 }
 
 }  // namespace
 
-at::Tensor draw_philox_state(at::Device device) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("xformers::draw_philox_state", "")
-                             .typed<at::Tensor(std::optional<at::Device>, std::optional<at::Generator>)>();
-  return op.call(device, at::detail::getDefaultCPUGenerator());
-}
+at::Tensor draw_philox_state(at::Device device) { return draw(device, std::nullopt); }
 
 }  // namespace xformers::ops
 
 TORCH_LIBRARY_FRAGMENT(xformers, m) {
   m.def("draw_philox_state(*, Device? device=None, Generator? generator=None) -> Tensor",
         {at::Tag::nondeterministic_seeded, at::Tag::pt2_compliant_tag});
+  m.def("draw_philox_state_like(Tensor like, *, Generator? generator=None) -> Tensor",
+        {at::Tag::nondeterministic_seeded, at::Tag::pt2_compliant_tag});
 }
 
-TORCH_LIBRARY_IMPL(xformers, CompositeExplicitAutograd, m) { m.impl("draw_philox_state", xformers::ops::draw); }
+TORCH_LIBRARY_IMPL(xformers, CompositeImplicitAutograd, m) { m.impl("draw_philox_state", xformers::ops::draw); }
+TORCH_LIBRARY_IMPL(xformers, CompositeExplicitAutograd, m) {
+  m.impl("draw_philox_state_like", xformers::ops::draw_like);
+}
+TORCH_LIBRARY_IMPL(xformers, Meta, m) { m.impl("draw_philox_state_like", xformers::ops::draw_like_meta); }

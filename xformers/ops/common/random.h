@@ -5,7 +5,7 @@
 
 namespace xformers::ops {
 
-// int64[2]: seed and offset, from the default generator.
+// int64[2] on `device`: seed and offset, from its default generator.
 at::Tensor draw_philox_state(at::Device device = at::kCPU);
 
 }  // namespace xformers::ops

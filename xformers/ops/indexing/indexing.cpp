@@ -56,6 +56,19 @@ void check_index_select_cat(at::TensorList sources, at::TensorList indices) {
   }
 }
 
+void check_index_select_cat_backward(const at::Tensor& grad_out, at::TensorList indices, c10::SymIntArrayRef rows,
+                                     c10::SymIntArrayRef widths) {
+  const ArgumentCheck check("index_select_cat_backward");
+  check.floating("grad_out", grad_out);
+  if (rows.size() != indices.size() || widths.size() != indices.size()) {
+    check.fail("len(rows), len(widths)", std::to_string(rows.size()) + ", " + std::to_string(widths.size()),
+               std::to_string(indices.size()) + ", that of indices", "give the shape of every source");
+  }
+  c10::SymInt total = 0;
+  for (size_t i = 0; i < indices.size(); ++i) total += indices[i].sym_size(0) * widths[i];
+  check.shape("grad_out", grad_out, {total}, "it has the shape of the result");
+}
+
 void check_scaled_index_add(const at::Tensor& input, const at::Tensor& index, const at::Tensor& source,
                             const OptionalTensor& scaling) {
   const ArgumentCheck check("scaled_index_add");

@@ -51,16 +51,7 @@ at::Tensor index_select_cat_cpu(at::TensorList sources_arg, at::TensorList indic
 
 std::vector<at::Tensor> index_select_cat_backward_cpu(const at::Tensor& grad_out_arg, at::TensorList indices_arg,
                                                       c10::SymIntArrayRef rows, c10::SymIntArrayRef widths) {
-  const ArgumentCheck check("index_select_cat_backward");
-  check.floating("grad_out", grad_out_arg);
-  if (rows.size() != indices_arg.size() || widths.size() != indices_arg.size()) {
-    check.fail("len(rows), len(widths)", std::to_string(rows.size()) + ", " + std::to_string(widths.size()),
-               std::to_string(indices_arg.size()) + ", that of indices", "give the shape of every source");
-  }
-  c10::SymInt total = 0;
-  for (size_t i = 0; i < indices_arg.size(); ++i) total += indices_arg[i].sym_size(0) * widths[i];
-  check.shape("grad_out", grad_out_arg, {total}, "it has the shape of the result");
-
+  check_index_select_cat_backward(grad_out_arg, indices_arg, rows, widths);
   const at::Tensor grad_out = grad_out_arg.contiguous();
   auto* packed = static_cast<char*>(const_cast<void*>(grad_out.const_data_ptr()));
   std::vector<at::Tensor> grads, indices;

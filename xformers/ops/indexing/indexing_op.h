@@ -28,6 +28,8 @@ const c10::TypedOperatorHandle<ScaledIndexAdd>& scaled_index_add_op();
 const c10::TypedOperatorHandle<ScaledIndexAddBackward>& scaled_index_add_backward_op();
 
 void check_index_select_cat(at::TensorList sources, at::TensorList indices);
+void check_index_select_cat_backward(const at::Tensor& grad_out, at::TensorList indices, c10::SymIntArrayRef rows,
+                                     c10::SymIntArrayRef widths);
 void check_scaled_index_add(const at::Tensor& input, const at::Tensor& index, const at::Tensor& source,
                             const OptionalTensor& scaling);
 void check_scaled_index_add_backward(const at::Tensor& grad_out, const at::Tensor& index, const at::Tensor& source,

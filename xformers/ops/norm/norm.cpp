@@ -3,6 +3,8 @@
 
 #include <torch/library.h>
 
+#include <algorithm>
+
 #include "xformers/ops/norm/norm_op.h"
 
 namespace xformers::ops {
@@ -64,6 +66,10 @@ at::Tensor layer_norm(const at::Tensor& x, const OptionalTensor& weight, const O
   return layer_norm_op().call(x, weight, bias, eps);
 }
 
+at::Tensor fused_layer_norm(const at::Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias, double eps) {
+  return layer_norm(x, weight, bias, x.scalar_type() == at::kHalf ? std::max(eps, 1.6e-5) : eps);
+}
+
 }  // namespace xformers::ops
 
 TORCH_LIBRARY_FRAGMENT(xformers, m) {
@@ -79,4 +85,9 @@ TORCH_LIBRARY_FRAGMENT(xformers, m) {
       "layer_norm_backward(Tensor grad_out, Tensor x, Tensor? weight=None, float eps=1e-6, bool need_dx=True, "
       "bool need_dweight=True, bool need_dbias=True) -> (Tensor dx, Tensor dweight, Tensor dbias)",
       tags);
+  m.def("fused_layer_norm(Tensor x, Tensor? weight=None, Tensor? bias=None, float eps=1e-6) -> Tensor", tags);
+}
+
+TORCH_LIBRARY_IMPL(xformers, CompositeImplicitAutograd, m) {
+  m.impl("fused_layer_norm", xformers::ops::fused_layer_norm);
 }

@@ -22,4 +22,8 @@ at::Tensor rms_norm_add(const at::Tensor& x, const at::Tensor& y,
 at::Tensor layer_norm(const at::Tensor& x, const std::optional<at::Tensor>& weight = std::nullopt,
                       const std::optional<at::Tensor>& bias = std::nullopt, double eps = 1e-6);
 
+// layer_norm with the eps that the fused layers had: at least 1.6e-5 for fp16.
+at::Tensor fused_layer_norm(const at::Tensor& x, const std::optional<at::Tensor>& weight = std::nullopt,
+                            const std::optional<at::Tensor>& bias = std::nullopt, double eps = 1e-6);
+
 }  // namespace xformers::ops

@@ -1,4 +1,5 @@
-// Gradients of the normalisations.
+// Gradients of the normalisations, and autocast.
+#include <ATen/autocast_mode.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
 
@@ -59,6 +60,15 @@ at::Tensor layer_norm_autograd(const at::Tensor& x, const OptionalTensor& weight
   return with_history(std::move(out), node);
 }
 
+// In fp32, like LibTorch's.
+template <c10::DeviceType kDevice>
+at::Tensor layer_norm_autocast(const at::Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
+                               double eps) {
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(
+      at::autocast::get_autocast_dispatch_key_from_device_type(kDevice));
+  return layer_norm_op().call(at::autocast::cached_cast(at::kFloat, x, kDevice), weight, bias, eps);
+}
+
 }  // namespace
 }  // namespace xformers::ops
 
@@ -68,4 +78,12 @@ TORCH_LIBRARY_IMPL(xformers, Autograd, m) {
   m.impl("layer_norm", xformers::ops::layer_norm_autograd);
   m.impl("rms_norm_backward", torch::autograd::autogradNotImplementedFallback());  // refuses double backward
   m.impl("layer_norm_backward", torch::autograd::autogradNotImplementedFallback());
+}
+
+TORCH_LIBRARY_IMPL(xformers, AutocastCPU, m) {
+  m.impl("layer_norm", xformers::ops::layer_norm_autocast<c10::DeviceType::CPU>);
+}
+
+TORCH_LIBRARY_IMPL(xformers, AutocastCUDA, m) {
+  m.impl("layer_norm", xformers::ops::layer_norm_autocast<c10::DeviceType::CUDA>);
 }

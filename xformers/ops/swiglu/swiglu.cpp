@@ -52,12 +52,25 @@ void check_gate(const char* where, const at::Tensor& x1, const at::Tensor& x2, c
   }
 }
 
+void check_gate_backward_out(const at::Tensor& x1, const at::Tensor& x2, const at::Tensor& dh,
+                             const at::Tensor& dx1dx2) {
+  const ArgumentCheck check("silu_gate_backward_out");
+  check_gate("silu_gate_backward_out", x1, x2, &dh);
+  check.contiguous("dh", dh);
+  check.contiguous("dx1dx2", dx1dx2);
+  check.shape("dx1dx2", dx1dx2, {x1.sym_size(0), 2, x1.sym_size(1)}, "it takes the gradients of x1 and x2");
+  check.same_dtype("dx1dx2", dx1dx2, x1, "x1");
+  check.same_device("dx1dx2", dx1dx2, x1, "x1");
+}
+
 XFORMERS_TYPED_OP(swiglu_fused_op, SwigluFused, "swiglu_fused")
 XFORMERS_TYPED_OP(swiglu_packedw_op, SwigluPackedw, "swiglu_packedw")
 XFORMERS_TYPED_OP(swiglu_forward_op, SwigluForward, "swiglu_forward")
 XFORMERS_TYPED_OP(swiglu_backward_op, SwigluBackward, "swiglu_backward")
+XFORMERS_TYPED_OP(swiglu_backward_inplace_op, SwigluBackwardInplace, "swiglu_backward_")
 XFORMERS_TYPED_OP(silu_gate_op, SiluGate, "silu_gate")
 XFORMERS_TYPED_OP(silu_bw_fused_op, SiluBwFused, "silu_bw_fused")
+XFORMERS_TYPED_OP(silu_gate_backward_out_op, SiluGateBackwardOut, "silu_gate_backward_out")
 
 at::Tensor swiglu(const at::Tensor& x, const at::Tensor& w1, const OptionalTensor& b1, const at::Tensor& w2,
                   const OptionalTensor& b2, const at::Tensor& w3, const OptionalTensor& b3) {
@@ -82,13 +95,20 @@ TORCH_LIBRARY_FRAGMENT(xformers, m) {
       "swiglu_forward(Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, Tensor w3, Tensor? b3=None) -> "
       "(Tensor out, Tensor x1x2)",
       tags);
-  m.def(
-      "swiglu_backward(Tensor grad_out, Tensor x, Tensor x1x2, Tensor w1, Tensor w2, Tensor w3, bool need_dx=True, "
-      "bool need_dw1w2=True, bool need_db1b2=True, bool need_dw3=True, bool need_db3=True) -> "
-      "(Tensor dx, Tensor dw1w2, Tensor db1b2, Tensor dw3, Tensor db3)",
-      tags);
+  for (const auto& [name, x1x2] : {std::pair{"swiglu_backward", "Tensor"}, {"swiglu_backward_", "Tensor(a!)"}}) {
+    const std::string schema =
+        std::string(name) + "(Tensor grad_out, Tensor x, " + x1x2 +
+        " x1x2, Tensor w1, Tensor w2, Tensor w3, bool need_dx=True, bool need_dw1w2=True, bool need_db1b2=True, "
+        "bool need_dw3=True, bool need_db3=True) -> "
+        "(Tensor dx, Tensor dw1w2, Tensor db1b2, Tensor dw3, Tensor db3)";
+    m.def(schema.c_str(), tags);
+  }
   m.def("silu_gate(Tensor x1, Tensor x2) -> Tensor", tags);
   m.def("silu_bw_fused(Tensor x1, Tensor x2, Tensor dx4) -> (Tensor dx1dx2, Tensor x4)", tags);
+  m.def(
+      "silu_gate_backward_out(Tensor x1, Tensor x2, Tensor(a!) dh, Tensor(b!) dx1dx2, bool need_h, bool need_sums) -> "
+      "Tensor",
+      tags);
   m.def(
       "dual_gemm_silu_identity_mul(Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2) -> "
       "(Tensor x1, Tensor x2, Tensor x4)",

@@ -4,6 +4,7 @@
 #include <torch/library.h>
 
 #include "xformers/ops/common/gradient_node.h"
+#include "xformers/ops/common/stack.h"
 #include "xformers/ops/swiglu/swiglu_op.h"
 
 namespace xformers::ops {
@@ -11,11 +12,18 @@ namespace {
 
 using torch::autograd::variable_list;
 
+// x1x2 is the largest of what is saved: where this is its end, its gradient takes its memory.
+const c10::TypedOperatorHandle<SwigluBackward>& backward_op(const SavedForGradient& s, const at::Tensor& x1x2) {
+  const bool ours = s.last_use && is_eager(x1x2) && x1x2.use_count() == 1 && x1x2.storage().use_count() == 1;
+  return ours && !at::GradMode::is_enabled() ? swiglu_backward_inplace_op() : swiglu_backward_op();
+}
+
 // Saved: x, w1, w2, w3, x1x2. Inputs: x, w1, b1, w2, b2, w3, b3.
 variable_list fused_gradients(const variable_list& grads, const SavedForGradient& s) {
-  const auto [dx, dw1w2, db1b2, dw3, db3] = swiglu_backward_op().call(
-      grads[0], s.tensors[0], s.tensors[4], s.tensors[1], s.tensors[2], s.tensors[3], s.wanted[0],
-      s.wanted[1] || s.wanted[3], s.wanted[2] || s.wanted[4], s.wanted[5], s.wanted[6]);
+  const auto [dx, dw1w2, db1b2, dw3, db3] =
+      backward_op(s, s.tensors[4])
+          .call(grads[0], s.tensors[0], s.tensors[4], s.tensors[1], s.tensors[2], s.tensors[3], s.wanted[0],
+                s.wanted[1] || s.wanted[3], s.wanted[2] || s.wanted[4], s.wanted[5], s.wanted[6]);
   const auto half = [&](bool wanted, const at::Tensor& both, int64_t which) {
     return wanted ? both.select(0, which) : at::Tensor();
   };
@@ -40,8 +48,9 @@ at::Tensor fused_autograd(const at::Tensor& x, const at::Tensor& w1, const Optio
 variable_list packed_gradients(const variable_list& grads, const SavedForGradient& s) {
   const at::Tensor& w1w2 = s.tensors[1];
   const auto [dx, dw1w2, db1b2, dw3, db3] =
-      swiglu_backward_op().call(grads[0], s.tensors[0], s.tensors[3], w1w2.select(0, 0), w1w2.select(0, 1),
-                                s.tensors[2], s.wanted[0], s.wanted[1], s.wanted[2], s.wanted[3], s.wanted[4]);
+      backward_op(s, s.tensors[3])
+          .call(grads[0], s.tensors[0], s.tensors[3], w1w2.select(0, 0), w1w2.select(0, 1), s.tensors[2], s.wanted[0],
+                s.wanted[1], s.wanted[2], s.wanted[3], s.wanted[4]);
   variable_list all{dx, dw1w2, db1b2, dw3, db3};
   for (size_t i = 0; i < all.size(); ++i) {
     if (!s.wanted[i]) all[i] = at::Tensor();
@@ -111,7 +120,8 @@ TORCH_LIBRARY_IMPL(xformers, Autograd, m) {
   m.impl("swiglu_fused", xformers::ops::fused_autograd);
   m.impl("swiglu_packedw", xformers::ops::packed_autograd);
   m.impl("silu_gate", xformers::ops::gate_autograd);
-  for (const char* name : {"swiglu_forward", "swiglu_backward", "silu_bw_fused", "dual_gemm_silu_identity_mul"}) {
+  for (const char* name : {"swiglu_forward", "swiglu_backward", "swiglu_backward_", "silu_bw_fused",
+                           "silu_gate_backward_out", "dual_gemm_silu_identity_mul"}) {
     m.impl(name, torch::autograd::autogradNotImplementedFallback());  // no gradients of these alone
   }
 }

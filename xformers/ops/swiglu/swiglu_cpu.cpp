@@ -1,50 +1,30 @@
 // The gates on CPU tensors, and without data (meta).
-#include <ATen/ops/empty.h>
+#include <ATen/ops/sum.h>
 #include <torch/library.h>
 
 #include "xformers/kernels/cpu/swiglu/gate_cpu.h"
 #include "xformers/ops/common/threads.h"
-#include "xformers/ops/common/to_params.h"
-#include "xformers/ops/swiglu/swiglu_op.h"
+#include "xformers/ops/swiglu/swiglu_run.h"
 
 namespace xformers::ops {
 namespace {
 
-at::Tensor with_contiguous_rows(const at::Tensor& t) { return t.stride(1) == 1 || t.size(1) <= 1 ? t : t.contiguous(); }
-
-GateRows to_rows(const at::Tensor& t) { return {.data = const_cast<void*>(t.const_data_ptr()), .stride = t.stride(0)}; }
-
-at::Tensor gate_cpu(const at::Tensor& x1_arg, const at::Tensor& x2_arg) {
-  check_gate("silu_gate", x1_arg, x2_arg);
-  const at::Tensor x1 = with_contiguous_rows(x1_arg), x2 = with_contiguous_rows(x2_arg);
-  at::Tensor h = at::empty(x1.sizes(), x1.options());
-  cpu::gate_forward({.dtype = to_dtype(x1.scalar_type()),
-                     .rows = x1.size(0),
-                     .width = x1.size(1),
-                     .x1 = to_rows(x1),
-                     .x2 = to_rows(x2),
-                     .h = to_rows(h)},
-                    torch_threads());
-  return h;
+at::Tensor gate_cpu(const at::Tensor& x1, const at::Tensor& x2) {
+  return run_gate(x1, x2, [](const GateFwdParams& params) { cpu::gate_forward(params, torch_threads()); });
 }
 
-std::tuple<at::Tensor, at::Tensor> gate_backward_cpu(const at::Tensor& x1_arg, const at::Tensor& x2_arg,
-                                                     const at::Tensor& dx4_arg) {
-  check_gate("silu_bw_fused", x1_arg, x2_arg, &dx4_arg);
-  const at::Tensor x1 = with_contiguous_rows(x1_arg), x2 = with_contiguous_rows(x2_arg),
-                   dx4 = with_contiguous_rows(dx4_arg);
-  at::Tensor both = at::empty({x1.size(0), 2, x1.size(1)}, x1.options()), h = at::empty(x1.sizes(), x1.options());
-  cpu::gate_backward({.dtype = to_dtype(x1.scalar_type()),
-                      .rows = x1.size(0),
-                      .width = x1.size(1),
-                      .x1 = to_rows(x1),
-                      .x2 = to_rows(x2),
-                      .dh = to_rows(dx4),
-                      .dx1 = to_rows(both.select(1, 0)),
-                      .dx2 = to_rows(both.select(1, 1)),
-                      .h = to_rows(h)},
-                     torch_threads());
-  return {both, h};
+std::tuple<at::Tensor, at::Tensor> gate_backward_cpu(const at::Tensor& x1, const at::Tensor& x2,
+                                                     const at::Tensor& dx4) {
+  return run_gate_backward(x1, x2, dx4,
+                           [](const GateBwdParams& params) { cpu::gate_backward(params, torch_threads()); });
+}
+
+at::Tensor gate_backward_out_cpu(const at::Tensor& x1, const at::Tensor& x2, const at::Tensor& dh,
+                                 const at::Tensor& dx1dx2, bool need_h, bool need_sums) {
+  check_gate_backward_out(x1, x2, dh, dx1dx2);
+  run_gate_backward(x1, x2, dh, dx1dx2, need_h ? dh : at::Tensor(),
+                    [](const GateBwdParams& params) { cpu::gate_backward(params, torch_threads()); });
+  return need_sums ? dx1dx2.sum(0) : at::empty({0}, x1.options());
 }
 
 at::Tensor gate_meta(const at::Tensor& x1, const at::Tensor& x2) {
@@ -59,15 +39,23 @@ std::tuple<at::Tensor, at::Tensor> gate_backward_meta(const at::Tensor& x1, cons
           at::empty_symint(x1.sym_sizes(), x1.options())};
 }
 
+at::Tensor gate_backward_out_meta(const at::Tensor& x1, const at::Tensor& x2, const at::Tensor& dh,
+                                  const at::Tensor& dx1dx2, bool, bool need_sums) {
+  check_gate_backward_out(x1, x2, dh, dx1dx2);
+  return need_sums ? at::empty_symint({2, x1.sym_size(1)}, x1.options()) : at::empty({0}, x1.options());
+}
+
 }  // namespace
 }  // namespace xformers::ops
 
 TORCH_LIBRARY_IMPL(xformers, CPU, m) {
   m.impl("silu_gate", xformers::ops::gate_cpu);
   m.impl("silu_bw_fused", xformers::ops::gate_backward_cpu);
+  m.impl("silu_gate_backward_out", xformers::ops::gate_backward_out_cpu);
 }
 
 TORCH_LIBRARY_IMPL(xformers, Meta, m) {
   m.impl("silu_gate", xformers::ops::gate_meta);
   m.impl("silu_bw_fused", xformers::ops::gate_backward_meta);
+  m.impl("silu_gate_backward_out", xformers::ops::gate_backward_out_meta);
 }

@@ -15,20 +15,28 @@ namespace {
 
 at::Tensor as_rows(const at::Tensor& x) { return x.dim() == 2 ? x : x.reshape_symint({-1, x.sym_size(-1)}); }
 
-// [2 * hidden, in] without a copy, where w2 lies right behind w1; else undefined.
-at::Tensor stacked(const at::Tensor& w1, const at::Tensor& w2) {
-  if (!is_eager(w1) || !w1.is_contiguous() || !w2.is_contiguous() || !w1.is_alias_of(w2)) return at::Tensor();
-  if (w2.storage_offset() != w1.storage_offset() + w1.numel()) return at::Tensor();
-  return w1.as_strided({2 * w1.size(0), w1.size(1)}, {w1.size(1), 1});
+// cat({first, second}) without a copy, where the second lies right behind the first; else undefined.
+at::Tensor stacked(const at::Tensor& first, const at::Tensor& second) {
+  if (!is_eager(first) || !first.is_contiguous() || !second.is_contiguous() || !first.is_alias_of(second)) return {};
+  if (second.storage_offset() != first.storage_offset() + first.numel()) return {};
+  c10::DimVector sizes(first.sizes());
+  sizes[0] *= 2;
+  return first.as_strided(sizes, first.strides());
+}
+
+at::Tensor stacked_or_copied(const at::Tensor& first, const at::Tensor& second) {
+  const at::Tensor view = stacked(first, second);
+  return view.defined() ? view : at::cat({first, second});
 }
 
 // x1 and x2 as views of one tensor [rows, 2, hidden], computed by one product or by two.
 at::Tensor both_products(const at::Tensor& x, const at::Tensor& w1, const OptionalTensor& b1, const at::Tensor& w2,
                          const OptionalTensor& b2) {
   const c10::SymInt rows = x.sym_size(0), hidden = w1.sym_size(0);
-  if (const at::Tensor w1w2 = stacked(w1, w2); w1w2.defined()) {
-    const at::Tensor bias = b1 ? at::cat({*b1, *b2}) : at::Tensor();
-    const at::Tensor x1x2 = bias.defined() ? at::addmm(bias, x, w1w2.t()) : at::mm(x, w1w2.t());
+  // Of cuBLAS's products only those into contiguous results add a bias: copied weights cost less than a pass over x1x2.
+  const bool copy = b1 && x.is_cuda();
+  if (const at::Tensor w1w2 = copy ? stacked_or_copied(w1, w2) : stacked(w1, w2); w1w2.defined()) {
+    const at::Tensor x1x2 = b1 ? at::addmm(stacked_or_copied(*b1, *b2), x, w1w2.t()) : at::mm(x, w1w2.t());
     return x1x2.view_symint({rows, 2, hidden});
   }
   at::Tensor x1x2 = at::empty_symint({rows, 2, hidden}, x.options());
@@ -53,6 +61,7 @@ std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& x_arg, const at::Te
   return {x_arg.dim() == 2 ? out : out.view_symint(sizes), x1x2};
 }
 
+template <bool kInplace>
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(
     const at::Tensor& grad_out_arg, const at::Tensor& x_arg, const at::Tensor& x1x2, const at::Tensor& w1,
     const at::Tensor& w2, const at::Tensor& w3, bool need_dx, bool need_dw1w2, bool need_db1b2, bool need_dw3,
@@ -64,13 +73,13 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(
   at::Tensor dx = nothing(), dw1w2 = nothing(), db1b2 = nothing(), dw3 = nothing(), db3 = nothing();
   if (need_db3) db3 = grad_out.sum(0);
   if (need_dx || need_dw1w2 || need_db1b2 || need_dw3) {
-    at::Tensor dx1dx2, h;
-    std::tie(dx1dx2, h) = silu_bw_fused_op().call(x1x2.select(1, 0), x1x2.select(1, 1), at::mm(grad_out, w3));
+    at::Tensor h = at::mm(grad_out, w3);  // dh, until the gate's gradients are known
+    const at::Tensor dx1dx2 = kInplace ? x1x2 : at::empty_symint(x1x2.sym_sizes(), x1x2.options());
+    db1b2 = silu_gate_backward_out_op().call(x1x2.select(1, 0), x1x2.select(1, 1), h, dx1dx2, need_dw3, need_db1b2);
     if (need_dw3) dw3 = at::mm(grad_out.t(), h);
     h = at::Tensor();  // before the next products need memory
     const at::Tensor both = dx1dx2.view_symint({rows, 2 * hidden});
     if (need_dw1w2) dw1w2 = at::mm(both.t(), x).view_symint({2, hidden, x.sym_size(1)});
-    if (need_db1b2) db1b2 = dx1dx2.sum(0);
     if (need_dx) {
       if (const at::Tensor w1w2 = stacked(w1, w2); w1w2.defined()) {
         dx = at::mm(both, w1w2);
@@ -117,7 +126,8 @@ void operand_sum(const at::Tensor& a, const at::Tensor& b, const at::Tensor& out
 
 TORCH_LIBRARY_IMPL(xformers, CompositeExplicitAutograd, m) {
   m.impl("swiglu_forward", xformers::ops::forward);
-  m.impl("swiglu_backward", xformers::ops::backward);
+  m.impl("swiglu_backward", xformers::ops::backward<false>);
+  m.impl("swiglu_backward_", xformers::ops::backward<true>);
   m.impl("swiglu_fused", xformers::ops::fused);
   m.impl("swiglu_packedw", xformers::ops::packedw);
   m.impl("dual_gemm_silu_identity_mul", xformers::ops::dual_gemm);

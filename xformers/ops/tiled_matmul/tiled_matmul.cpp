@@ -11,6 +11,7 @@
 
 #include "xformers/ops/common/arguments.h"
 #include "xformers/ops/common/gradient_node.h"
+#include "xformers/ops/common/stack.h"
 
 namespace xformers::ops {
 namespace {
@@ -50,6 +51,26 @@ void check_tiles(at::TensorList a, at::TensorList b, Sizes ms, Sizes ns, Sizes k
   }
 }
 
+// Tiles that lie in memory like parts of one matrix, side by side along `dim`, as that matrix; else undefined.
+at::Tensor merged_view(at::TensorList tiles, int64_t dim) {
+  const at::Tensor& first = tiles[0];
+  if (!is_eager(first)) return at::Tensor();
+  int64_t offset = first.storage_offset(), size = 0;
+  for (const at::Tensor& tile : tiles) {
+    if (!tile.is_alias_of(first) || tile.strides() != first.strides() || tile.storage_offset() != offset) return {};
+    offset += tile.size(dim) * tile.stride(dim);
+    size += tile.size(dim);
+  }
+  c10::DimVector sizes(first.sizes());
+  sizes[dim] = size;
+  return first.as_strided(sizes, first.strides());
+}
+
+at::Tensor merged(at::TensorList tiles, int64_t dim) {
+  const at::Tensor view = merged_view(tiles, dim);
+  return view.defined() ? view : at::cat(tiles, dim);
+}
+
 // out[m][n] from row m of a and column n of b. Where the element type is its own compute type, products are added up in
 // place; others are merged first, since a partial sum must not be rounded.
 std::vector<at::Tensor> multiply(at::TensorList a, at::TensorList b, Sizes ms, Sizes ns, Sizes ks) {
@@ -62,10 +83,10 @@ std::vector<at::Tensor> multiply(at::TensorList a, at::TensorList b, Sizes ms, S
     return tiles;
   };
   std::vector<at::Tensor> merged_columns, out;
-  for (size_t n = 0; merge && n < count_n; ++n) merged_columns.push_back(at::cat(column(n), 0));
+  for (size_t n = 0; merge && n < count_n; ++n) merged_columns.push_back(merged(column(n), 0));
   for (size_t m = 0; m < count_m; ++m) {
     const at::TensorList row = a.slice(m * count_k, count_k);
-    const at::Tensor merged_row = merge ? at::cat(row, 1) : at::Tensor();
+    const at::Tensor merged_row = merge ? merged(row, 1) : at::Tensor();
     for (size_t n = 0; n < count_n; ++n) {
       if (merge) {
         out.push_back(at::mm(merged_row, merged_columns[n]));

@@ -27,7 +27,7 @@ def forward(
         options["out_dtype"] = out_dtype
     if num_splits:
         options["num_splits"] = num_splits
-    state = _draw_philox_state() if 0 < inp.p <= 1 else None
+    state = _draw_philox_state(device=inp.query.device) if 0 < inp.p <= 1 else None
     if inp.p != 0:
         options.update(p=inp.p, philox_state=state)
     out, lse = _forward(inp.query, inp.key, inp.value, *operands, **options, **inp._quantization())

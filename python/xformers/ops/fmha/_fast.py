@@ -40,7 +40,7 @@ def attention(
         if p != 0.0:
             options["p"] = p
             if 0 < p <= 1:  # the operator refuses the rest
-                options["philox_state"] = _draw_philox_state()
+                options["philox_state"] = _draw_philox_state(device=query.device)
         return _attention_forward(query, key, value, *operands, **options)
     except (ValueError, RuntimeError) as error:
         failure = error

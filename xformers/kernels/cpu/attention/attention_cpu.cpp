@@ -5,10 +5,10 @@
 #include <optional>
 
 #include "xformers/kernels/base/error.h"
-#include "xformers/kernels/cpu/attention/check.h"
 #include "xformers/kernels/cpu/attention/isa_kernels.h"
 #include "xformers/kernels/cpu/attention/uncovered.h"
 #include "xformers/kernels/cpu/base/cpu_features.h"
+#include "xformers/kernels/params/attention_check.h"
 
 namespace xformers::cpu {
 namespace {

@@ -6,7 +6,7 @@ namespace xformers::cpu {
 namespace {
 
 constexpr int64_t kMinKeysPerSplit = 512;             // below this, merging costs more than the split gains
-constexpr int64_t kChosenSplitAlign = 4;              // keys; the dropout stream comes in fours
+constexpr int64_t kChosenSplitAlign = 4;              // keys; products take them two or four at a time
 constexpr int64_t kMaxShareBytes = int64_t{1} << 29;  // memory for shares of dq
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

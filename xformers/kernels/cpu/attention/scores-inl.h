@@ -4,8 +4,8 @@
 // vectors over columns, no reduction runs across a vector, and neither key nor value needs transposing in memory.
 #pragma once
 
-#include "xformers/kernels/base/philox.h"
 #include "xformers/kernels/cpu/attention/plan.h"
+#include "xformers/kernels/cpu/base/philox-inl.h"
 #include "xformers/kernels/cpu/base/vec-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -167,23 +167,11 @@ HWY_INLINE C finish_scores(C* scores, ptrdiff_t rows, double softmax_scale, cons
   return factor;
 }
 
-// ---- dropout: base/philox.h over vectors, a counter per column and four keys ----
-using VecU32 = hn::Vec<Tag<uint32_t>>;
-
-HWY_INLINE void multiply_wide(VecU32 a, VecU32 b, VecU32& high, VecU32& low) {
-  const Tag<uint32_t> d;
-  const hn::RepartitionToWide<Tag<uint32_t>> d64;
-  const auto even = hn::MulEven(a, b);
-  const auto odd = hn::MulEven(hn::BitCast(d, hn::ShiftRight<32>(hn::BitCast(d64, a))), b);
-  high = hn::OddEven(hn::BitCast(d, odd), hn::BitCast(d, hn::ShiftRight<32>(even)));
-  low = hn::OddEven(hn::BitCast(d, hn::ShiftLeft<32>(odd)), hn::BitCast(d, even));
-}
-
-// keep[key][column] = 1 or 0 for keys [key, key + rows); key is a multiple of 4 and keep has room for rows rounded up
-// to 4.
+// ---- dropout: base/philox.h over vectors, a call per column, block of 32 keys and pair of keys in eight ----
+// keep[key - first][column] = 1 or 0 for keys [first, first + rows).
 template <class C>
 HWY_INLINE void fill_keep(C* keep, ptrdiff_t rows, const Dropout& dropout, int64_t sequence_index, int64_t num_heads,
-                          int64_t first_head_of_group, const Columns<C>& columns, int64_t key) {
+                          int64_t first_head_of_group, const Columns<C>& columns, int64_t first) {
   if (dropout.p >= 1) return zero_row(keep, rows * columns.padded);
   const Tag<uint32_t> d;
   constexpr ptrdiff_t kLanes = lanes<uint32_t>();
@@ -193,31 +181,25 @@ HWY_INLINE void fill_keep(C* keep, ptrdiff_t rows, const Dropout& dropout, int64
     head[c] = static_cast<uint32_t>(sequence_index * num_heads + first_head_of_group + columns.head[c]);
   }
   const uint32_t threshold = drop_threshold(dropout.p);
-  const auto mul0 = hn::Set(d, kPhiloxMul0), mul1 = hn::Set(d, kPhiloxMul1);
-  for (ptrdiff_t n = 0; n < rows; n += 4) {
-    for (ptrdiff_t c = 0; c < columns.padded; c += kLanes) {
-      auto c0 = hn::Set(d, static_cast<uint32_t>((key + n) / 4)), c1 = hn::Load(d, query + c),
-           c2 = hn::Load(d, head + c);
-      auto c3 = hn::Set(d, static_cast<uint32_t>(dropout.philox_offset));
-      uint32_t key0 = static_cast<uint32_t>(dropout.philox_seed);
-      uint32_t key1 =
-          static_cast<uint32_t>(dropout.philox_seed >> 32) ^ static_cast<uint32_t>(dropout.philox_offset >> 32);
-      for (int round = 0; round < kPhiloxRounds; ++round) {
-        VecU32 high0, low0, high1, low1;
-        multiply_wide(c0, mul0, high0, low0);
-        multiply_wide(c2, mul1, high1, low1);
-        c0 = hn::Xor(hn::Xor(high1, c1), hn::Set(d, key0));
-        c1 = low1;
-        c2 = hn::Xor(hn::Xor(high0, c3), hn::Set(d, key1));
-        c3 = low0;
-        key0 += kPhiloxWeyl0;
-        key1 += kPhiloxWeyl1;
-      }
-      const VecU32 words[4] = {c0, c1, c2, c3};
-      for (int word = 0; word < 4; ++word) {
-        hn::Store(words[word], d, draws);
-        C* const to = keep + (n + word) * columns.padded + c;
-        for (ptrdiff_t lane = 0; lane < kLanes; ++lane) to[lane] = draws[lane] >= threshold ? C(1) : C(0);
+  const PhiloxKey philox = philox_key(dropout.philox_seed, dropout.philox_offset);
+  // The call of pair 0 to 3 draws for keys block + 2 * pair + 8 * word + (0 or 1).
+  for (int64_t block = first / 32 * 32; block < first + rows; block += 32) {
+    for (int pair = 0; pair < 4; ++pair) {
+      for (ptrdiff_t c = 0; c < columns.padded; c += kLanes) {
+        VecU32 words[4] = {hn::Set(d, static_cast<uint32_t>(block / 8 + pair)), hn::Load(d, query + c),
+                           hn::Load(d, head + c), hn::Set(d, philox.offset)};
+        philox_vec(words, philox.key0, philox.key1);
+        for (int word = 0; word < 4; ++word) {
+          const ptrdiff_t row = block + 2 * pair + 8 * word - first;
+          hn::Store(words[word], d, draws);
+          for (int half = 0; half < 2; ++half) {
+            if (row + half < 0 || row + half >= rows) continue;
+            C* const to = keep + (row + half) * columns.padded + c;
+            for (ptrdiff_t lane = 0; lane < kLanes; ++lane) {
+              to[lane] = half_word(draws[lane], half) >= threshold ? C(1) : C(0);
+            }
+          }
+        }
       }
     }
   }

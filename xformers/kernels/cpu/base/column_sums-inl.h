@@ -4,6 +4,8 @@
 // with the rows.
 #pragma once
 
+#include <type_traits>
+
 #include "xformers/kernels/cpu/base/blocks.h"
 #include "xformers/kernels/cpu/base/rows-inl.h"
 #include "xformers/kernels/cpu/base/scratch.h"
@@ -28,15 +30,17 @@ struct PartSums {
     }
     pending = 0;
   }
-  HWY_INLINE void row_done() {
-    if (++pending == kSpan) flush();
+  HWY_INLINE void rows_done(int64_t rows) {
+    pending += rows;
+    if (pending >= kSpan) flush();
   }
 };
 
-// add_row(row, part_sums) for each row in [0, rows), then results[s][i] = sums (any of them may be null).
-template <class C, int kSums, class AddRow>
+// add_rows(row, part_sums, count) for all rows in [0, rows), count of them at once: a std::integral_constant, kAtOnce
+// or, for what is left, 1. Then results[s][i] = sums (any of them may be null).
+template <class C, int kSums, int kAtOnce, class AddRows>
 void sum_columns(const Threads& threads, int64_t rows, int64_t width, C* const (&results)[kSums],
-                 const AddRow& add_row) {
+                 const AddRows& add_rows) {
   constexpr int64_t kMostParts = 64, kMostElements = int64_t{1} << 22;
   int64_t parts = rows / 32;
   if (parts > kMostParts) parts = kMostParts;
@@ -55,10 +59,15 @@ void sum_columns(const Threads& threads, int64_t rows, int64_t width, C* const (
   for_each_task(threads, parts, [&](int64_t part, int) {
     PartSums<C, kSums> sums{recents + part * size, totals + part * size, width};
     for (int64_t i = 0; i < size; ++i) sums.recent[i] = 0, sums.total[i] = 0;
-    const int64_t end = (part + 1) * rows_per_part;
-    for (int64_t row = part * rows_per_part; row < (end < rows ? end : rows); ++row) {
-      add_row(row, sums);
-      sums.row_done();
+    const int64_t end = min_of((part + 1) * rows_per_part, rows);
+    int64_t row = part * rows_per_part;
+    for (; row + kAtOnce <= end; row += kAtOnce) {
+      add_rows(row, sums, std::integral_constant<int, kAtOnce>());
+      sums.rows_done(kAtOnce);
+    }
+    for (; row < end; ++row) {
+      add_rows(row, sums, std::integral_constant<int, 1>());
+      sums.rows_done(1);
     }
     sums.flush();
   });

@@ -4,6 +4,8 @@
 
 #include <hwy/cache_control.h>
 
+#include <type_traits>
+
 #include "xformers/kernels/base/dtype.h"
 #include "xformers/kernels/cpu/base/vec-inl.h"
 
@@ -58,6 +60,10 @@ HWY_INLINE V only_n(V v, ptrdiff_t n) {
 template <class C, class Fn>
 HWY_INLINE void for_each_vec(ptrdiff_t count, const Fn& fn) {
   ptrdiff_t i = 0;
+  for (; i + 2 * lanes<C>() <= count; i += 2 * lanes<C>()) {
+    fn(i, Whole());
+    fn(i + lanes<C>(), Whole());
+  }
   for (; i + lanes<C>() <= count; i += lanes<C>()) fn(i, Whole());
   if (i < count) fn(i, count - i);
 }
@@ -68,16 +74,29 @@ HWY_INLINE C sum_lanes(Vec<C> v) {
 }
 
 // Several sums over a row at once: fn(i, n, sums) adds to sums[0 ... kSums). Lanes are added up in double every kSpan
-// elements, so that the error does not grow with the width.
+// elements, so that the error does not grow with the width; several sets of sums take turns, so that no addition waits
+// for the one before it.
 template <class C, int kSums, class Fn>
 HWY_INLINE void sum_row(ptrdiff_t count, double (&totals)[kSums], const Fn& fn) {
   constexpr ptrdiff_t kSpan = 2048;
+  constexpr int kSets = kSums > 2 ? 2 : 4;
   for (double& total : totals) total = 0;
   for (ptrdiff_t begin = 0; begin < count; begin += kSpan) {
-    Vec<C> sums[kSums];
-    for (Vec<C>& sum : sums) sum = hn::Zero(Tag<C>());
-    for_each_vec<C>(min_of(kSpan, count - begin), [&](ptrdiff_t i, auto n) { fn(begin + i, n, sums); });
-    for (int s = 0; s < kSums; ++s) totals[s] += static_cast<double>(sum_lanes<C>(sums[s]));
+    const ptrdiff_t end = min_of(begin + kSpan, count);
+    Vec<C> sums[kSets][kSums];
+    for (auto& set : sums) {
+      for (Vec<C>& sum : set) sum = hn::Zero(Tag<C>());
+    }
+    ptrdiff_t i = begin;
+    for (; i + kSets * lanes<C>() <= end; i += kSets * lanes<C>()) {
+      for (int set = 0; set < kSets; ++set) fn(i + set * lanes<C>(), Whole(), sums[set]);
+    }
+    for_each_vec<C>(end - i, [&](ptrdiff_t j, auto n) { fn(i + j, n, sums[0]); });
+    for (int s = 0; s < kSums; ++s) {
+      Vec<C> sum = sums[0][s];
+      for (int set = 1; set < kSets; ++set) sum = hn::Add(sum, sums[set][s]);
+      totals[s] += static_cast<double>(sum_lanes<C>(sum));
+    }
   }
 }
 
@@ -99,26 +118,49 @@ HWY_INLINE void stream_bytes(void* to, const void* from, size_t bytes) {
 }
 HWY_INLINE void finish_streams() { hwy::FlushStream(); }
 
-// out[i ...] = value(i, n), i over the vectors of [0, count). Streamed rows pass through a buffer in the first-level
-// cache, so that only whole lines leave it whatever the element type.
+// One vector past the caches; p a multiple of the vector's bytes. Needs finish_streams() like stream_bytes().
+template <class T>
+HWY_INLINE void stream_vec(Vec<Compute<T>> v, T* p) {
+  if constexpr (sizeof(T) == sizeof(Compute<T>)) {
+    hn::Stream(v, Tag<Compute<T>>(), p);
+  } else {
+    const hn::Rebind<uint16_t, Tag<float>> d16;
+    alignas(64) T part[lanes<float>()];
+    store_n(v, part, Whole());
+    hn::Stream(hn::Load(d16, reinterpret_cast<const uint16_t*>(part)), d16, reinterpret_cast<uint16_t*>(p));
+  }
+}
+#if defined(__AVX512BF16__)
+HWY_INLINE void stream_vec(Vec<float> v, BFloat16* p) {
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v.raw)));
+}
+#endif
+
+// How many elements come before p is aligned to a vector, at most count.
+template <class T>
+HWY_INLINE ptrdiff_t elements_to_alignment(const T* p, ptrdiff_t count) {
+  constexpr uintptr_t kBytes = lanes<Compute<T>>() * sizeof(T);
+  const uintptr_t past = reinterpret_cast<uintptr_t>(p) % kBytes;
+  return min_of(past == 0 ? 0 : static_cast<ptrdiff_t>((kBytes - past) / sizeof(T)), count);
+}
+
+// out[i ...] = value(i, n), i over the vectors of [0, count).
 template <bool kStream, class T, class Fn>
 HWY_INLINE void map_row(T* HWY_RESTRICT out, ptrdiff_t count, const Fn& value) {
   using C = Compute<T>;
-  if constexpr (!kStream) {
-    for_each_vec<C>(count, [&](ptrdiff_t i, auto n) { store_n(value(i, n), out + i, n); });
-  } else {
-    constexpr ptrdiff_t kBuffer = 4096 / sizeof(T);
-    alignas(64) T buffer[kBuffer];
-    ptrdiff_t begin = 0;
-    ptrdiff_t room = kBuffer - static_cast<ptrdiff_t>(reinterpret_cast<uintptr_t>(out) % 64 / sizeof(T));
-    while (begin < count) {  // all buffers but the first start at a line of `out`
-      const ptrdiff_t size = min_of(room, count - begin);
-      for_each_vec<C>(size, [&](ptrdiff_t i, auto n) { store_n(value(begin + i, n), buffer + i, n); });
-      stream_bytes(out + begin, buffer, static_cast<size_t>(size) * sizeof(T));
-      begin += size;
-      room = kBuffer;
-    }
+  ptrdiff_t head = 0;
+  if constexpr (kStream) {
+    head = elements_to_alignment(out, count);
+    if (head > 0) store_n(value(ptrdiff_t{0}, head), out, head);
   }
+  for_each_vec<C>(count - head, [&](ptrdiff_t j, auto n) {
+    const ptrdiff_t i = head + j;
+    if constexpr (kStream && std::is_same_v<decltype(n), Whole>) {
+      stream_vec(value(i, n), out + i);
+    } else {
+      store_n(value(i, n), out + i, n);
+    }
+  });
 }
 
 // fn.template operator()<T>() for the element type.

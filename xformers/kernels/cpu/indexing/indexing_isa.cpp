@@ -127,25 +127,26 @@ void both_gradients(const ScaledIndexAddBwdParams& p, const Threads& threads) {
   const auto alpha = hn::Set(Tag<C>(), static_cast<C>(p.alpha));
   const C* scaling = static_cast<const C*>(p.scaling);
   C* const results[1] = {static_cast<C*>(p.dscaling)};
-  sum_columns<C, 1>(threads, p.num_indices * p.middle, p.width, results, [&](int64_t item, PartSums<C, 1>& sums) {
-    const int64_t middle = item % p.middle, place = item / p.middle;
-    const T* dout = row_of<T>(p.dout, p.index[place], middle);
-    const T* source = row_of<T>(p.source, place, middle);
-    C* sum = sums.array(0);
-    const auto add = [&](ptrdiff_t i, auto n, Vec<C> gradient) {  // alpha * dout
-      store_n(hn::MulAdd(gradient, load_n(source + i, n), load_n(sum + i, n)), sum + i, n);
-    };
-    if (p.dsource.data) {
-      map_row<kStream>(mutable_row_of<T>(p.dsource, place, middle), p.width, [&](ptrdiff_t i, auto n) {
-        const auto gradient = hn::Mul(alpha, load_n(dout + i, n));
-        add(i, n, gradient);
-        return scaling ? hn::Mul(load_n(scaling + i, n), gradient) : gradient;
+  sum_columns<C, 1, 1>(
+      threads, p.num_indices * p.middle, p.width, results, [&](int64_t item, PartSums<C, 1>& sums, auto) {
+        const int64_t middle = item % p.middle, place = item / p.middle;
+        const T* dout = row_of<T>(p.dout, p.index[place], middle);
+        const T* source = row_of<T>(p.source, place, middle);
+        C* sum = sums.array(0);
+        const auto add = [&](ptrdiff_t i, auto n, Vec<C> gradient) {  // alpha * dout
+          store_n(hn::MulAdd(gradient, load_n(source + i, n), load_n(sum + i, n)), sum + i, n);
+        };
+        if (p.dsource.data) {
+          map_row<kStream>(mutable_row_of<T>(p.dsource, place, middle), p.width, [&](ptrdiff_t i, auto n) {
+            const auto gradient = hn::Mul(alpha, load_n(dout + i, n));
+            add(i, n, gradient);
+            return scaling ? hn::Mul(load_n(scaling + i, n), gradient) : gradient;
+          });
+          finish_streams();
+        } else {
+          for_each_vec<C>(p.width, [&](ptrdiff_t i, auto n) { add(i, n, hn::Mul(alpha, load_n(dout + i, n))); });
+        }
       });
-      finish_streams();
-    } else {
-      for_each_vec<C>(p.width, [&](ptrdiff_t i, auto n) { add(i, n, hn::Mul(alpha, load_n(dout + i, n))); });
-    }
-  });
 }
 
 }  // namespace

@@ -114,103 +114,139 @@ void forward_rows(const NormFwdParams& p, int64_t begin, int64_t end) {
 
 // With z = (x - mean) * scale and g = weight * dout:
 //   dx = scale * (g - z * mean(g z) [- mean(g) where centred]),  dweight = sum of dout * z,  dbias = sum of dout
-template <class T, bool kCentred, bool kStream>
-struct BackwardRow {
-  using C = Compute<T>;
-  const NormBwdParams& p;
-
-  void operator()(int64_t row, C* dweight, C* dbias) const {
-    const T* HWY_RESTRICT x = row_at<const T>(p.x, row);
-    const T* HWY_RESTRICT dout = row_at<const T>(p.dout, row);
-    const C* HWY_RESTRICT weight = static_cast<const C*>(p.weight);
-    const ptrdiff_t width = p.shape.width;
-    const Tag<C> d;
-
-    Statistics statistics;
-    double g_sum = 0, g_deviation = 0;  // sums of g and of g * (x - mean)
-    if constexpr (kCentred) {
-      const C guess = static_cast<C>(to_compute(x[0]));
-      const auto v_guess = hn::Set(d, guess);
-      double sums_of_row[4];
-      sum_row<C>(width, sums_of_row, [&](ptrdiff_t i, auto n, Vec<C>* sums) {
-        const auto deviation = only_n(hn::Sub(load_n(x + i, n), v_guess), n);
-        auto g = load_n(dout + i, n);
-        if (weight) g = hn::Mul(g, load_n(weight + i, n));
-        sums[0] = hn::Add(sums[0], deviation);
-        sums[1] = hn::MulAdd(deviation, deviation, sums[1]);
-        sums[2] = hn::Add(sums[2], g);
-        sums[3] = hn::MulAdd(g, deviation, sums[3]);
-      });
-      const Moments moments = moments_of(sums_of_row[0], sums_of_row[1], static_cast<double>(width));
-      statistics = {guess + moments.mean_deviation, inverse_root(moments.variance, p.shape.eps)};
-      g_sum = sums_of_row[2];
-      g_deviation = sums_of_row[3] - moments.mean_deviation * g_sum;
-      if (!moments.exact) {
-        statistics = two_pass_statistics(x, p.shape);
-        const auto mean = hn::Set(d, static_cast<C>(statistics.mean));
-        double deviation[1];
-        sum_row<C>(width, deviation, [&](ptrdiff_t i, auto n, Vec<C>* sums) {
-          auto g = load_n(dout + i, n);
-          if (weight) g = hn::Mul(g, load_n(weight + i, n));
-          sums[0] = hn::MulAdd(g, hn::Sub(load_n(x + i, n), mean), sums[0]);
-        });
-        g_deviation = deviation[0];
-      }
-    } else {
-      double sums_of_row[2];
-      sum_row<C>(width, sums_of_row, [&](ptrdiff_t i, auto n, Vec<C>* sums) {
-        const auto value = load_n(x + i, n);
-        auto g = load_n(dout + i, n);
-        if (weight) g = hn::Mul(g, load_n(weight + i, n));
-        sums[0] = hn::MulAdd(value, value, sums[0]);
-        sums[1] = hn::MulAdd(g, value, sums[1]);
-      });
-      statistics.scale = inverse_root(sums_of_row[0] / static_cast<double>(width), p.shape.eps);
-      g_deviation = sums_of_row[1];
-    }
-    const double count = static_cast<double>(width), scale = statistics.scale;
-    const auto v_mean = hn::Set(d, static_cast<C>(statistics.mean)), v_scale = hn::Set(d, static_cast<C>(scale));
-    const auto z_factor = hn::Set(d, static_cast<C>(g_deviation * scale / count));
-    const auto g_mean = hn::Set(d, static_cast<C>(g_sum / count));
-
-    const auto column = [&](ptrdiff_t i, auto n) {  // adds to dweight and dbias, gives dx
-      const auto gradient = load_n(dout + i, n);
-      auto z = load_n(x + i, n);
-      if constexpr (kCentred) z = hn::Sub(z, v_mean);
-      z = hn::Mul(z, v_scale);
-      if (dweight) store_n(hn::MulAdd(gradient, z, load_n(dweight + i, n)), dweight + i, n);
-      if (dbias) store_n(hn::Add(gradient, load_n(dbias + i, n)), dbias + i, n);
-      auto g = weight ? hn::Mul(gradient, load_n(weight + i, n)) : gradient;
-      if constexpr (kCentred) g = hn::Sub(g, g_mean);
-      return hn::Mul(v_scale, hn::NegMulAdd(z, z_factor, g));
-    };
-    if (p.dx.data) {
-      map_row<kStream>(row_at<T>(p.dx, row), width, column);
-      finish_streams();
-    } else {
-      for_each_vec<C>(width, [&](ptrdiff_t i, auto n) { column(i, n); });
-    }
-  }
+// What a row's gradients are made of, in the compute type.
+template <class C>
+struct RowTerms {
+  C mean, scale, z_factor, g_mean;  // z_factor = mean(g z)
 };
+
+template <class T, bool kCentred>
+HWY_INLINE RowTerms<Compute<T>> terms_of(const NormBwdParams& p, int64_t row) {
+  using C = Compute<T>;
+  const T* HWY_RESTRICT x = row_at<const T>(p.x, row);
+  const T* HWY_RESTRICT dout = row_at<const T>(p.dout, row);
+  const C* HWY_RESTRICT weight = static_cast<const C*>(p.weight);
+  const ptrdiff_t width = p.shape.width;
+  const Tag<C> d;
+  const auto weighted = [&](ptrdiff_t i, auto n) {
+    const auto gradient = load_n(dout + i, n);
+    return weight ? hn::Mul(gradient, load_n(weight + i, n)) : gradient;
+  };
+  Statistics statistics;
+  double g_sum = 0, g_deviation = 0;  // sums of g and of g * (x - mean)
+  if constexpr (kCentred) {
+    const C guess = static_cast<C>(to_compute(x[0]));
+    const auto v_guess = hn::Set(d, guess);
+    double sums_of_row[4];
+    sum_row<C>(width, sums_of_row, [&](ptrdiff_t i, auto n, Vec<C>* sums) {
+      const auto deviation = only_n(hn::Sub(load_n(x + i, n), v_guess), n);
+      const auto g = weighted(i, n);
+      sums[0] = hn::Add(sums[0], deviation);
+      sums[1] = hn::MulAdd(deviation, deviation, sums[1]);
+      sums[2] = hn::Add(sums[2], g);
+      sums[3] = hn::MulAdd(g, deviation, sums[3]);
+    });
+    const Moments moments = moments_of(sums_of_row[0], sums_of_row[1], static_cast<double>(width));
+    statistics = {guess + moments.mean_deviation, inverse_root(moments.variance, p.shape.eps)};
+    g_sum = sums_of_row[2];
+    g_deviation = sums_of_row[3] - moments.mean_deviation * g_sum;
+    if (!moments.exact) {
+      statistics = two_pass_statistics(x, p.shape);
+      const auto mean = hn::Set(d, static_cast<C>(statistics.mean));
+      double deviation[1];
+      sum_row<C>(width, deviation, [&](ptrdiff_t i, auto n, Vec<C>* sums) {
+        sums[0] = hn::MulAdd(weighted(i, n), hn::Sub(load_n(x + i, n), mean), sums[0]);
+      });
+      g_deviation = deviation[0];
+    }
+  } else {
+    double sums_of_row[2];
+    sum_row<C>(width, sums_of_row, [&](ptrdiff_t i, auto n, Vec<C>* sums) {
+      const auto value = load_n(x + i, n);
+      sums[0] = hn::MulAdd(value, value, sums[0]);
+      sums[1] = hn::MulAdd(weighted(i, n), value, sums[1]);
+    });
+    statistics.scale = inverse_root(sums_of_row[0] / static_cast<double>(width), p.shape.eps);
+    g_deviation = sums_of_row[1];
+  }
+  const double count = static_cast<double>(width);
+  return {static_cast<C>(statistics.mean), static_cast<C>(statistics.scale),
+          static_cast<C>(g_deviation * statistics.scale / count), static_cast<C>(g_sum / count)};
+}
+
+// dx of kRows rows from `first` on, which also go into dweight and dbias (null: none): several rows share each access
+// to these sums and to the weight.
+template <class T, bool kCentred, bool kStream, int kRows>
+HWY_INLINE void backward_of_rows(const NormBwdParams& p, int64_t first, Compute<T>* dweight, Compute<T>* dbias) {
+  using C = Compute<T>;
+  const Tag<C> d;
+  const C* HWY_RESTRICT weight = static_cast<const C*>(p.weight);
+  const ptrdiff_t width = p.shape.width;
+  const T *x[kRows], *dout[kRows];
+  T* dx[kRows];
+  RowTerms<C> terms[kRows];
+  bool aligned = true;
+  for (int r = 0; r < kRows; ++r) {
+    x[r] = row_at<const T>(p.x, first + r);
+    dout[r] = row_at<const T>(p.dout, first + r);
+    dx[r] = p.dx.data ? row_at<T>(p.dx, first + r) : nullptr;
+    terms[r] = terms_of<T, kCentred>(p, first + r);
+    aligned &= elements_to_alignment(dx[r], width) == 0;
+  }
+  const auto columns = [&]<bool kAligned>() {
+    for_each_vec<C>(width, [&](ptrdiff_t i, auto n) {
+      const auto w = weight ? load_n(weight + i, n) : hn::Set(d, C(1));
+      auto weight_sum = dweight ? load_n(dweight + i, n) : hn::Zero(d);
+      auto bias_sum = dbias ? load_n(dbias + i, n) : hn::Zero(d);
+      for (int r = 0; r < kRows; ++r) {
+        const auto gradient = load_n(dout[r] + i, n), scale = hn::Set(d, terms[r].scale);
+        auto z = load_n(x[r] + i, n);
+        if constexpr (kCentred) z = hn::Sub(z, hn::Set(d, terms[r].mean));
+        z = hn::Mul(z, scale);
+        weight_sum = hn::MulAdd(gradient, z, weight_sum);
+        bias_sum = hn::Add(gradient, bias_sum);
+        auto g = hn::Mul(gradient, w);
+        if constexpr (kCentred) g = hn::Sub(g, hn::Set(d, terms[r].g_mean));
+        if (!dx[r]) continue;
+        const auto result = hn::Mul(scale, hn::NegMulAdd(z, hn::Set(d, terms[r].z_factor), g));
+        if constexpr (kAligned && std::is_same_v<decltype(n), Whole>) {
+          stream_vec(result, dx[r] + i);
+        } else {
+          store_n(result, dx[r] + i, n);
+        }
+      }
+      if (dweight) store_n(weight_sum, dweight + i, n);
+      if (dbias) store_n(bias_sum, dbias + i, n);
+    });
+  };
+  kStream&& aligned ? columns.template operator()<true>() : columns.template operator()<false>();
+  if (kStream) finish_streams();
+}
 
 template <class T, bool kCentred, bool kStream>
 void backward_rows(const NormBwdParams& p, const Threads& threads) {
   using C = Compute<T>;
-  const BackwardRow<T, kCentred, kStream> backward_row{p};
+  constexpr int kAtOnce = 2;
   if (!p.dweight && !p.dbias) {
     for_each_block(threads, p.shape.rows, 3 * p.shape.width * static_cast<int64_t>(sizeof(T)),
                    [&](int64_t begin, int64_t end) {
-                     for (int64_t row = begin; row < end; ++row) backward_row(row, nullptr, nullptr);
+                     for (int64_t row = begin; row < end; ++row) {
+                       backward_of_rows<T, kCentred, kStream, 1>(p, row, nullptr, nullptr);
+                     }
                    });
   } else if (!p.dbias) {
     C* const results[1] = {static_cast<C*>(p.dweight)};
-    sum_columns<C, 1>(threads, p.shape.rows, p.shape.width, results,
-                      [&](int64_t row, PartSums<C, 1>& sums) { backward_row(row, sums.array(0), nullptr); });
+    sum_columns<C, 1, kAtOnce>(
+        threads, p.shape.rows, p.shape.width, results, [&](int64_t row, PartSums<C, 1>& sums, auto count) {
+          backward_of_rows<T, kCentred, kStream, decltype(count)::value>(p, row, sums.array(0), nullptr);
+        });
   } else {
     C* const results[2] = {static_cast<C*>(p.dweight), static_cast<C*>(p.dbias)};
-    sum_columns<C, 2>(threads, p.shape.rows, p.shape.width, results, [&](int64_t row, PartSums<C, 2>& sums) {
-      backward_row(row, p.dweight ? sums.array(0) : nullptr, sums.array(1));
-    });
+    sum_columns<C, 2, kAtOnce>(threads, p.shape.rows, p.shape.width, results,
+                               [&](int64_t row, PartSums<C, 2>& sums, auto count) {
+                                 backward_of_rows<T, kCentred, kStream, decltype(count)::value>(
+                                     p, row, p.dweight ? sums.array(0) : nullptr, sums.array(1));
+                               });
   }
 }
 

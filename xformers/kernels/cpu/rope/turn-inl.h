@@ -58,20 +58,33 @@ template <bool kStream, class T>
 HWY_INLINE void turn_head(const T* HWY_RESTRICT x, T* HWY_RESTRICT out, ptrdiff_t head_dim, bool adjacents,
                           const Turn<Compute<T>>& turn) {
   if (adjacents) {
-    map_row<kStream>(out, head_dim, [&](ptrdiff_t i, auto n) {
+    const auto turned = [&](ptrdiff_t i, auto n) {
       const auto value = load_n(x + i, n);
       return hn::MulAdd(value, load_n(turn.cos + i, n), hn::Mul(swap_pairs(value), load_n(turn.sin + i, n)));
-    });
+    };
+    const bool whole_pairs = elements_to_alignment(out, head_dim) % 2 == 0;  // before the first aligned vector
+    whole_pairs ? map_row<kStream>(out, head_dim, turned) : map_row<false>(out, head_dim, turned);
     return;
   }
+  // Both halves at once: their elements and angles are read once.
+  using C = Compute<T>;
   const ptrdiff_t half = head_dim / 2;
-  for (const ptrdiff_t own : {ptrdiff_t{0}, half}) {
-    const ptrdiff_t other = half - own;
-    map_row<kStream>(out + own, half, [&](ptrdiff_t i, auto n) {
-      return hn::MulAdd(load_n(x + own + i, n), load_n(turn.cos + own + i, n),
-                        hn::Mul(load_n(x + other + i, n), load_n(turn.sin + own + i, n)));
+  const C *cos = turn.cos + half, *sin = turn.sin + half;
+  const auto rotate = [&]<bool kAligned>() {
+    for_each_vec<C>(half, [&](ptrdiff_t i, auto n) {
+      const auto re = load_n(x + i, n), im = load_n(x + half + i, n), c = load_n(cos + i, n), s = load_n(sin + i, n);
+      const auto turned_re = hn::NegMulAdd(im, s, hn::Mul(re, c)), turned_im = hn::MulAdd(re, s, hn::Mul(im, c));
+      if constexpr (kAligned && std::is_same_v<decltype(n), Whole>) {
+        stream_vec(turned_re, out + i);
+        stream_vec(turned_im, out + half + i);
+      } else {
+        store_n(turned_re, out + i, n);
+        store_n(turned_im, out + half + i, n);
+      }
     });
-  }
+  };
+  const bool aligned = elements_to_alignment(out, half) == 0 && elements_to_alignment(out + half, half) == 0;
+  kStream&& aligned ? rotate.template operator()<true>() : rotate.template operator()<false>();
 }
 
 // The same with products and sums in fp64, for element types that are computed in fp32.

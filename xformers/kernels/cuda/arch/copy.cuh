@@ -12,6 +12,13 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
+// threadIdx.x, read anew: what is computed from it is not kept in registers across a loop.
+__device__ __forceinline__ int thread_again() {
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;\n" : "=r"(thread));
+  return thread;
+}
+
 // 16 bytes from global to shared memory without registers; zeros where not `valid`, and then nothing is read.
 __device__ __forceinline__ void copy_async_16(uint32_t to, const void* from, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(from), "r"(valid ? 16 : 0));
@@ -44,6 +51,15 @@ __device__ __forceinline__ uint4 load_shared_16(uint32_t from) {
 }
 __device__ __forceinline__ void store_shared_4(uint32_t to, uint32_t value) {
   asm volatile("st.shared.b32 [%0], %1;\n" ::"r"(to), "r"(value) : "memory");
+}
+__device__ __forceinline__ uint32_t load_shared_4(uint32_t from) {
+  uint32_t value;
+  asm volatile("ld.shared.b32 %0, [%1];\n" : "=r"(value) : "r"(from) : "memory");
+  return value;
+}
+// __syncthreads() of `threads` threads that all name the same `barrier` (1 ... 15).
+__device__ __forceinline__ void sync_threads(int barrier, int threads) {
+  asm volatile("bar.sync %0, %1;\n" ::"r"(barrier), "r"(threads) : "memory");
 }
 
 // Four 8x8 matrices of 16-bit elements: lanes 8 i ... 8 i + 7 give the addresses of the rows of matrix i, which arrives

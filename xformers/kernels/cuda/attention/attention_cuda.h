@@ -13,15 +13,20 @@
 
 namespace xformers::cuda {
 
-// Bytes of scratch memory that the call needs: O(batch * heads * seqlen_q * head_dim) fp32 numbers at most.
-size_t forward_workspace(const AttentionFwdParams& params);
-size_t backward_workspace(const AttentionBwdParams& params);
+// The first kernel of the list that has no objection, and the bytes of scratch memory that it needs for this call:
+// O(batch * heads * seqlen_q * head_dim) fp32 numbers at most. XFORMERS_KERNEL=<name> forces a kernel by name
+// ("fwd_simt"). Throws xformers::Error, naming every kernel and its reasons, when none fits.
+struct Choice {
+  int kernel = 0;  // place in the list
+  size_t workspace = 0;
+};
+Choice choose_forward(const AttentionFwdParams& params);
+Choice choose_backward(const AttentionBwdParams& params);
 
-// Enqueues the first kernel of the list that has no objection; all pointers of `params` are device memory. Nothing
-// waits for the GPU. XFORMERS_KERNEL=<name> forces a kernel by name ("fwd_simt"). Throws xformers::Error, naming every
-// kernel and its reasons, when none fits, and naming the CUDA call that failed.
-void attention_forward(const AttentionFwdParams& params, const Stream& stream);
-void attention_backward(const AttentionBwdParams& params, const Stream& stream);
+// Enqueues that kernel; all pointers of `params` are device memory. Nothing waits for the GPU. Throws an error naming
+// the CUDA call that failed.
+void attention_forward(const Choice& choice, const AttentionFwdParams& params, const Stream& stream);
+void attention_backward(const Choice& choice, const AttentionBwdParams& params, const Stream& stream);
 
 // Kernel names, best first, for listings and tests; reasons why a kernel can't run params on the current device (empty:
 // it can).

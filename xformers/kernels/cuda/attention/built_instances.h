@@ -16,8 +16,10 @@ struct Instance {
 };
 using LaunchForward = void (*)(const FwdArgs& args, Features features, cudaStream_t stream);
 using LaunchBackward = void (*)(const BwdArgs& args, Features features, cudaStream_t stream);
+using LaunchDecode = void (*)(const FwdArgs& args, cudaStream_t stream);
 
 const std::vector<Instance<LaunchForward>>& built_forward();
+const std::vector<Instance<LaunchDecode>>& built_decode();
 const std::vector<Instance<LaunchBackward>>& built_backward();
 
 }  // namespace xformers::cuda

@@ -7,8 +7,9 @@ namespace xformers::cuda {
 
 struct FwdArgs {
   AttentionFwdParams p;
-  int packed_heads = 1;  // heads of a group that share the rows of a tile: row = query * packed_heads + head
-  int64_t tiles = 0;     // row tiles per (batch row, head or group), at most
+  int packed_heads = 1;   // heads of a group that share the rows of a tile: row = query * packed_heads + head
+  int64_t tiles = 0;      // row tiles per (batch row, head or group), at most
+  int heads_at_once = 1;  // (batch row, head or group)s whose row tiles are launched in turns
   bool aligned_q = false, aligned_kv = false;  // rows in units of 16 bytes
   bool aligned_out = false;                    // rows in units of two elements
   bool chunked_out = false;                    // 16-bit rows in units of 16 bytes

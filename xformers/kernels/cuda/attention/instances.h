@@ -24,6 +24,18 @@ template <class T, int kHeadDim>
 void launch_backward(const BwdArgs& args, Features features, cudaStream_t stream);
 }  // namespace sm80
 
+namespace sm80_fp32 {
+template <int kHeadDim>
+void launch_forward(const FwdArgs& args, Features features, cudaStream_t stream);  // kPlain, or kScored for all else
+template <int kHeadDim>
+void launch_backward(const BwdArgs& args, Features features, cudaStream_t stream);
+}  // namespace sm80_fp32
+
+namespace decode {
+template <class T, int kHeadDim>
+void launch_decode(const FwdArgs& args, cudaStream_t stream);
+}  // namespace decode
+
 namespace simt {
 template <class T>
 void launch_forward(FwdArgs args, cudaStream_t stream);

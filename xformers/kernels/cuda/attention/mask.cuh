@@ -12,6 +12,7 @@ struct Range {
 
 class Band {
  public:
+  Band() = default;
   __device__ Band(const MaskBand& mask, const Sequence& sequence)
       : seqlen_q_(sequence.seqlen_q), seqlen_k_(sequence.seqlen_k) {
     constexpr int64_t kFar = kMaxSeqlen;
@@ -35,6 +36,10 @@ class Band {
   // Every one of these queries sees every one of these keys.
   __device__ bool is_full(Range queries, Range keys) const {
     return first_key(queries.end - 1) <= keys.begin && keys.end - 1 <= last_key(queries.begin) && keys.end <= seqlen_k_;
+  }
+  // Keys that every one of these queries sees.
+  __device__ Range full_range(Range queries) const {
+    return {first_key(queries.end - 1), min(last_key(queries.begin) + 1, seqlen_k_)};
   }
   // One element; keys past the sequence are invisible.
   __device__ bool visible(int query, int key) const {

@@ -8,7 +8,7 @@
 namespace xformers::cuda {
 namespace {
 
-constexpr int kThreads = 256, kWarps = kThreads / 32;
+constexpr int kThreads = 256, kWarps = kThreads / 32, kClearThreads = 128;
 
 unsigned blocks_for(int64_t items, int64_t per_block) {
   return static_cast<unsigned>(std::min<int64_t>(ceil_div(items, per_block), 1 << 20));
@@ -24,18 +24,6 @@ void with_type(DType dtype, const Fn& fn) {
     case DType::kFloat16: return fn(__half{});
   }
 }
-template <class T>
-using Sum = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
-template <class C, class T>
-__device__ C widen(T x) {
-  if constexpr (std::is_same_v<T, double>) {
-    return x;
-  } else {
-    return static_cast<C>(static_cast<float>(x));
-  }
-}
-
 struct Place {
   int64_t batch, group, head, row;
 };
@@ -73,29 +61,55 @@ __device__ bool covered(const AttentionShape& shape, const SeqLayout& seq, bool 
   return false;
 }
 
-template <class T>
-__global__ void clear_heads(HeadsTensor tensor, int64_t dim, AttentionShape shape, SeqLayout seq, bool keys) {
+// A block checks as many rows as it has threads, and clears together what is uncovered among them.
+template <class Clear>  // clear(row), by all threads
+__device__ void for_uncovered_rows(const AttentionShape& shape, const SeqLayout& seq, bool keys, const Clear& clear) {
+  __shared__ unsigned uncovered[kClearThreads / 32];
   const bool any_order = keys && seq.seqused_k;  // ranges of keys may lie anywhere: all rows are cleared
   const int64_t rows = keys ? shape.seqlen_k : shape.seqlen_q;
-  for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
-    if (!any_order && covered(shape, seq, keys, row)) continue;
-    for (int64_t index = threadIdx.x; index < shape.num_heads() * dim; index += blockDim.x) {
-      const int64_t head = index / dim;
-      const Place at{0, head / shape.heads_per_group, head % shape.heads_per_group, row};
-      static_cast<T*>(tensor.data)[offset(tensor, at) + index % dim] = to_element<T>(0.0f);
+  for (int64_t first = blockIdx.x * int64_t{kClearThreads}; first < rows; first += gridDim.x * int64_t{kClearThreads}) {
+    const int64_t mine = first + threadIdx.x;
+    const unsigned found = __ballot_sync(0xffffffffu, mine < rows && (any_order || !covered(shape, seq, keys, mine)));
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) uncovered[threadIdx.x / 32] = found;
+    __syncthreads();
+    for (int warp = 0; warp < kClearThreads / 32; ++warp) {
+      for (unsigned left = uncovered[warp]; left != 0; left &= left - 1) clear(first + warp * 32 + __ffs(left) - 1);
     }
   }
 }
 
-template <class C>
-__global__ void clear_lse(RowTensor lse, AttentionShape shape, SeqLayout seq) {
-  for (int64_t row = blockIdx.x; row < shape.seqlen_q; row += gridDim.x) {
-    if (covered(shape, seq, false, row)) continue;
-    for (int64_t head = threadIdx.x; head < shape.num_heads(); head += blockDim.x) {
-      const Place at{0, head / shape.heads_per_group, head % shape.heads_per_group, row};
-      static_cast<C*>(lse.data)[offset(lse, at)] = static_cast<C>(-INFINITY);
+// blockIdx.y: dq, dk or dv.
+template <class T>
+__global__ void __launch_bounds__(kClearThreads) clear_gradients(const __grid_constant__ AttentionBwdParams p) {
+  const bool keys = blockIdx.y > 0;
+  const HeadsTensor& tensor = blockIdx.y == 0 ? p.dq : blockIdx.y == 1 ? p.dk : p.dv;
+  const int64_t dim = blockIdx.y == 2 ? p.shape.head_dim_v : p.shape.head_dim;
+  const int heads = static_cast<int>(p.shape.num_heads()), per_group = static_cast<int>(p.shape.heads_per_group);
+  for_uncovered_rows(p.shape, p.seq, keys, [&](int64_t row) {
+    for (int head = threadIdx.x / 32; head < heads; head += kClearThreads / 32) {
+      T* const to = static_cast<T*>(tensor.data) + offset(tensor, {0, head / per_group, head % per_group, row});
+      for (int64_t d = threadIdx.x % 32; d < dim; d += 32) to[d] = to_element<T>(0.0f);
     }
-  }
+  });
+}
+
+template <class Out>
+__global__ void __launch_bounds__(kClearThreads) clear_results(const __grid_constant__ AttentionFwdParams p) {
+  const int heads = static_cast<int>(p.shape.num_heads()), per_group = static_cast<int>(p.shape.heads_per_group);
+  for_uncovered_rows(p.shape, p.seq, false, [&](int64_t row) {
+    for (int head = threadIdx.x / 32; head < heads; head += kClearThreads / 32) {
+      const Place at{0, head / per_group, head % per_group, row};
+      Out* const to = static_cast<Out*>(p.out.data) + offset(p.out, at);
+      for (int64_t d = threadIdx.x % 32; d < p.shape.head_dim_v; d += 32) to[d] = to_element<Out>(0.0f);
+      if (!p.lse.data || threadIdx.x % 32 > 0) continue;
+      if (p.shape.dtype == DType::kFloat64) {
+        static_cast<double*>(p.lse.data)[offset(p.lse, at)] = -INFINITY;
+      } else {
+        static_cast<float*>(p.lse.data)[offset(p.lse, at)] = -INFINITY;
+      }
+    }
+  });
 }
 
 // One warp per row: the splits' results, weighted by their shares of the sum.
@@ -137,60 +151,23 @@ __global__ void fill(float* to, int64_t count, float value) {
     to[i] = value;
 }
 
-template <class T>
-__global__ void prepare_rows(const __grid_constant__ BwdArgs args, double lse_factor, int64_t rows) {
-  using C = Sum<T>;
-  const AttentionBwdParams& p = args.p;
-  const int lane = threadIdx.x % 32;
-  for (int64_t row = blockIdx.x * int64_t{kWarps} + threadIdx.x / 32; row < rows; row += gridDim.x * int64_t{kWarps}) {
-    const Place at = place_of(row, p.shape, p.shape.seqlen_q);
-    const C lse = static_cast<const C*>(p.lse.data)[offset(p.lse, at)];
-    const bool sees_keys = lse != static_cast<C>(-INFINITY);
-    C delta = 0;
-    if (sees_keys) {
-      const T* out = static_cast<const T*>(p.out.data) + offset(p.out, at);
-      const T* dout = static_cast<const T*>(p.dout.data) + offset(p.dout, at);
-      for (int64_t d = lane; d < p.shape.head_dim_v; d += 32) delta += widen<C>(out[d]) * widen<C>(dout[d]);
-      for (int step = 16; step > 0; step /= 2) delta += __shfl_xor_sync(0xffffffffu, delta, step);
-      if (p.dlse.data) delta -= static_cast<const C*>(p.dlse.data)[offset(p.dlse, at)];
-    }
-    if (lane == 0) {
-      static_cast<C*>(args.lse)[row] = sees_keys ? lse * static_cast<C>(lse_factor) : static_cast<C>(INFINITY);
-      static_cast<C*>(args.delta)[row] = delta;
-    }
-  }
-}
-
-template <class T>
-__global__ void clear_bias(ScoreBias bias, AttentionShape shape) {
-  const int64_t count = shape.batch * shape.num_heads() * shape.seqlen_q * shape.seqlen_k;
-  for (int64_t i = blockIdx.x * int64_t{kThreads} + threadIdx.x; i < count; i += gridDim.x * int64_t{kThreads}) {
-    const Place at = place_of(i / shape.seqlen_k, shape, shape.seqlen_q);
-    static_cast<T*>(
-        bias.data)[at.batch * bias.batch_stride + at.group * bias.group_stride + at.head * bias.head_stride +
-                   at.row * bias.q_stride + i % shape.seqlen_k * bias.k_stride] = to_element<T>(0.0f);
-  }
-}
-
 }  // namespace
 
-void clear_uncovered(const HeadsTensor& tensor, DType dtype, int64_t dim, const AttentionShape& shape,
-                     const SeqLayout& seq, Rows which, cudaStream_t stream) {
-  const int64_t rows = which == Rows::kKeys ? shape.seqlen_k : shape.seqlen_q;
-  if (rows == 0) return;
-  with_type(dtype, [&](auto type) {
-    clear_heads<decltype(type)><<<blocks_for(rows, 1), 128, 0, stream>>>(tensor, dim, shape, seq, which == Rows::kKeys);
+void clear_uncovered_gradients(const AttentionBwdParams& p, cudaStream_t stream) {
+  const int64_t rows = std::max(p.shape.seqlen_q, p.shape.seqlen_k);
+  if (!p.seq.packed() || rows == 0) return;
+  with_type(p.shape.dtype, [&](auto type) {
+    clear_gradients<decltype(type)><<<dim3(blocks_for(rows, kClearThreads), 3), kClearThreads, 0, stream>>>(p);
   });
   XFORMERS_CUDA_CHECK(cudaGetLastError());
 }
 
-void clear_uncovered(const RowTensor& lse, const AttentionShape& shape, const SeqLayout& seq, cudaStream_t stream) {
-  if (shape.seqlen_q == 0) return;
-  if (shape.dtype == DType::kFloat64) {
-    clear_lse<double><<<blocks_for(shape.seqlen_q, 1), 32, 0, stream>>>(lse, shape, seq);
-  } else {
-    clear_lse<float><<<blocks_for(shape.seqlen_q, 1), 32, 0, stream>>>(lse, shape, seq);
-  }
+void clear_uncovered_results(const AttentionFwdParams& p, cudaStream_t stream) {
+  if (!p.seq.packed() || p.shape.seqlen_q == 0) return;
+  const bool wide = p.wide_out && p.shape.dtype != DType::kFloat64;
+  with_type(wide ? DType::kFloat32 : p.shape.dtype, [&](auto type) {
+    clear_results<decltype(type)><<<blocks_for(p.shape.seqlen_q, kClearThreads), kClearThreads, 0, stream>>>(p);
+  });
   XFORMERS_CUDA_CHECK(cudaGetLastError());
 }
 
@@ -209,33 +186,6 @@ void merge_splits(const FwdArgs& args, cudaStream_t stream) {
 void clear_partial_lse(const FwdArgs& args, cudaStream_t stream) {
   const int64_t count = args.num_splits * args.total_rows;
   fill<<<blocks_for(count, kThreads), kThreads, 0, stream>>>(args.lse_partial, count, -INFINITY);
-  XFORMERS_CUDA_CHECK(cudaGetLastError());
-}
-
-void prepare_backward(const BwdArgs& args, double lse_factor, cudaStream_t stream) {
-  const AttentionShape& shape = args.p.shape;
-  const int64_t rows = shape.batch * shape.num_heads() * shape.seqlen_q;
-  if (rows == 0) return;
-  with_type(shape.dtype, [&](auto type) {
-    prepare_rows<decltype(type)><<<blocks_for(rows, kWarps), kThreads, 0, stream>>>(args, lse_factor, rows);
-  });
-  XFORMERS_CUDA_CHECK(cudaGetLastError());
-}
-
-void clear_bias_gradient(const AttentionBwdParams& params, cudaStream_t stream) {
-  const AttentionShape& shape = params.shape;
-  const int64_t count = shape.batch * shape.num_heads() * shape.seqlen_q * shape.seqlen_k;
-  if (count == 0) return;
-  const ScoreBias& to = params.dbias;
-  if (to.k_stride == 1 && to.q_stride == shape.seqlen_k && to.batch_stride * shape.batch == count &&
-      (shape.num_groups == 1 || to.group_stride * shape.num_groups == to.batch_stride) &&
-      (shape.heads_per_group == 1 || to.head_stride == shape.seqlen_q * shape.seqlen_k)) {
-    XFORMERS_CUDA_CHECK(cudaMemsetAsync(to.data, 0, static_cast<size_t>(count) * size_of(shape.dtype), stream));
-    return;
-  }
-  with_type(shape.dtype, [&](auto type) {
-    clear_bias<decltype(type)><<<blocks_for(count, kThreads), kThreads, 0, stream>>>(params.dbias, shape);
-  });
   XFORMERS_CUDA_CHECK(cudaGetLastError());
 }
 

@@ -84,4 +84,23 @@ __device__ inline SequenceTile find_tile(int64_t index, int64_t sequences, int t
   return {};
 }
 
+// The same with a search in place of a sum, for any number of sequences: the tiles of sequence s come from
+// offset(s) / tile_rows + s on, where offset(s) counts the rows before it. Places between sequences stay empty; all of
+// them are at most max_tiles().
+template <class Offset>
+__device__ inline SequenceTile search_tile(int64_t index, int64_t sequences, int tile_rows, const Offset& offset) {
+  const int lane = threadIdx.x % 32;
+  int64_t first = 0, left = sequences;  // the last sequence that begins at or before `index` is among these
+  const auto place = [&](int64_t s) { return offset(s) / tile_rows + s; };
+  while (left > 0) {
+    const int64_t step = ceil_div<int64_t>(left, 32), mine = lane * step;
+    const unsigned before = __ballot_sync(0xffffffffu, mine < left && place(first + mine) <= index);
+    if (before == 0) break;  // offsets that don't ascend
+    const int64_t found = (31 - __clz(static_cast<int>(before))) * step;
+    first += found, left = step == 1 ? 0 : min(step, left - found);
+    if (left <= 1) return {first, static_cast<int>(min((index - place(first)) * tile_rows, kMaxSeqlen))};
+  }
+  return {};
+}
+
 }  // namespace xformers::cuda

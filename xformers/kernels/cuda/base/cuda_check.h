@@ -12,8 +12,9 @@ namespace xformers::cuda {
 inline void check(cudaError_t status, const char* call, const char* file, int line) {
   if (status == cudaSuccess) return;
   cudaGetLastError();  // a later call must not report this one again
-  throw Error(std::string("cuda: ") + call + " gave " + cudaGetErrorName(status) + " (" + cudaGetErrorString(status) +
-              "), expected success.  Fix: see " + file + ":" + std::to_string(line));
+  throw DeviceError(std::string("cuda: ") + call + " at " + file + ":" + std::to_string(line) + " gave " +
+                    cudaGetErrorName(status) + " (" + cudaGetErrorString(status) +
+                    "), expected success.  Fix: CUDA_LAUNCH_BLOCKING=1 shows whether an earlier kernel failed");
 }
 
 }  // namespace xformers::cuda

@@ -11,7 +11,17 @@ struct DeviceProperties {
 };
 const DeviceProperties& current_device();  // read once per device
 
-// Why no kernel runs on the current device ("" if some do): no GPU, driver too old, architecture not built.
+// Lets a kernel ask for more than 48 KiB of dynamic shared memory on the current device. Asks the runtime once per
+// kernel, device and thread: that call takes longer than all others of a launch but the launch itself.
+void allow_shared_memory(const void* kernel, int bytes);
+
+// Whether a kernel's code for the current device was compiled for compute capability 9.0 or later, and so waits by
+// itself for the kernel before it (launch_after).
+bool starts_early(const void* kernel);
+
+// Why no kernel runs on the current device, in one sentence without its full stop ("" if some do): no driver, too old
+// a driver, no GPU, too old a GPU, a build without code for it.
 std::string why_not_this_device();
+bool has_code_for_this_device();
 
 }  // namespace xformers::cuda

@@ -86,9 +86,12 @@ BlockDiagonalCausalWithOffsetGappyKeysMask BlockDiagonalCausalWithOffsetGappyKey
 }
 
 LoweredBias lower(const BlockDiagonalGappyKeysMask& bias) {
+  const GappySeqInfo& keys = bias.k_seqinfo;
+  // Starts without the total: the operator's way to hear that keys may be shared.
+  const at::Tensor starts = keys.disjoint ? keys.seqstart : keys.seqstart.narrow(0, 0, keys.num_sequences());
   LoweredBias lowered{.name = bias.name,
                       .cu_seqlens_q = bias.q_seqinfo.seqstart,
-                      .cu_seqlens_k = bias.k_seqinfo.seqstart,
+                      .cu_seqlens_k = starts,
                       .seqused_k = bias.k_seqinfo.seqlen,
                       .device_given = bias.q_seqinfo.device_given,
                       .takes_3d = false};

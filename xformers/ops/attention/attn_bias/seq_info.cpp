@@ -144,6 +144,20 @@ PaddedSeqLenInfo PaddedSeqLenInfo::with_padding(int64_t slots) const {
 
 Intervals PaddedSeqLenInfo::intervals() const { return intervals_of(seqstart, seqlen); }
 
+namespace {
+bool are_disjoint(at::IntArrayRef starts, at::IntArrayRef lengths) {
+  std::vector<std::pair<int64_t, int64_t>> ranges;
+  for (size_t i = 0; i < lengths.size(); ++i) {
+    if (lengths[i] > 0) ranges.emplace_back(starts[i], starts[i] + lengths[i]);
+  }
+  std::sort(ranges.begin(), ranges.end());
+  for (size_t i = 1; i < ranges.size(); ++i) {
+    if (ranges[i].first < ranges[i - 1].second) return false;
+  }
+  return true;
+}
+}  // namespace
+
 GappySeqInfo GappySeqInfo::from_seqlens_gappy(at::IntArrayRef seqstarts, at::IntArrayRef seqlens, bool paged,
                                               std::optional<at::Device> device) {
   check_numbers(seqlens, "sequence length");
@@ -169,6 +183,7 @@ GappySeqInfo GappySeqInfo::from_seqlens_gappy(at::IntArrayRef seqstarts, at::Int
   info.seqlen_host = seqlens.vec();
   info.seqstart = to_int32(seqstarts, device);
   info.seqlen = to_int32(seqlens, device);
+  info.disjoint = !paged && are_disjoint(seqstarts, seqlens);
   info.device_given = device.has_value();
   return info;
 }

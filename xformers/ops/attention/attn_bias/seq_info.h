@@ -61,6 +61,7 @@ struct GappySeqInfo {
   at::Tensor seqlen;    // int32 [sequences]
   std::vector<int64_t> seqstart_host, seqlen_host;
   int64_t max_seqlen = -1, min_seqlen = -1;
+  bool disjoint = true;  // as built, no key belongs to two sequences
   bool device_given = false;
 };
 

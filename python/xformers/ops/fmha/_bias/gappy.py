@@ -52,7 +52,10 @@ class BlockDiagonalGappyKeysMask(SequencesBias):
         return make_paged(self, paged_type, block_tables, page_size, k_seqinfo, [])
 
     def _operands(self, device: torch.device) -> tuple[Any, ...]:
-        return (*super()._operands(device), self.k_seqinfo._on(self.k_seqinfo.seqlen, device))
+        *others, starts = super()._operands(device)
+        if not self.k_seqinfo._disjoint:
+            starts = starts[:-1]  # without the total: the operator's way to hear that keys may be shared
+        return (*others, starts, self.k_seqinfo._on(self.k_seqinfo.seqlen, device))
 
 
 @dataclass(eq=False)

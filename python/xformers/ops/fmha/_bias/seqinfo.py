@@ -182,6 +182,10 @@ class _GappySeqInfo(_UsedSeqLenInfo):
 
     # seqstart: int32 [sequences + 1], the last one the total; paged: [sequences], counted in a sequence's own pages
 
+    def __post_init__(self) -> None:
+        ranges = sorted((start, end) for start, end in self.intervals() if start < end)
+        self._disjoint = all(end <= start for (_, end), (start, _) in zip(ranges, ranges[1:], strict=False))
+
     @classmethod
     def from_seqlens(cls, seqlens: Iterable[int], *, device: Device = None) -> "_SeqLenInfo":
         raise NotImplementedError("attn_bias: from_seqlens lacks the starts.  Fix: use from_seqlens_gappy.")

@@ -1,22 +1,28 @@
-// Launches one backward instance: the products, then dq out of its sums.
+// Launches one backward instance: the products; dk and dv where they are in parts; dq out of its sums.
 #pragma once
 
 #include "xformers/kernels/cuda/attention/instances.h"
 #include "xformers/kernels/cuda/attention/sm80/bwd_kernel.cuh"
-#include "xformers/kernels/cuda/attention/tiles.h"
+#include "xformers/kernels/cuda/base/device.h"
 #include "xformers/kernels/cuda/base/launch.h"
 
 namespace xformers::cuda::sm80 {
 
 template <class T, int kHeadDim, Features kFeatures>
-void launch_backward_as(BwdArgs args, cudaStream_t stream) {
-  constexpr BwdPolicy kPolicy = bwd_policy(kHeadDim, kFeatures);
-  const AttentionShape& shape = args.p.shape;
-  const int64_t heads = shape.batch * shape.num_heads();
-  args.tiles = max_tiles(shape.seqlen_k, args.p.seq, kPolicy.block_n());
-  launch<kPolicy.smem_bytes()>(attention_bwd_sm80<T, kHeadDim, kFeatures>, heads * args.tiles, 1, kPolicy.threads(),
-                               stream, args);
-  launch<0>(attention_bwd_dq_sm80<T, kHeadDim, kFeatures>, heads * args.query_blocks, 1, kPolicy.threads(), stream,
+void launch_backward_as(const BwdArgs& args, cudaStream_t stream) {
+  constexpr BwdPolicy kLarge = bwd_policy(kHeadDim, kFeatures, true), kSmall = bwd_policy(kHeadDim, kFeatures, false);
+  const int64_t heads = args.p.shape.batch * args.p.shape.num_heads(), blocks = heads * args.tiles * args.splits;
+  // Code that uses less may run on a GPU that has more.
+  if (current_device().smem_per_block >= kLarge.smem_bytes()) {
+    launch<kLarge.smem_bytes()>(attention_bwd_sm80<T, kHeadDim, kFeatures>, blocks, 1, kLarge.threads(), stream, args);
+  } else {
+    launch<kSmall.smem_bytes()>(attention_bwd_sm80<T, kHeadDim, kFeatures>, blocks, 1, kSmall.threads(), stream, args);
+  }
+  if (args.splits > 1) {
+    launch<kLarge.tile_bytes(kLarge.block_n())>(attention_bwd_dkv_sm80<T, kHeadDim, kFeatures>, heads * args.tiles, 2,
+                                                kLarge.threads(), stream, args);
+  }
+  launch<0>(attention_bwd_dq_sm80<T, kHeadDim, kFeatures>, heads * args.query_blocks, 1, kLarge.threads(), stream,
             args);
 }
 

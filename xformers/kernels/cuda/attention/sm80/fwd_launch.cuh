@@ -15,7 +15,7 @@ void launch_forward_as(FwdArgs args, cudaStream_t stream) {
   args.tiles = max_tiles(shape.seqlen_q * args.packed_heads, args.p.seq, kPolicy.block_m());
   const int64_t heads = shape.batch * shape.num_heads() / args.packed_heads;
   launch<kPolicy.smem_bytes()>(attention_fwd_sm80<T, kHeadDim, kFeatures>, heads * args.tiles, args.num_splits,
-                               kPolicy.threads(), stream, args);
+                               kPolicy.threads(), stream, FwdGrid(args, heads_at_a_time(heads, args)));
 }
 
 template <class T, int kHeadDim>

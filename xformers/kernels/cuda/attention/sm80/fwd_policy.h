@@ -5,31 +5,45 @@
 
 namespace xformers::cuda::sm80 {
 
+// Shared memory: Q, K, V, this block's bias, what warps that share rows tell each other.
 struct FwdPolicy {
   int head_dim;  // both head dims are padded to it
-  int warps;
-  int row_tiles;  // of 16 rows, per warp
-  int block_n;    // keys per step
   Features features;
+  int warps = 4;
+  int row_tiles = 2;  // of 16 rows, per warp
+  int block_n = 64;   // keys per step
+  int sharers = 1;    // warps that share rows: each takes a part of the keys in the scores, of the dims in the output
+  int blocks_per_sm = 2;
 
-  constexpr int block_m() const { return 16 * warps * row_tiles; }
   constexpr int threads() const { return 32 * warps; }
+  constexpr int warp_rows() const { return 16 * row_tiles; }
+  constexpr int block_m() const { return warp_rows() * warps / sharers; }
+  constexpr int warp_keys() const { return block_n / sharers; }
+  constexpr int warp_dims() const { return head_dim / sharers; }
+
+  constexpr int q_bytes() const { return 2 * head_dim * block_m(); }
+  constexpr int keys_bytes() const { return 2 * head_dim * block_n; }  // K, or V
   constexpr int bias_bytes() const { return features == Features::kScored ? 2 * block_m() * block_n : 0; }
-  constexpr int smem_bytes() const { return 2 * head_dim * (block_m() + 2 * block_n) + bias_bytes(); }
-  // Blocks that share a multiprocessor: what the accumulators leave of 64 K registers.
-  constexpr int blocks_per_sm() const { return warps == 4 ? 2 : 1; }
+  constexpr int shared_row_bytes() const { return sharers == 1 ? 0 : 4 * warp_rows() * warps; }
+  constexpr int shared_scores_bytes() const { return sharers == 1 ? 0 : 2 * block_m() * block_n; }
+  constexpr int smem_bytes() const {
+    return q_bytes() + 2 * keys_bytes() + bias_bytes() + shared_row_bytes() + shared_scores_bytes();
+  }
 };
 
-// Two row tiles per warp use every key and value fragment twice, where the accumulators fit in 255 registers. Measured
-// on an H100, bf16, TFLOP/s at S 4096 full and causal:
-//   head_dim 64   128 keys per step: 329, 295; 64: 300, 279; 8 warps of one row tile: 261, 239
-//   head_dim 128  316, 282; 8 warps of two row tiles: 341, 269 (but 190 at S 1024 causal against 215); of one: 309, 267
-//   head_dim 256  8 warps: 296, 259; 4 warps, two blocks a multiprocessor: 202, 184
+// Two row tiles per warp use every key and value fragment twice, where the accumulators fit in 255 registers; wide
+// heads need two warps for that. Scored: fewer keys per step leave room for what bias and dropout need. (What else was
+// tried: docs/design/cuda-attention.md.)
 constexpr FwdPolicy fwd_policy(int head_dim, Features features) {
-  if (features == Features::kGeneral) return {head_dim, 4, 1, 64, features};
-  if (head_dim <= 64) return {head_dim, 4, 2, 128, features};
-  if (head_dim <= 128) return {head_dim, 4, 2, 64, features};
-  return {head_dim, 8, 1, 64, features};
+  FwdPolicy policy{.head_dim = head_dim, .features = features};
+  if (features == Features::kGeneral) {
+    policy.row_tiles = 1;
+  } else if (head_dim <= 64) {
+    policy.block_n = features == Features::kPlain ? 128 : 64;
+  } else if (head_dim > 128) {
+    policy.warps = 8, policy.sharers = 2, policy.blocks_per_sm = 1;
+  }
+  return policy;
 }
 
 }  // namespace xformers::cuda::sm80

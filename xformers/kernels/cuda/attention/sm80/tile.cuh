@@ -63,18 +63,23 @@ __device__ __forceinline__ void for_each_chunk(uint32_t tile, const Visit& visit
 template <int kRows, int kDim, int kThreads, class T>
 __device__ __forceinline__ void load_rows(uint32_t tile, const T* from, int64_t stride, int rows, int dim) {
   using Layout = TileLayout<kDim>;
-  if constexpr (kThreads % Layout::kChunks == 0 && kThreads / Layout::kChunks % 8 == 0) {
-    constexpr int kStep = kThreads / Layout::kChunks;
-    const int first_row = threadIdx.x / Layout::kChunks, chunk = threadIdx.x % Layout::kChunks;
-    const bool in_dim = chunk * kChunk < dim;
-    const uint32_t to = tile + Layout::offset(first_row, chunk);
-    const char* at = reinterpret_cast<const char*>(from + first_row * stride + chunk * kChunk);
+  constexpr int kAcross = Layout::kChunks & -Layout::kChunks;  // neighbouring threads in a row: a power of two
+  constexpr int kStep = kThreads / kAcross;                    // rows at once
+  if constexpr (kRows % kStep == 0 && kStep % 8 == 0) {
+    const int thread = thread_again(), first_row = thread / kAcross, first_chunk = thread % kAcross;
     const int64_t step = kStep * stride * int64_t{sizeof(T)};
 #pragma unroll
-    for (int i = 0; i < kRows / kStep; ++i) {
-      const bool valid = in_dim && first_row + i * kStep < rows;
-      copy_async_16(to + i * kStep * Layout::kRowBytes, valid ? at : reinterpret_cast<const char*>(from), valid);
-      at += step;
+    for (int across = 0; across < Layout::kChunks; across += kAcross) {
+      const int chunk = first_chunk + across;
+      const int left = chunk * kChunk < dim ? rows - first_row : 0;  // compared with constants: it costs one register
+      const uint32_t to = tile + Layout::offset(first_row, first_chunk) + across * 16;
+      const char* at = reinterpret_cast<const char*>(from + first_row * stride + chunk * kChunk);
+#pragma unroll
+      for (int row = 0; row < kRows; row += kStep) {
+        const bool valid = row < left;
+        copy_async_16(to + row * Layout::kRowBytes, valid ? at : reinterpret_cast<const char*>(from), valid);
+        at += step;
+      }
     }
   } else {
     for_each_chunk<kRows, kDim, kThreads>(tile, [&](int row, int chunk, uint32_t to) {

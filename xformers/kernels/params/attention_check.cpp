@@ -1,10 +1,10 @@
-#include "xformers/kernels/cpu/attention/check.h"
+#include "xformers/kernels/params/attention_check.h"
 
 #include <string>
 
 #include "xformers/kernels/base/error.h"
 
-namespace xformers::cpu {
+namespace xformers {
 namespace {
 
 void check_shape(const AttentionShape& shape) {
@@ -105,4 +105,4 @@ void check(const AttentionBwdParams& params) {
   check_dropout(params.dropout);
 }
 
-}  // namespace xformers::cpu
+}  // namespace xformers

@@ -1,0 +1,103 @@
+"""The goals, each with what the run measured: value, bar, met or not."""
+
+import math
+
+from attention_cuda.problem import rate, time_ms
+
+
+class Bars:
+    def __init__(self, record: dict):
+        self.rows = {row["case"]: row for row in record["rows"]}
+        self.record, self.table = record, []
+
+    def add(self, name: str, value: float | None, bar: float | None = None, at_least: bool = True):
+        met = None if bar is None or value is None else (value >= bar if at_least else value <= bar)
+        sign = "" if bar is None else f"{'>=' if at_least else '<='} {bar:g}"
+        self.table.append({"name": name, "value": value, "bar": sign, "met": met})
+
+    def ratios(self, cases, direction, rival):
+        for case in cases:
+            ours, theirs = (rate(self.rows.get(case), direction, name) for name in ("xformers", rival))
+            if ours and theirs:
+                yield case, ours / theirs
+
+    def geometric_mean(self, name, cases, direction, rival, bar):
+        values = [ratio for _, ratio in self.ratios(cases, direction, rival)]
+        mean = math.exp(sum(map(math.log, values)) / len(values)) if values else None
+        self.add(f"{name}: {direction}, geometric mean of {len(values)} over {rival}", mean, bar)
+
+    def worst(self, name, cases, direction, rival, bar):
+        case, ratio = min(self.ratios(cases, direction, rival), key=lambda x: x[1], default=("", None))
+        self.add(f"{name}: {direction}, least over {rival} ({case})", ratio, bar)
+
+    def dense(self):
+        table = [case for case in self.rows if case[0] == "D"]
+        for direction in ("forward", "backward"):
+            self.geometric_mean("bf16 table", table, direction, "flash", 1.0)
+            for d in (64, 128, 256):
+                self.geometric_mean(f"D {d}", [c for c in table if c.startswith(f"D{d} ")], direction, "flash", None)
+            self.geometric_mean("fp16", [c for c in self.rows if c.startswith("fp16 D")], direction, "flash", 1.0)
+            self.geometric_mean("bf16 table", table, direction, "cudnn", None)
+            rest = [c for c in table if direction == "forward" or not c.startswith("D256")]
+            self.worst("bf16 table", rest, direction, "efficient", 1.8)
+        self.worst("D 256", [c for c in table if c.startswith("D256")], "backward", "efficient", 4.0)
+
+    def harder(self):
+        for direction in ("forward", "backward"):
+            self.worst("bias", [c for c in self.rows if c.startswith("bias")], direction, "efficient", 2.0)
+            self.worst("dropout 0.1", [c for c in self.rows if c.startswith("dropout")], direction, "flash", 1.0)
+            self.worst("fp32", [c for c in self.rows if c.startswith("fp32 D")], direction, "efficient", 1.5)
+            self.worst("gqa", [c for c in self.rows if c.startswith("gqa")], direction, "flash", None)
+            self.worst("few heads", [c for c in self.rows if c.startswith("few heads")], direction, "flash", None)
+        for case, row in self.rows.items():
+            for kind, errors in row.get("errors", {}).items():
+                worst = max(a / b for a, b in zip(errors["xformers"], errors["efficient"], strict=True))
+                self.add(f"{case}: {kind} error over efficient's", worst, 1.0, at_least=False)
+
+    def shares(self):
+        window, full = self.rows.get("window 1024 D128 S16384"), self.rows.get("D128 S16384 full")
+        plain, repeatable = self.rows.get("D128 S4096 full"), self.rows.get("deterministic D128 S4096")
+        for direction in ("forward", "backward"):
+            narrow, whole = (time_ms(row, direction, "xformers") for row in (window, full))
+            if narrow and whole:
+                share = (window["s"] * 1024 - 1024**2 / 2) / full["s"] ** 2
+                self.add(
+                    f"window 1024: {direction}, time over its share of the area", narrow / whole / share, 1.25, False
+                )
+            for case in ("packed 64..2048", "packed 64..2048 causal"):
+                packed, dense = (rate(self.rows.get(case), direction, name) for name in ("xformers", "dense"))
+                if packed and dense:
+                    self.add(f"{case}: {direction}, rate over dense", packed / dense, 0.9)
+        slow, fast = (time_ms(row, "backward", "xformers") for row in (repeatable, plain))
+        if slow and fast:
+            self.add("deterministic backward: time over the default", slow / fast)
+
+    def others(self):
+        for row in self.rows.values():
+            if "merge" in row:
+                large = "M512" in row["case"]
+                value = row["merge"]["gb_per_s"] / self.record["copy_gb_per_s"]
+                self.add(f"{row['case']}: of copy", value, 0.85 if large else None)
+            if "decode" in row:
+                got = row["decode"]
+                for key in ("gb_per_s", "graph_gb_per_s"):
+                    best = max((side.get(key, 0) for name, side in got.items() if name != "xformers"), default=0)
+                    if best and key in got["xformers"]:
+                        self.add(f"{row['case']}: {key} over the best of PyTorch's", got["xformers"][key] / best)
+            if "forward_floats_per_row" in row:
+                for direction, bar in (("forward", 2), ("backward", 2 * row["head_dim"] + 8)):
+                    value = row[f"{direction}_floats_per_row"]
+                    self.add(f"{row['case']}: {direction}, floats per (batch, head, query)", value, bar, False)
+        if "host_us" in self.record:
+            self.add("host time of a call, us", self.record["host_us"]["forward"], 15, at_least=False)
+
+
+def summary(record: dict) -> list[dict]:
+    bars = Bars(record)
+    bars.dense(), bars.harder(), bars.shares(), bars.others()
+    print("\nsummary" + " " * 66 + "value   bar     met")
+    for line in bars.table:
+        value = "-" if line["value"] is None else f"{line['value']:.3g}"
+        met = {True: "yes", False: "NO", None: ""}[line["met"]]
+        print(f"  {line['name']:70} {value:>6}  {line['bar']:7} {met}")
+    return bars.table

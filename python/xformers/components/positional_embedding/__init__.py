@@ -1,0 +1,5 @@
+"""Positional embeddings."""
+
+from .rotary import RotaryEmbedding
+
+__all__ = ["RotaryEmbedding"]

@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# sanitize.sh PROGRAM OUT [gtest filter] [tool...]   runs tests of PROGRAM (kernels_cuda_test) under compute-sanitizer: by
+# default every kernel on a few small cases, with memcheck, racecheck, initcheck and synccheck at once, each in SHARDS
+# processes (default 4). Leaves logs and OUT/<tool>.json: exit status, errors, tests.
+set -uo pipefail
+readonly program=$1 out=$2 filter=${3:-Kernels/Forced*:Dropout/*d64*:Quantized/*} shards=${SHARDS:-4}
+shift 2
+[[ $# == 0 ]] || shift
+tools=("$@")
+((${#tools[@]})) || tools=(memcheck racecheck initcheck synccheck)
+sanitizer=$(command -v compute-sanitizer || echo "${CUDA_HOME:-/usr/local/cuda}/bin/compute-sanitizer")
+mkdir -p "$out"
+
+# The number in the last line of each log that matches; logs without one make the sum null.
+sum() {  # expression log...
+  local expression=$1 log number total=0
+  shift
+  for log in "$@"; do
+    number=$(sed -nE "s/$expression/\\1/p" "$log" | tail -n 1)
+    [[ -n $number ]] || { echo null && return; }
+    total=$((total + number))
+  done
+  echo "$total"
+}
+check() {  # tool
+  local shard status=0 running=() logs=() start=$SECONDS
+  for ((shard = 0; shard < shards; ++shard)); do
+    logs+=("$out/$1-$shard.log")
+    GTEST_TOTAL_SHARDS=$shards GTEST_SHARD_INDEX=$shard "$sanitizer" --tool "$1" --error-exitcode 99 --print-limit 20 \
+      "$program" "--gtest_filter=$filter" >"$out/$1-$shard.log" 2>&1 &
+    running+=($!)
+  done
+  for shard in "${running[@]}"; do wait "$shard" || status=$?; done
+  printf '{"tool": "%s", "exit": %d, "errors": %s, "tests_passed": %s, "seconds": %d}\n' "$1" "$status" \
+    "$(sum '^=+ .*SUMMARY: ([0-9]+) (error|hazard).*' "${logs[@]}")" \
+    "$(sum '^\[  PASSED  \] ([0-9]+) tests?.*' "${logs[@]}")" $((SECONDS - start)) | tee "$out/$1.json"
+  return "$status"
+}
+running=()
+for tool in "${tools[@]}"; do
+  check "$tool" &
+  running+=($!)
+done
+status=0
+for one in "${running[@]}"; do wait "$one" || status=1; done
+exit $status

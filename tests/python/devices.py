@@ -1,0 +1,24 @@
+"""The devices that a test is parametrised with: `@pytest.mark.parametrize("device", DEVICES)`.
+
+Tests of the GPU are collected everywhere and skipped, with the reason, where they can't run.
+"""
+
+import pytest
+import torch
+
+import xformers  # noqa: F401  (loads the operators)
+
+
+def _why_no_cuda():
+    if not torch.cuda.is_available():
+        return "no GPU"
+    if not torch._C._dispatch_has_kernel_for_dispatch_key("xformers::attention_forward", "CUDA"):
+        return "built without XFORMERS_CUDA"
+    return ""
+
+
+NO_CUDA = _why_no_cuda()
+NO_SECOND_CUDA = NO_CUDA or ("one GPU alone" if torch.cuda.device_count() < 2 else "")
+needs_cuda = pytest.mark.skipif(bool(NO_CUDA), reason=NO_CUDA)
+needs_two_cuda = pytest.mark.skipif(bool(NO_SECOND_CUDA), reason=NO_SECOND_CUDA)
+DEVICES = ["cpu", pytest.param("cuda", marks=needs_cuda)]

@@ -1,0 +1,22 @@
+#include "xformers/kernels/cpu/softmax/softmax_cpu.h"
+
+#include "xformers/kernels/cpu/softmax/isa_kernels.h"
+
+namespace xformers::cpu {
+namespace {
+
+bool is_empty(const SoftmaxShape& shape) {
+  return shape.outer0 == 0 || shape.outer1 == 0 || shape.rows == 0 || shape.width == 0;
+}
+
+}  // namespace
+
+void softmax_forward(const SoftmaxFwdParams& params, const Threads& threads) {
+  if (!is_empty(params.shape)) XFORMERS_BY_ISA(softmax_forward)(params, threads);
+}
+
+void softmax_backward(const SoftmaxBwdParams& params, const Threads& threads) {
+  if (!is_empty(params.shape)) XFORMERS_BY_ISA(softmax_backward)(params, threads);
+}
+
+}  // namespace xformers::cpu

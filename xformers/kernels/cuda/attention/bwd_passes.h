@@ -1,0 +1,18 @@
+// Small passes before the backward's products, memory-bound, one launch each.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+
+#include "xformers/kernels/cuda/attention/bwd_args.h"
+
+namespace xformers::cuda {
+
+// args.lse and args.delta; lse is multiplied by `lse_factor`. And zeros in `zero_bytes` from `zeros`, multiples of 16.
+void prepare_backward(const BwdArgs& args, double lse_factor, void* zeros, size_t zero_bytes, cudaStream_t stream);
+
+// Zeros in the whole bias gradient.
+void clear_bias_gradient(const AttentionBwdParams& params, cudaStream_t stream);
+
+}  // namespace xformers::cuda

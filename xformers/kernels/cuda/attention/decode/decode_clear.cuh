@@ -1,0 +1,30 @@
+// What packed sequences leave out.
+#pragma once
+
+#include "xformers/kernels/cuda/attention/decode/decode_tile.cuh"
+
+namespace xformers::cuda::decode {
+
+// Rows before the first sequence and behind the last: 0, lse -inf. The blocks of the first slot do it for their heads.
+template <class T>
+__device__ __forceinline__ void clear_ends(const FwdArgs& args, const DecodeTile& tile) {
+  const AttentionFwdParams& p = args.p;
+  const int64_t begin = clamp_to<int64_t>(p.seq.cu_seqlens_q[0], 0, p.shape.seqlen_q),
+                end = clamp_to<int64_t>(p.seq.cu_seqlens_q[p.seq.num_sequences], begin, p.shape.seqlen_q);
+  const int64_t rows = begin + p.shape.seqlen_q - end, dim_v = p.shape.head_dim_v;
+  for (int64_t index = 0; index < rows * args.packed_heads; ++index) {
+    const int64_t row = index / args.packed_heads;
+    const RowPlace place{row < begin ? row : row - begin + end,
+                         args.packed_heads == 1 ? tile.first_head : static_cast<int>(index % args.packed_heads)};
+    for (int64_t d = threadIdx.x; d < dim_v; d += blockDim.x) {
+      if (p.wide_out) {
+        out_row<float>(args, tile, place)[d] = 0;
+      } else {
+        out_row<T>(args, tile, place)[d] = to_element<T>(0.0f);
+      }
+    }
+    if (threadIdx.x == 0 && p.lse.data) *lse_place(args, tile, place) = -INFINITY;
+  }
+}
+
+}  // namespace xformers::cuda::decode

@@ -1,0 +1,329 @@
+// Forward for few rows, bound by reading K and V once. A block owns one tile of 16 rows and one part of the keys, of
+// which its warps take turns: every warp streams K and V of its own blocks of keys through its own ring in shared
+// memory and waits for nobody until the end, where the warps' results are merged.
+//
+//   fill the ring; read Q into registers
+//   for this warp's blocks of keys:  wait for the oldest stage | S = Q K^T, softmax, O += P V | refill the stage
+//   merge the warps; write out and lse, or this split's partial results
+//
+// A lane holds rows lane / 4 and + 8, as in sm80/fwd_kernel.cuh.
+#pragma once
+
+#include "xformers/kernels/cuda/arch/mma.cuh"
+#include "xformers/kernels/cuda/attention/decode/decode_clear.cuh"
+#include "xformers/kernels/cuda/attention/decode/decode_tile.cuh"
+#include "xformers/kernels/cuda/attention/sm80/tile.cuh"
+#include "xformers/kernels/cuda/base/elements.cuh"
+
+namespace xformers::cuda::decode {
+
+inline constexpr float kLn2 = 0.6931471805599453f;
+
+template <class T, DecodePolicy kPolicy>
+class Decode {
+  static constexpr int kDim = kPolicy.head_dim, kKeys = kPolicy.keys, kStages = kPolicy.stages, kWarps = kPolicy.warps;
+  static constexpr int kKeyTiles = kKeys / 8, kDimTiles = kDim / 8, kTileBytes = 2 * kKeys * kDim;
+  using Layout = sm80::TileLayout<kDim>;
+  static constexpr int kChunks = Layout::kChunks, kRowsPerCopy = 32 / kChunks > 0 ? 32 / kChunks : 1;
+
+  const FwdArgs& args_;
+  const AttentionFwdParams& p_;
+  const DecodeTile& tile_;
+  const Band band_;
+  unsigned char* smem_;
+  uint32_t ring_;  // of this warp
+  int warp_, lane_;
+  const T *k_, *v_;
+  uint32_t smem_q_;  // fragments [kDim / 16][32 lanes][4], or in
+  uint32_t q_[kPolicy.shares_q() ? 1 : kDim / 16][4];
+  float acc_[kDimTiles][4] = {};
+  float row_max_[2] = {-INFINITY, -INFINITY}, row_sum_[2] = {0, 0};
+
+ public:
+  __device__ __forceinline__ Decode(const FwdArgs& args, const DecodeTile& tile, unsigned char* smem)
+      : args_(args), p_(args.p), tile_(tile), band_(args.p.band, tile.sequence), smem_(smem) {
+    warp_ = threadIdx.x / 32, lane_ = threadIdx.x % 32;
+    ring_ = shared_address(smem) + warp_ * kStages * kPolicy.stage_bytes();
+    smem_q_ = shared_address(smem) + kPolicy.smem_bytes() - kPolicy.q_bytes();
+    k_ = origin(p_.k), v_ = origin(p_.v);
+  }
+
+  __device__ __forceinline__ void run() {
+    const Range queries{query_of(tile_.first_row), query_of(tile_.first_row + tile_.rows - 1) + 1};
+    const Range keys = band_.key_range(queries);
+    // In units of what the block takes at once.
+    int first = keys.begin / kPolicy.step(), last = ceil_div(keys.end, kPolicy.step());
+    const int per_split = ceil_div(max(last - first, 0), args_.num_splits);
+    first += static_cast<int>(blockIdx.y) * per_split;
+    last = min(last, first + per_split);
+    if (first < last) stream(queries, keys, first * kPolicy.step(), min(last * kPolicy.step(), keys.end));
+    finish();
+  }
+
+ private:
+  __device__ __forceinline__ const T* origin(const HeadsTensor& t) const {
+    return static_cast<const T*>(t.data) + tile_.sequence.batch * t.batch_stride + tile_.group * t.group_stride +
+           tile_.first_head * t.head_stride;
+  }
+  __device__ __forceinline__ int query_of(int row) const {
+    return args_.packed_heads == 1 ? row : row / args_.packed_heads;
+  }
+
+  __device__ __forceinline__ void stream(Range queries, Range keys, int begin, int end) {
+    int next = begin + warp_ * kKeys;  // the block of keys that is asked for next
+    int64_t row = row_of(next, end);
+#pragma unroll
+    for (int stage = 0; stage < kStages; ++stage) {
+      ask(stage, next, end, row);
+      next += kPolicy.step();
+      row = row_of(next, end);
+    }
+    load_q();
+    int stage = 0;
+    for (int key = begin + warp_ * kKeys; key < end; key += kPolicy.step()) {
+      copy_async_wait<kStages - 1>();
+      __syncwarp();  // what the other lanes copied is there too
+      const uint32_t k = ring_ + stage * kPolicy.stage_bytes(), v = k + kTileBytes;
+      float s[kKeyTiles][4] = {};
+      multiply_scores(s, k);
+      if (!band_.is_full(queries, {key, key + kKeys})) mask(s, key);
+      softmax(s);
+      accumulate(s, v);
+      __syncwarp();  // everybody is done with the stage
+      ask(stage, next, end, row);
+      next += kPolicy.step();
+      row = row_of(next, end);
+      stage = stage + 1 == kStages ? 0 : stage + 1;
+    }
+    copy_async_wait<0>();
+  }
+
+  // Of pages: where the key of this lane lies, looked up long before its copy begins.
+  __device__ __forceinline__ int64_t row_of(int first, int end) const {
+    if (!p_.seq.paged()) return 0;
+    const int key = first + lane_ % kKeys;
+    return key < end ? key_row(p_.shape, p_.seq, tile_.sequence, key) : 0;
+  }
+
+  // Copies keys [first, + kKeys) into a stage; those from `end` on become zeros. One group of copies per call.
+  __device__ __forceinline__ void ask(int stage, int first, int end, int64_t row) const {
+    const uint32_t k = ring_ + stage * kPolicy.stage_bytes(), v = k + kTileBytes;
+    if (first < end) {
+      const int dim_k = static_cast<int>(p_.shape.head_dim), dim_v = static_cast<int>(p_.shape.head_dim_v);
+      const int chunk = lane_ % kChunks, lane_row = lane_ / kChunks;
+      const bool in_k = chunk * sm80::kChunk < dim_k, in_v = chunk * sm80::kChunk < dim_v;
+      const int64_t base = tile_.sequence.k_begin + first;
+#pragma unroll
+      for (int i = 0; i < kKeys / kRowsPerCopy; ++i) {
+        const int at = lane_row + i * kRowsPerCopy;
+        const bool valid = first + at < end;
+        int64_t from = base + at;
+        if (p_.seq.paged()) from = __shfl_sync(0xffffffffu, row, at);
+        const uint32_t offset = Layout::offset(at, chunk);
+        copy_async_16(k + offset, valid && in_k ? k_ + from * p_.k.seq_stride + chunk * sm80::kChunk : k_,
+                      valid && in_k);
+        copy_async_16(v + offset, valid && in_v ? v_ + from * p_.v.seq_stride + chunk * sm80::kChunk : v_,
+                      valid && in_v);
+      }
+    }
+    copy_async_commit();
+  }
+
+  // Fragments of A operands, straight from memory: 4 bytes of rows lane / 4 and + 8.
+  __device__ __forceinline__ void load_q() {
+    const int dim = static_cast<int>(p_.shape.head_dim);
+    const T* from[2];
+    bool valid[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = lane_ / 4 + half * 8;
+      valid[half] = row < tile_.rows;
+      const RowPlace place = place_of(args_, tile_, valid[half] ? row : 0);
+      from[half] = static_cast<const T*>(p_.q.data) + tile_.sequence.batch * p_.q.batch_stride +
+                   tile_.group * p_.q.group_stride + place.query * p_.q.seq_stride + place.head * p_.q.head_stride;
+    }
+#pragma unroll
+    for (int d = 0; d < kDim / 16; ++d) {
+      if (kPolicy.shares_q() && warp_ != d % kWarps) continue;
+      uint32_t parts[4] = {};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int at = d * 16 + i / 2 * 8 + lane_ % 4 * 2;
+        if (valid[i % 2] && at < dim) parts[i] = *reinterpret_cast<const uint32_t*>(from[i % 2] + at);
+      }
+      if constexpr (kPolicy.shares_q()) {
+        store_shared_16(smem_q_ + (d * 32 + lane_) * 16, {parts[0], parts[1], parts[2], parts[3]});
+      } else {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) q_[d][i] = parts[i];
+      }
+    }
+    if constexpr (kPolicy.shares_q()) __syncthreads();
+  }
+
+  __device__ __forceinline__ void multiply_scores(float (&s)[kKeyTiles][4], uint32_t k) {
+#pragma unroll
+    for (int d = 0; d < kDim / 16; ++d) {
+      uint32_t a[4];
+      if constexpr (kPolicy.shares_q()) {
+        const uint4 fragment = load_shared_16(smem_q_ + (d * 32 + lane_) * 16);
+        a[0] = fragment.x, a[1] = fragment.y, a[2] = fragment.z, a[3] = fragment.w;
+      } else {
+        a[0] = q_[d][0], a[1] = q_[d][1], a[2] = q_[d][2], a[3] = q_[d][3];
+      }
+#pragma unroll
+      for (int n = 0; n < kKeyTiles; n += 2) {
+        uint32_t b[4];
+        sm80::load_b<kDim>(b, k, n * 8, d);
+        mma<T>(s[n], a, b[0], b[1]);
+        mma<T>(s[n + 1], a, b[2], b[3]);
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < kKeyTiles; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) s[n][i] *= args_.scale_log2;
+  }
+
+  __device__ __forceinline__ void mask(float (&s)[kKeyTiles][4], int key) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int query = query_of(tile_.first_row + lane_ / 4 + half * 8);
+      const int low = band_.first_key(query) - key,
+                high = min(band_.last_key(query) + 1, tile_.sequence.seqlen_k) - key;
+#pragma unroll
+      for (int n = 0; n < kKeyTiles; ++n) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int at = n * 8 + lane_ % 4 * 2 + i;
+          if (at < low || at >= high) s[n][half * 2 + i] = -INFINITY;
+        }
+      }
+    }
+  }
+
+  // Scores (in units of log2(e)) become probabilities relative to row_max_, which is only raised by more than 2^8.
+  __device__ __forceinline__ void softmax(float (&s)[kKeyTiles][4]) {
+    constexpr float kRoom = 8;
+    float now[2];
+    bool grows = false;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float most = -INFINITY;
+#pragma unroll
+      for (int n = 0; n < kKeyTiles; ++n) most = fmaxf(most, fmaxf(s[n][half * 2], s[n][half * 2 + 1]));
+      most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 1));
+      now[half] = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 2));
+      grows |= now[half] > row_max_[half] + kRoom;  // also the first that is not -inf
+    }
+    if (__any_sync(0xffffffffu, grows)) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float most = fmaxf(now[half], row_max_[half]);
+        const float factor = row_max_[half] == -INFINITY ? 0.0f : fast_exp2(row_max_[half] - most);
+        row_max_[half] = most;
+        row_sum_[half] *= factor;
+#pragma unroll
+        for (int d = 0; d < kDimTiles; ++d) acc_[d][half * 2] *= factor, acc_[d][half * 2 + 1] *= factor;
+      }
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      // A row that sees no key keeps row_max_ = -inf; -inf minus itself would be NaN, so it is treated as 0.
+      const float origin = row_max_[half] == -INFINITY ? 0.0f : row_max_[half];
+#pragma unroll
+      for (int n = 0; n < kKeyTiles; ++n) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          float& x = s[n][half * 2 + i];
+          x = fast_exp2(x - origin);
+          row_sum_[half] += x;
+        }
+      }
+    }
+  }
+
+  __device__ __forceinline__ void accumulate(const float (&s)[kKeyTiles][4], uint32_t v) {
+#pragma unroll
+    for (int n = 0; n < kKeyTiles; n += 2) {
+      const uint32_t a[4] = {pack<T>(s[n][0], s[n][1]), pack<T>(s[n][2], s[n][3]), pack<T>(s[n + 1][0], s[n + 1][1]),
+                             pack<T>(s[n + 1][2], s[n + 1][3])};
+#pragma unroll
+      for (int d = 0; d < kDimTiles; d += 2) {
+        uint32_t b[4];
+        sm80::load_b_transposed<kDim>(b, v, n * 8, d / 2);
+        mma<T>(acc_[d], a, b[0], b[1]);
+        mma<T>(acc_[d + 1], a, b[2], b[3]);
+      }
+    }
+  }
+
+  // The warps' results meet in shared memory: sums [warps][16][kDim], then maxima and row sums [warps][16] each.
+  __device__ __forceinline__ void finish() {
+    float* const sums = reinterpret_cast<float*>(smem_);
+    float* const maxima = sums + kWarps * kRows * kDim;
+    float* const totals = maxima + kWarps * kRows;
+    __syncthreads();  // all warps are done with their rings
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float sum = row_sum_[half];
+      sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+      sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+      const int row = lane_ / 4 + half * 8;
+      if (row >= tile_.rows) continue;
+      if (lane_ % 4 == 0) maxima[warp_ * kRows + row] = row_max_[half], totals[warp_ * kRows + row] = sum;
+      float* const to = sums + (warp_ * kRows + row) * kDim;
+#pragma unroll
+      for (int d = 0; d < kDimTiles; ++d) {
+        *reinterpret_cast<float2*>(to + (d * 8 + lane_ % 4 * 2)) = {acc_[d][half * 2], acc_[d][half * 2 + 1]};
+      }
+    }
+    __syncthreads();
+    const int dim_v = static_cast<int>(p_.shape.head_dim_v);
+    for (int index = threadIdx.x; index < tile_.rows * (kDim / 2); index += kPolicy.threads()) {
+      const int row = index / (kDim / 2), at = index % (kDim / 2) * 2;
+      if (at >= dim_v) continue;
+      float most = -INFINITY, total = 0, x = 0, y = 0;
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) most = fmaxf(most, maxima[w * kRows + row]);
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) {
+        const float share = most == -INFINITY ? 0.0f : fast_exp2(maxima[w * kRows + row] - most);
+        const float2 pair = *reinterpret_cast<const float2*>(sums + (w * kRows + row) * kDim + at);
+        total += share * totals[w * kRows + row];
+        x += share * pair.x, y += share * pair.y;
+      }
+      const float inverse = total > 0 ? 1 / total : 0.0f, lse = total > 0 ? (most + __log2f(total)) * kLn2 : -INFINITY;
+      write(row, at, dim_v, x * inverse, y * inverse, lse);
+    }
+  }
+
+  __device__ __forceinline__ void write(int row, int at, int dim_v, float x, float y, float lse) const {
+    const RowPlace place = place_of(args_, tile_, row);
+    if (args_.out_partial) {
+      const int64_t to = blockIdx.y * args_.total_rows + partial_row(args_, tile_, place);
+      if (at == 0) args_.lse_partial[to] = lse;
+      store_pair(args_.out_partial + to * dim_v, at, dim_v, x, y, dim_v % 2 == 0);
+      return;
+    }
+    if (at == 0 && p_.lse.data) *lse_place(args_, tile_, place) = lse;
+    if (p_.wide_out) {
+      store_pair(out_row<float>(args_, tile_, place), at, dim_v, x, y, args_.aligned_out);
+    } else {
+      store_pair(out_row<T>(args_, tile_, place), at, dim_v, x, y, args_.aligned_out);
+    }
+  }
+};
+
+// (nvcc's host stub of a kernel can't be a template over a struct, so the policy is made here.)
+template <class T, int kHeadDim>
+__global__ void __launch_bounds__(decode_policy(kHeadDim).threads(), kBlocksPerMultiprocessor)
+    attention_decode(const __grid_constant__ FwdArgs args) {
+  extern __shared__ __align__(128) unsigned char smem[];
+  const DecodeTile tile = decode_tile(args);
+  if (args.p.seq.packed() && blockIdx.y == 0 && tile.slot == 0) clear_ends<T>(args, tile);
+  if (tile.rows == 0) return;
+  Decode<T, decode_policy(kHeadDim)>(args, tile, smem).run();
+}
+
+}  // namespace xformers::cuda::decode

@@ -1,0 +1,26 @@
+// Launches the decode kernel, and the merge of its splits.
+#pragma once
+
+#include "xformers/kernels/cuda/attention/decode/decode_combine.cuh"
+#include "xformers/kernels/cuda/attention/decode/decode_kernel.cuh"
+#include "xformers/kernels/cuda/attention/instances.h"
+#include "xformers/kernels/cuda/base/launch.h"
+
+namespace xformers::cuda::decode {
+
+template <class T, int kHeadDim>
+void launch_decode(const FwdArgs& args, cudaStream_t stream) {
+  constexpr DecodePolicy kPolicy = decode_policy(kHeadDim);
+  const AttentionShape& shape = args.p.shape;
+  const int64_t tiles = shape.batch * shape.num_heads() / args.packed_heads * args.tiles;
+  launch<kPolicy.smem_bytes()>(attention_decode<T, kHeadDim>, tiles, args.num_splits, kPolicy.threads(), stream, args);
+  if (args.num_splits > 1) {
+    launch_after(combine_splits<T, kHeadDim>, tiles, kRows, 32 * kCombineWarps, stream, args);
+  }
+}
+
+}  // namespace xformers::cuda::decode
+
+#define XFORMERS_INSTANCE(type, head_dim)                                                                  \
+  template void xformers::cuda::decode::launch_decode<xformers::cuda::type, head_dim>(const FwdArgs& args, \
+                                                                                      cudaStream_t stream);

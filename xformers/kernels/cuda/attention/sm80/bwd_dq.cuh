@@ -1,0 +1,168 @@
+// dq_sum += dS K, in fp32 in global memory: key tiles add in any order, or, where args.turns is given, one after the
+// other. Afterwards dq = softmax_scale * dq_sum.
+#pragma once
+
+#include "xformers/kernels/cuda/arch/mma.cuh"
+#include "xformers/kernels/cuda/attention/sm80/bwd_products.cuh"
+#include "xformers/kernels/cuda/attention/sm80/bwd_scores.cuh"
+
+namespace xformers::cuda::sm80 {
+
+// Where the numbers of one block of dq lie: accumulators, the threads of the block side by side. Of accumulator
+// [row_tile, dim_tile] of the whole block, lane l has rows l / 4, + 8 and columns 2 (l % 4), + 1.
+template <BwdPolicy kPolicy>
+struct DqOrder {
+  static constexpr int kRowWarps = kPolicy.dq_row_warps(), kRowTiles = kPolicy.dq_row_tiles(),
+                       kDimTiles = kPolicy.dq_dim_tiles();  // of a warp
+  static_assert(kDimTiles % 2 == 0);
+
+  static __device__ __forceinline__ int of_thread(int row_tile, int dim_tile) {  // of the warp
+    return ((row_tile * kDimTiles + dim_tile) * kPolicy.threads() + threadIdx.x) * 4;
+  }
+  static __device__ __forceinline__ int of_lane(int row_tile, int dim_tile, int lane) {  // of the whole
+    const int warp = dim_tile / kDimTiles * kRowWarps + row_tile / kRowTiles;
+    const int tile = row_tile % kRowTiles * kDimTiles + dim_tile % kDimTiles;
+    return (tile * kPolicy.threads() + warp * 32 + lane) * 4;
+  }
+};
+
+// Gradient of the bias: dS [16 queries, 16 keys] as an A operand. The four lanes of a row exchange words, so that each
+// has eight keys of one row: lane 4 r + c of query r + c % 2 * 8, keys from c / 2 * 8.
+template <class T>
+__device__ __forceinline__ void store_dbias(const BwdArgs& args, const BwdTile& tile, const uint32_t (&ds)[4],
+                                            int query, int key) {
+  const int lane = threadIdx.x % 32, c = lane % 4;
+  uint32_t half[4], row[4];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {  // words of lanes c and c ^ 1: [i] of c & 2 and the other
+    const uint32_t got_low = __shfl_xor_sync(0xffffffffu, c & 1 ? ds[2 * i] : ds[2 * i + 1], 1);
+    half[2 * i] = c & 1 ? got_low : ds[2 * i];
+    half[2 * i + 1] = c & 1 ? ds[2 * i + 1] : got_low;
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const uint32_t got = __shfl_xor_sync(0xffffffffu, c & 2 ? half[i] : half[2 + i], 2);
+    row[i] = c & 2 ? got : half[i];
+    row[2 + i] = c & 2 ? half[2 + i] : got;
+  }
+  const int at_query = query + c % 2 * 8 + lane / 4, at_key = key + c / 2 * 8;
+  if (at_query >= tile.sequence.seqlen_q || at_key >= tile.keys) return;
+  const ScoreBias& dbias = args.p.dbias;
+  T* const to = static_cast<T*>(dbias.data) + bias_offset(dbias, tile, at_query, tile.first_key + at_key);
+  if (args.aligned_dbias && at_key + 8 <= tile.keys) {
+    *reinterpret_cast<uint4*>(to) = {row[0], row[1], row[2], row[3]};
+  } else {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const uint32_t word = row[i / 2] >> (i % 2 * 16);
+      if (at_key + i < tile.keys) reinterpret_cast<uint16_t*>(to)[i] = static_cast<uint16_t>(word);
+    }
+  }
+}
+
+// Key tiles add to a block of queries one after the other: the first thread waits for those before this one. They were
+// launched before it.
+template <BwdPolicy kPolicy>
+__device__ __forceinline__ void await_turn(const BwdStep<kPolicy>& step, const int* turn) {
+  const int end = min(step.first_query + kPolicy.block_m, step.tile.sequence.seqlen_q);
+  const int first_tile = step.band.key_range({step.first_query, end}).begin / kPolicy.block_n();
+  const int mine = step.tile.first_key / kPolicy.block_n() - first_tile;
+  while (*static_cast<const volatile int*>(turn) < mine) __nanosleep(20);
+  __threadfence();
+}
+
+// dS^T [block_n, block_m] and K [block_n, dim] are in shared memory. `block`: of dq_sum.
+template <class T, BwdPolicy kPolicy>
+__device__ __forceinline__ void add_dq(const BwdStep<kPolicy>& step, uint32_t ds, uint32_t k, int64_t block) {
+  using Order = DqOrder<kPolicy>;
+  const int warp = threadIdx.x / 32, dim_warp = warp / Order::kRowWarps;
+  const int row_tile = warp % Order::kRowWarps * Order::kRowTiles;
+  const ScoreBias& dbias = step.args.p.dbias;
+  float acc[Order::kRowTiles][Order::kDimTiles][4] = {};
+#pragma unroll
+  for (int n = 0; n < kPolicy.block_n() / 16; ++n) {
+    uint32_t a[Order::kRowTiles][4];
+#pragma unroll
+    for (int r = 0; r < Order::kRowTiles; ++r) load_a_transposed<kPolicy.block_m>(a[r], ds, n * 16, row_tile + r);
+    if constexpr (kPolicy.features == Features::kScored) {
+      if (dbias.data && n % (kPolicy.warps / Order::kRowWarps) == dim_warp) {
+#pragma unroll
+        for (int r = 0; r < Order::kRowTiles; ++r)
+          store_dbias<T>(step.args, step.tile, a[r], step.first_query + (row_tile + r) * 16, n * 16);
+      }
+    }
+#pragma unroll
+    for (int d = 0; d < Order::kDimTiles; d += 2) {
+      uint32_t b[4];
+      load_b_transposed<kPolicy.head_dim>(b, k, n * 16, (dim_warp * Order::kDimTiles + d) / 2);
+#pragma unroll
+      for (int r = 0; r < Order::kRowTiles; ++r) {
+        mma<T>(acc[r][d], a[r], b[0], b[1]);
+        mma<T>(acc[r][d + 1], a[r], b[2], b[3]);
+      }
+    }
+  }
+  float* const to = step.args.dq_sum + block * (kPolicy.block_m * kPolicy.head_dim);
+#pragma unroll
+  for (int r = 0; r < Order::kRowTiles; ++r)
+#pragma unroll
+    for (int d = 0; d < Order::kDimTiles; ++d)
+      add_global_4(to + Order::of_thread(r, d), acc[r][d][0], acc[r][d][1], acc[r][d][2], acc[r][d][3]);
+}
+
+// One block per (head, block of queries). A thread turns 8 columns of rows r and r + 8.
+template <class T, int kHeadDim, Features kFeatures>
+__global__ void __launch_bounds__(bwd_policy(kHeadDim, kFeatures, kLargeSmem).threads())
+    attention_bwd_dq_sm80(const __grid_constant__ BwdArgs args) {
+  constexpr BwdPolicy kPolicy = bwd_policy(kHeadDim, kFeatures, kLargeSmem);
+  constexpr int kDimTiles = kHeadDim / 8, kPieces = kPolicy.block_m / 2 * kDimTiles;
+  const AttentionBwdParams& p = args.p;
+  const auto blocks = static_cast<unsigned>(args.query_blocks), heads = static_cast<unsigned>(p.shape.num_heads()),
+             per_group = static_cast<unsigned>(p.shape.heads_per_group);
+  const unsigned head_of_all = blockIdx.x / blocks, head = head_of_all % heads;
+  int64_t block = blockIdx.x % blocks, place = blockIdx.x;
+  Sequence sequence;
+  if (p.seq.packed()) {
+    const SequenceTile found = find_tile(block, p.seq.num_sequences, kPolicy.block_m,
+                                         [&](int64_t s) { return int64_t{sequence_at(p.shape, p.seq, s).seqlen_q}; });
+    if (found.sequence < 0) return;
+    sequence = sequence_at(p.shape, p.seq, found.sequence);
+    block = found.first_row / kPolicy.block_m;
+    place = int64_t{head_of_all} * blocks + first_query_block(p.seq, sequence, kPolicy.block_m) + block;
+  } else {
+    sequence = sequence_at(p.shape, p.seq, head_of_all / heads);
+  }
+  const float* const from = args.dq_sum + place * (kPolicy.block_m * kHeadDim);
+  const float scale = static_cast<float>(p.softmax_scale);
+  const int64_t first_query = block * kPolicy.block_m, dims = p.shape.head_dim;
+  T* const to = static_cast<T*>(p.dq.data) + sequence.batch * p.dq.batch_stride + head / per_group * p.dq.group_stride +
+                head % per_group * p.dq.head_stride + (sequence.q_begin + first_query) * p.dq.seq_stride;
+#pragma unroll 4
+  for (int piece = threadIdx.x; piece < kPieces; piece += kPolicy.threads()) {
+    const int dim_tile = piece % kDimTiles, row = piece / kDimTiles % 8, row_tile = piece / kDimTiles / 8;
+    alignas(16) uint32_t packed[2][4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float4 sums =
+          *reinterpret_cast<const float4*>(from + DqOrder<kPolicy>::of_lane(row_tile, dim_tile, row * 4 + i));
+      packed[0][i] = pack<T>(sums.x * scale, sums.y * scale);
+      packed[1][i] = pack<T>(sums.z * scale, sums.w * scale);
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int query = row_tile * 16 + half * 8 + row;
+      if (first_query + query >= sequence.seqlen_q) continue;
+      T* const at = to + query * p.dq.seq_stride + dim_tile * 8;
+      if (args.aligned_dq) {
+        if (dim_tile * 8 < dims) *reinterpret_cast<uint4*>(at) = *reinterpret_cast<const uint4*>(packed[half]);
+      } else {
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+          if (dim_tile * 8 + i < dims) at[i] = reinterpret_cast<const T*>(packed[half])[i];
+        }
+      }
+    }
+  }
+}
+
+}  // namespace xformers::cuda::sm80

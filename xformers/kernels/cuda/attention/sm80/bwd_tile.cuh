@@ -1,0 +1,119 @@
+// Where a block of the backward works, and where its warps do.
+#pragma once
+
+#include "xformers/kernels/cuda/attention/bwd_args.h"
+#include "xformers/kernels/cuda/attention/mask.cuh"
+#include "xformers/kernels/cuda/attention/sm80/bwd_dropout.cuh"
+#include "xformers/kernels/cuda/attention/sm80/bwd_policy.h"
+#include "xformers/kernels/cuda/attention/sm80/tile.cuh"
+
+namespace xformers::cuda::sm80 {
+
+struct BwdTile {
+  Sequence sequence;
+  int group, head;  // of the group
+  int head_of_all;  // batch * num_heads + head
+  int first_key, keys;
+  int index;                    // of the tile, in [0, args.tiles)
+  int first_block, last_block;  // blocks of queries that see these keys: [first, last)
+  Band band;
+  int64_t q, dout, row, dq_block;  // where the first query is in q, dout, lse and dq_sum
+  DropoutState dropout;            // where there is dropout
+};
+
+// The tile of index `tile` of a head of all.
+template <int kBlockN>
+__device__ __forceinline__ BwdTile bwd_tile_at(const BwdArgs& args, int head_of_all, int tile) {
+  const AttentionShape& shape = args.p.shape;
+  const int heads = static_cast<int>(shape.num_heads()), per_group = static_cast<int>(shape.heads_per_group);
+  BwdTile result;
+  result.first_key = result.keys = 0;
+  result.head_of_all = head_of_all;
+  result.index = tile;
+  result.group = head_of_all % heads / per_group;
+  result.head = head_of_all % per_group;
+  if (args.p.seq.packed()) {
+    const SequenceTile found = find_tile(tile, args.p.seq.num_sequences, kBlockN, [&](int64_t s) {
+      return int64_t{sequence_at(shape, args.p.seq, s).seqlen_k};
+    });
+    if (found.sequence < 0) return result;
+    result.sequence = sequence_at(shape, args.p.seq, found.sequence);
+    result.first_key = found.first_row;
+  } else {
+    result.sequence = sequence_at(shape, args.p.seq, head_of_all / heads);
+    result.first_key = tile * kBlockN;
+  }
+  result.keys = min(kBlockN, result.sequence.seqlen_k - result.first_key);
+  return result;
+}
+
+// Blocks go over the parts of a tile's queries, a few heads, their tiles, and the other heads. So the heads at work fit
+// in the L2 cache, and where masks leave the last tiles little work, they come last. A tile of a head comes after those
+// before it, which the deterministic mode relies on.
+struct BlockPlace {
+  int head_of_all, tile, split;
+};
+__device__ __forceinline__ BlockPlace block_place(const BwdArgs& args) {
+  const auto splits = static_cast<unsigned>(args.splits), at_once = static_cast<unsigned>(args.heads_at_once);
+  const auto tiles = static_cast<unsigned>(args.tiles);
+  const auto all = static_cast<unsigned>(args.p.shape.batch * args.p.shape.num_heads());
+  const unsigned split = blockIdx.x % splits, index = blockIdx.x / splits;
+  const unsigned first_head = index / (at_once * tiles) * at_once, heads = min(at_once, all - first_head);
+  const unsigned rest = index - first_head * tiles;
+  return {static_cast<int>(first_head + rest % heads), static_cast<int>(rest / heads), static_cast<int>(split)};
+}
+
+// The first block of queries of a sequence in dq_sum; blocks of different sequences do not meet.
+__device__ __forceinline__ int64_t first_query_block(const SeqLayout& seq, const Sequence& sequence, int block_m) {
+  return seq.packed() ? sequence.q_begin / block_m + sequence.index : 0;
+}
+
+__device__ __forceinline__ int64_t heads_offset(const HeadsTensor& tensor, const BwdTile& tile) {
+  return tile.sequence.batch * tensor.batch_stride + tile.group * tensor.group_stride + tile.head * tensor.head_stride;
+}
+
+// A split's part of the blocks of queries that see the tile's keys, and where these queries are.
+template <int kBlockM>
+__device__ __forceinline__ void find_queries(const BwdArgs& args, int split, BwdTile& tile) {
+  const AttentionBwdParams& p = args.p;
+  tile.band = Band(p.band, tile.sequence);
+  const Range queries = tile.band.query_range({tile.first_key, tile.first_key + tile.keys});
+  const int first = queries.begin / kBlockM, last = queries.empty() ? first : ceil_div(queries.end, kBlockM);
+  const int share = ceil_div(last - first, args.splits);
+  tile.first_block = first + split * share;
+  tile.last_block = min(last, tile.first_block + share);
+  tile.q = heads_offset(p.q, tile) + tile.sequence.q_begin * p.q.seq_stride;
+  tile.dout = heads_offset(p.dout, tile) + tile.sequence.q_begin * p.dout.seq_stride;
+  tile.row = tile.head_of_all * p.shape.seqlen_q + tile.sequence.q_begin;
+  if (p.dropout.p > 0) {
+    tile.dropout = dropout_state(p.dropout, static_cast<uint32_t>(tile.sequence.index * p.shape.num_heads() +
+                                                                  tile.head_of_all % p.shape.num_heads()));
+  }
+  tile.dq_block = tile.head_of_all * args.query_blocks + first_query_block(p.seq, tile.sequence, kBlockM);
+}
+
+// A warp's part of the tile.
+template <BwdPolicy kPolicy>
+struct BwdWarp {
+  static constexpr int kDim = kPolicy.head_dim, kBlockM = kPolicy.block_m, kBlockN = kPolicy.block_n();
+  static constexpr int kThreads = kPolicy.threads(), kSharing = kPolicy.sharing, kKeyTiles = kPolicy.kKeyTiles;
+  static constexpr int kKeys = 16 * kKeyTiles;
+  static constexpr int kQueries = kBlockM / kSharing, kQueryTiles = kQueries / 8;  // of its scores
+  static constexpr int kDims = kDim / kSharing, kDimTiles = kDims / 8;             // of its dk and dv
+  static_assert(kQueryTiles % 2 == 0 && kDimTiles % 2 == 0);
+
+  using Scores = float[kKeyTiles][kQueryTiles][4];     // accumulators [keys, queries]
+  using Packed = uint32_t[kKeyTiles][kQueryTiles][2];  // the same in 16 bits, two queries per register
+  using Sums = float[kKeyTiles][kDimTiles][4];         // accumulators [keys, dims]
+
+  int key, query, chunk2;  // the first ones; of pairs of chunks of dims
+  __device__ __forceinline__ BwdWarp() {
+    const int warp = threadIdx.x / 32;
+    constexpr int kKeyWarps = kPolicy.warps / kSharing;
+    key = warp % kKeyWarps * kKeys;
+    query = warp / kKeyWarps * kQueries;
+    chunk2 = warp / kKeyWarps * (kDims / 16);
+  }
+};
+
+}  // namespace xformers::cuda::sm80

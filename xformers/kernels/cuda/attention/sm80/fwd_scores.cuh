@@ -1,0 +1,125 @@
+// Scores of one step in a warp's accumulators: S = Q K^T, bias, mask.
+#pragma once
+
+#include "xformers/kernels/cuda/arch/mma.cuh"
+#include "xformers/kernels/cuda/attention/sm80/fwd_load.cuh"
+
+namespace xformers::cuda::sm80 {
+
+template <class T, FwdPolicy kPolicy>
+__device__ __forceinline__ void multiply_scores(typename WarpPart<kPolicy>::Scores& s, const WarpPart<kPolicy>& warp,
+                                                uint32_t smem_q, uint32_t smem_k) {
+  using Part = WarpPart<kPolicy>;
+#pragma unroll
+  for (int r = 0; r < Part::kRowTiles; ++r)
+#pragma unroll
+    for (int n = 0; n < Part::kKeyTiles; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) s[r][n][i] = 0;
+#pragma unroll
+  for (int d = 0; d < kPolicy.head_dim / 16; ++d) {
+    uint32_t a[Part::kRowTiles][4];
+#pragma unroll
+    for (int r = 0; r < Part::kRowTiles; ++r) load_a<kPolicy.head_dim>(a[r], smem_q, warp.row + r * 16, d);
+#pragma unroll
+    for (int n = 0; n < Part::kKeyTiles; n += 2) {
+      uint32_t b[4];
+      load_b<kPolicy.head_dim>(b, smem_k, warp.key() + n * 8, d);
+#pragma unroll
+      for (int r = 0; r < Part::kRowTiles; ++r) {
+        mma<T>(s[r][n], a[r], b[0], b[1]);
+        mma<T>(s[r][n + 1], a[r], b[2], b[3]);
+      }
+    }
+  }
+}
+
+template <FwdPolicy kPolicy>
+__device__ __forceinline__ void multiply(typename WarpPart<kPolicy>::Scores& s, float scale) {
+#pragma unroll
+  for (int r = 0; r < WarpPart<kPolicy>::kRowTiles; ++r)
+#pragma unroll
+    for (int n = 0; n < WarpPart<kPolicy>::kKeyTiles; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) s[r][n][i] *= scale;
+}
+
+// s = scale * s + bias, from the warp's tile of bias: ldmatrix lays it out as an A operand, rows, rows + 8, then the
+// next eight keys.
+template <class T, FwdPolicy kPolicy>
+__device__ __forceinline__ void add_bias(typename WarpPart<kPolicy>::Scores& s, uint32_t smem_bias, float scale) {
+  using Part = WarpPart<kPolicy>;
+#pragma unroll
+  for (int r = 0; r < Part::kRowTiles; ++r) {
+#pragma unroll
+    for (int n = 0; n < Part::kKeyTiles; n += 2) {
+      uint32_t bias[4];
+      load_a<kPolicy.warp_keys()>(bias, smem_bias, r * 16, n / 2);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float2 pair = unpack<T>(bias[i]);
+        float* const at = &s[r][n + i / 2][i % 2 * 2];
+        at[0] = fmaf(at[0], scale, pair.x);
+        at[1] = fmaf(at[1], scale, pair.y);
+      }
+    }
+  }
+}
+
+// The same with a bias of any strides, read where it lies; without one, s = scale * s. `key`: the warp's first one.
+template <class T, FwdPolicy kPolicy>
+__device__ __forceinline__ void add_any_bias(typename WarpPart<kPolicy>::Scores& s, const FwdGrid& args,
+                                             const FwdTile& tile, const WarpPart<kPolicy>& warp, int key, float scale) {
+  using Part = WarpPart<kPolicy>;
+  const ScoreBias& tensor = args.p.bias;
+#pragma unroll
+  for (int r = 0; r < Part::kRowTiles; ++r) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = tile.first_row + warp.lane_row(r, half);
+      const bool has_bias = tensor.data != nullptr && tile.inside(row);
+      const int first = key + threadIdx.x % 4 * 2;
+      const T* bias = nullptr;
+      if (has_bias) {
+        bias = static_cast<const T*>(tensor.data) + tile.sequence.batch * tensor.batch_stride +
+               tile.group * tensor.group_stride + head_of(args, tile, row) * tensor.head_stride +
+               query_of(args, row) * tensor.q_stride + first * tensor.k_stride;
+      }
+#pragma unroll
+      for (int n = 0; n < Part::kKeyTiles; ++n) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          float& at = s[r][n][half * 2 + i];
+          at *= scale;
+          if (has_bias && first + n * 8 + i < tile.sequence.seqlen_k) at += to_float(bias[i * tensor.k_stride]);
+        }
+        bias += 8 * tensor.k_stride;
+      }
+    }
+  }
+}
+
+template <FwdPolicy kPolicy>
+__device__ __forceinline__ void mask(typename WarpPart<kPolicy>::Scores& s, const FwdGrid& args, const FwdTile& tile,
+                                     const WarpPart<kPolicy>& warp, int key) {
+  using Part = WarpPart<kPolicy>;
+#pragma unroll
+  for (int r = 0; r < Part::kRowTiles; ++r) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int query = query_of(args, tile.first_row + warp.lane_row(r, half));
+      const int first = key + threadIdx.x % 4 * 2;
+      const int low = tile.band.first_key(query) - first,
+                high = min(tile.band.last_key(query) + 1, tile.sequence.seqlen_k) - first;
+#pragma unroll
+      for (int n = 0; n < Part::kKeyTiles; ++n) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          if (n * 8 + i < low || n * 8 + i >= high) s[r][n][half * 2 + i] = -INFINITY;
+        }
+      }
+    }
+  }
+}
+
+}  // namespace xformers::cuda::sm80

@@ -1,0 +1,185 @@
+// Where a block and a warp of the forward kernel work. A row is a (query, head) pair: the heads of a group that share K
+// and V lie side by side in one tile, row = query * packed_heads + head.
+#pragma once
+
+#include <algorithm>
+
+#include "xformers/kernels/cuda/arch/copy.cuh"
+#include "xformers/kernels/cuda/attention/dropout.cuh"
+#include "xformers/kernels/cuda/attention/fwd_args.h"
+#include "xformers/kernels/cuda/attention/mask.cuh"
+#include "xformers/kernels/cuda/attention/seqlen.cuh"
+#include "xformers/kernels/cuda/attention/sm80/fwd_policy.h"
+
+namespace xformers::cuda::sm80 {
+
+// n / divisor for 0 <= n < 2^31 by one multiplication (Granlund & Montgomery 1994).
+struct Divider {
+  uint32_t divisor, multiplier, shift = 0;
+
+  explicit Divider(int64_t by) : divisor(static_cast<uint32_t>(std::max<int64_t>(by, 1))) {  // 0: of an empty grid
+    while ((uint64_t{1} << shift) < divisor) ++shift;
+    multiplier = static_cast<uint32_t>((((uint64_t{1} << shift) - divisor) << 32) / divisor + 1);
+  }
+  __device__ __forceinline__ int divide(int n) const {
+    const auto wide = static_cast<uint32_t>(n);
+    return static_cast<int>((__umulhi(wide, multiplier) + wide) >> shift);
+  }
+  // n becomes its quotient; returns the remainder.
+  __device__ __forceinline__ int split(int& n) const {
+    const int quotient = divide(n), rest = n - quotient * static_cast<int>(divisor);
+    n = quotient;
+    return rest;
+  }
+};
+
+// The kernel's argument. A few heads at a time (`bundle`: so many that their K and V stay in L2), tile after tile of
+// all of them, from the end: with causal masks the long ones come first and the short ones fill the gaps that are left.
+//   block index = (bundle index * tiles + tiles - 1 - tile) * bundle + head in bundle
+//   head = (sequence * groups + group) * heads + head; without `heads` or `sequence` where these are packed
+struct FwdGrid : FwdArgs {
+  int bundle;
+  Divider by_bundle, by_tiles, by_heads, by_groups, by_packed;
+
+  FwdGrid(const FwdArgs& args, int bundle)
+      : FwdArgs(args),
+        bundle(bundle),
+        by_bundle(bundle),
+        by_tiles(args.tiles),
+        by_heads(args.packed_heads > 1 ? 1 : args.p.shape.heads_per_group),
+        by_groups(args.p.shape.num_groups),
+        by_packed(args.packed_heads) {}
+};
+
+// The largest divisor of `heads` whose K and V take no more than a third of an L2 cache of 48 MiB.
+inline int heads_at_a_time(int64_t heads, const FwdArgs& args) {
+  constexpr int64_t kBytes = int64_t{16} << 20, kMost = 256;
+  const AttentionShape& shape = args.p.shape;
+  const int64_t each = std::max<int64_t>(shape.seqlen_k * (shape.head_dim + shape.head_dim_v) * 2, 1);
+  int64_t bundle = std::clamp<int64_t>(kBytes / each, 1, std::clamp<int64_t>(heads, 1, kMost));
+  while (heads % bundle != 0) --bundle;
+  return static_cast<int>(bundle);
+}
+
+struct FwdTile {
+  Sequence sequence;
+  int group, first_head;                    // of the group; all heads of the group if packed
+  int first_row, rows;                      // of the sequence's seqlen_q * packed_heads; rows inside
+  int64_t k_origin, v_origin, bias_origin;  // of batch row, group and first head
+  Band band;
+  Range blocks;         // of block_n keys
+  PhiloxKey philox;     // where dropout is on
+  uint32_t drop_below;  // threshold of the draws, twice
+
+  __device__ __forceinline__ bool inside(int row) const { return row < first_row + rows; }
+};
+
+__device__ __forceinline__ int query_of(const FwdGrid& args, int row) {
+  return args.packed_heads == 1 ? row : args.by_packed.divide(row);
+}
+__device__ __forceinline__ int head_of(const FwdGrid& args, const FwdTile& tile, int row) {
+  return args.packed_heads == 1 ? tile.first_head : row - args.by_packed.divide(row) * args.packed_heads;
+}
+// Of the queries of rows [first, first + rows).
+__device__ __forceinline__ Range queries_of(const FwdGrid& args, int first, int rows) {
+  return {query_of(args, first), query_of(args, first + rows - 1) + 1};
+}
+
+// Blocks of keys that this thread block works on.
+template <FwdPolicy kPolicy>
+__device__ __forceinline__ Range key_blocks(const FwdGrid& args, const FwdTile& tile) {
+  const Range keys = tile.band.key_range(queries_of(args, tile.first_row, tile.rows));
+  Range blocks{keys.begin / kPolicy.block_n, ceil_div(keys.end, kPolicy.block_n)};
+  if (kPolicy.features == Features::kGeneral && args.out_partial) {
+    const int per_split = ceil_div(max(blocks.end - blocks.begin, 0), args.num_splits);
+    blocks.begin += static_cast<int>(blockIdx.y) * per_split;
+    blocks.end = min(blocks.end, blocks.begin + per_split);
+  }
+  return blocks;
+}
+
+template <FwdPolicy kPolicy>
+__device__ __forceinline__ FwdTile fwd_tile(const FwdGrid& args) {
+  const AttentionShape& shape = args.p.shape;
+  int index = static_cast<int>(blockIdx.x);
+  const int in_bundle = args.by_bundle.split(index);
+  const int tile = static_cast<int>(args.tiles) - 1 - args.by_tiles.split(index);
+  index = index * args.bundle + in_bundle;
+  FwdTile result;
+  result.first_head = args.by_heads.split(index);
+  result.group = args.by_groups.split(index);
+  if (args.p.seq.packed()) {
+    const SequenceTile found = search_tile(tile, args.p.seq.num_sequences, kPolicy.block_m(), [&](int64_t s) {
+      return clamp_to<int64_t>(args.p.seq.cu_seqlens_q[s], 0, shape.seqlen_q) * args.packed_heads;
+    });
+    result.rows = 0;
+    if (found.sequence < 0) return result;
+    result.sequence = sequence_at(shape, args.p.seq, found.sequence);
+    result.first_row = found.first_row;
+  } else {
+    result.sequence = sequence_at(shape, args.p.seq, index);
+    result.first_row = tile * kPolicy.block_m();
+  }
+  const auto origin = [&](const auto& t) {
+    return result.sequence.batch * t.batch_stride + result.group * t.group_stride + result.first_head * t.head_stride;
+  };
+  result.k_origin = origin(args.p.k), result.v_origin = origin(args.p.v), result.bias_origin = origin(args.p.bias);
+  result.rows = min(kPolicy.block_m(), result.sequence.seqlen_q * args.packed_heads - result.first_row);
+  result.band = Band(args.p.band, result.sequence);
+  result.blocks = key_blocks<kPolicy>(args, result);
+  if (kPolicy.features != Features::kPlain && args.p.dropout.p > 0) {
+    const DropoutDraws draws(args.p.dropout);
+    result.philox = draws.philox, result.drop_below = draws.threshold | draws.threshold << 16;
+  }
+  return result;
+}
+
+// What a warp holds of a step: scores of warp_rows rows and warp_keys keys, outputs of those rows and warp_dims dims.
+// In each row tile, a lane holds rows lane / 4 and + 8; in each eight keys or dims, 2 (lane % 4) and + 1.
+template <FwdPolicy kPolicy>
+struct WarpPart {
+  static constexpr int kRowTiles = kPolicy.row_tiles, kKeyTiles = kPolicy.warp_keys() / 8,
+                       kDimTiles = kPolicy.warp_dims() / 8;
+  using Scores = float[kRowTiles][kKeyTiles][4];
+  using Output = float[kRowTiles][kDimTiles][4];
+  using Probabilities = uint32_t[kKeyTiles / 2][kRowTiles][4];  // A operands of 16 keys
+
+  int warp;  // of the block; the same register for all lanes
+  int row;   // first one in the tile
+  int part;  // which keys and dims
+
+  __device__ __forceinline__ WarpPart() {
+    warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0);
+    part = warp % kPolicy.sharers;
+    row = warp / kPolicy.sharers * kPolicy.warp_rows();
+  }
+  __device__ __forceinline__ int key() const { return part * kPolicy.warp_keys(); }
+  __device__ __forceinline__ int dim() const { return part * kPolicy.warp_dims(); }
+  // Row of the tile that this lane holds.
+  __device__ __forceinline__ int lane_row(int row_tile, int half) const {
+    return row + row_tile * 16 + half * 8 + threadIdx.x % 32 / 4;
+  }
+};
+
+// What a warp's rows see: its part of the tile's blocks, and the keys that all of them see.
+struct WarpKeys {
+  Range blocks, full;
+  __device__ __forceinline__ bool sees(int block) const { return block >= blocks.begin && block < blocks.end; }
+};
+template <FwdPolicy kPolicy>
+__device__ __forceinline__ WarpKeys warp_keys(const FwdGrid& args, const FwdTile& tile, const WarpPart<kPolicy>& warp) {
+  const Range blocks = tile.blocks;
+  if (warp.row >= tile.rows) return {{blocks.end, blocks.end}, {0, 0}};
+  const Range queries = queries_of(args, tile.first_row + warp.row, kPolicy.warp_rows());
+  return {{clamp_to(tile.band.first_key(queries.begin) / kPolicy.block_n, blocks.begin, max(blocks.begin, blocks.end)),
+           min(tile.band.last_key(queries.end - 1) / kPolicy.block_n + 1, blocks.end)},
+          tile.band.full_range(queries)};
+}
+
+// Warps that share rows: a barrier for them alone, and memory where each finds the other's data.
+template <FwdPolicy kPolicy>
+__device__ __forceinline__ void sync_sharers(const WarpPart<kPolicy>& warp) {
+  sync_threads(1 + warp.warp / kPolicy.sharers, 32 * kPolicy.sharers);
+}
+
+}  // namespace xformers::cuda::sm80

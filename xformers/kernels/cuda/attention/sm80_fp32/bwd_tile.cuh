@@ -1,0 +1,47 @@
+// Which keys a backward block works on.
+#pragma once
+
+#include "xformers/kernels/cuda/attention/bwd_args.h"
+#include "xformers/kernels/cuda/attention/seqlen.cuh"
+#include "xformers/kernels/cuda/attention/sm80_fp32/order.cuh"
+
+namespace xformers::cuda::sm80_fp32 {
+
+struct BwdTile {
+  Sequence sequence;
+  int group, head;  // of the group
+  int first_key, keys;
+
+  __device__ __forceinline__ int64_t heads_offset(const HeadsTensor& tensor) const {
+    return sequence.batch * tensor.batch_stride + group * tensor.group_stride + head * tensor.head_stride;
+  }
+};
+
+template <int kBlockN>
+__device__ __forceinline__ BwdTile bwd_tile(const BwdArgs& args) {
+  const AttentionShape& shape = args.p.shape;
+  const LaunchPlace place = launch_place(args.tiles, args.heads_at_once);
+  const int64_t tile = place.tile;  // with causal masks, those at the beginning have most to do
+  int64_t index = place.head;
+  BwdTile result;
+  result.head = static_cast<int>(index % shape.heads_per_group);
+  index /= shape.heads_per_group;
+  result.group = static_cast<int>(index % shape.num_groups);
+  index /= shape.num_groups;
+  if (args.p.seq.packed()) {
+    const SequenceTile found = find_tile(tile, args.p.seq.num_sequences, kBlockN, [&](int64_t s) {
+      return int64_t{sequence_at(shape, args.p.seq, s).seqlen_k};
+    });
+    result.keys = 0;
+    if (found.sequence < 0) return result;
+    result.sequence = sequence_at(shape, args.p.seq, found.sequence);
+    result.first_key = found.first_row;
+  } else {
+    result.sequence = sequence_at(shape, args.p.seq, index);
+    result.first_key = static_cast<int>(tile) * kBlockN;
+  }
+  result.keys = min(kBlockN, result.sequence.seqlen_k - result.first_key);
+  return result;
+}
+
+}  // namespace xformers::cuda::sm80_fp32

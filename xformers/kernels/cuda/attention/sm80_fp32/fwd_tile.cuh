@@ -1,0 +1,48 @@
+// Which rows a forward block works on. A row is a (query, head) pair: heads of a group that share K and V lie side by
+// side in one tile.
+#pragma once
+
+#include "xformers/kernels/cuda/attention/fwd_args.h"
+#include "xformers/kernels/cuda/attention/seqlen.cuh"
+#include "xformers/kernels/cuda/attention/sm80_fp32/order.cuh"
+
+namespace xformers::cuda::sm80_fp32 {
+
+struct FwdTile {
+  Sequence sequence;
+  int group, first_head;  // of the group; all heads of the group if packed
+  int first_row, rows;    // of the sequence's seqlen_q * packed_heads; rows inside
+};
+
+template <int kBlockM>
+__device__ __forceinline__ FwdTile fwd_tile(const FwdArgs& args) {
+  const AttentionShape& shape = args.p.shape;
+  const int packed_heads = args.packed_heads;
+  const LaunchPlace place = launch_place(args.tiles, args.heads_at_once);
+  const int64_t tile = args.tiles - 1 - place.tile;  // with causal masks, those at the end have most to do
+  int64_t index = place.head;
+  FwdTile result;
+  result.first_head = 0;
+  if (packed_heads == 1) {
+    result.first_head = static_cast<int>(index % shape.heads_per_group);
+    index /= shape.heads_per_group;
+  }
+  result.group = static_cast<int>(index % shape.num_groups);
+  index /= shape.num_groups;
+  if (args.p.seq.packed()) {
+    const SequenceTile found = find_tile(tile, args.p.seq.num_sequences, kBlockM, [&](int64_t s) {
+      return int64_t{sequence_at(shape, args.p.seq, s).seqlen_q} * packed_heads;
+    });
+    result.rows = 0;
+    if (found.sequence < 0) return result;
+    result.sequence = sequence_at(shape, args.p.seq, found.sequence);
+    result.first_row = found.first_row;
+  } else {
+    result.sequence = sequence_at(shape, args.p.seq, index);
+    result.first_row = static_cast<int>(tile) * kBlockM;
+  }
+  result.rows = min(kBlockM, result.sequence.seqlen_q * packed_heads - result.first_row);
+  return result;
+}
+
+}  // namespace xformers::cuda::sm80_fp32

@@ -1,0 +1,114 @@
+// index_select_cat: one kernel for up to 32 sources. Elements are moved as they are, in units of up to 16 bytes; a team
+// of lanes takes a piece of a row of kItems units per lane.
+#include <algorithm>
+
+#include "xformers/kernels/cuda/base/launch.h"
+#include "xformers/kernels/cuda/base/vector.cuh"
+#include "xformers/kernels/cuda/indexing/indexing_cuda.h"
+#include "xformers/kernels/cuda/indexing/places.cuh"
+
+namespace xformers::cuda {
+namespace {
+
+constexpr int kThreads = 256, kItems = 4, kMaxSelections = 32;
+
+struct Source {
+  const char* data;
+  char* packed;
+  const int64_t* index;
+  int64_t stride;  // in units, as the width
+  int64_t width, pieces, source_rows, num_rows;
+  int64_t first_block;
+  int team;  // lanes, a power of two
+};
+
+struct GatherArgs {
+  Source sources[kMaxSelections];
+  int count = 0;
+};
+
+__device__ __forceinline__ int64_t divide(int64_t a, int64_t b) {  // both >= 0; mostly of 32 bits, which is much faster
+  return (a | b) >> 32 ? a / b : static_cast<uint32_t>(a) / static_cast<uint32_t>(b);
+}
+
+template <class Unit>
+__global__ void __launch_bounds__(kThreads) gather_rows(const __grid_constant__ GatherArgs args) {
+  int which = 0;
+  while (which + 1 < args.count && blockIdx.x >= args.sources[which + 1].first_block) ++which;
+  const Source& source = args.sources[which];
+  const int lane = threadIdx.x % source.team;
+  const int64_t task = ((blockIdx.x - source.first_block) * kThreads + threadIdx.x) / source.team;
+  const int64_t place = divide(task, source.pieces), piece = task - place * source.pieces;
+  if (place >= source.num_rows) return;
+  const int64_t row = source.index[place];
+  const bool valid = in_range(row, source.source_rows);
+  const int64_t begin = piece * source.team * kItems + lane;
+  const Unit* const from = reinterpret_cast<const Unit*>(source.data) + row * source.stride + begin;
+  Unit* const to = reinterpret_cast<Unit*>(source.packed) + place * source.width + begin;
+  Unit units[kItems];
+#pragma unroll
+  for (int i = 0; i < kItems; ++i) {
+    if (begin + i * source.team >= source.width) continue;
+    if (valid) {
+      units[i] = from[i * source.team];
+    } else {
+      memset(&units[i], 0xff, sizeof(Unit));  // NaN in every floating type
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kItems; ++i) {
+    if (begin + i * source.team < source.width) to[i * source.team] = units[i];
+  }
+}
+
+// The widest unit that fits all addresses, strides and widths.
+int64_t unit_of(const RowSelection* selections, int64_t count, int64_t element) {
+  int64_t unit = 16;
+  for (int64_t i = 0; i < count; ++i) {
+    const RowSelection& s = selections[i];
+    const auto fits = [&] {
+      return is_aligned(s.source, unit) && is_aligned(s.packed, unit) && s.row_stride * element % unit == 0 &&
+             s.width * element % unit == 0;
+    };
+    while (unit > element && !fits()) unit /= 2;
+  }
+  return unit;
+}
+
+}  // namespace
+
+void index_select_cat(const IndexSelectCatParams& p, const Stream& where) {
+  const int64_t element = static_cast<int64_t>(size_of(p.dtype));
+  for (int64_t first = 0; first < p.num_selections; first += kMaxSelections) {
+    const int64_t count = std::min<int64_t>(kMaxSelections, p.num_selections - first);
+    const int64_t unit = unit_of(p.selections + first, count, element);
+    GatherArgs args;
+    int64_t blocks = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      const RowSelection& s = p.selections[first + i];
+      const int64_t width = s.width * element / unit;
+      if (width == 0 || s.num_rows == 0) continue;
+      int team = 1;
+      while (team < 32 && team * kItems < width) team *= 2;
+      const int64_t pieces = (width + team * kItems - 1) / (team * kItems);
+      args.sources[args.count++] = {.data = static_cast<const char*>(s.source),
+                                    .packed = static_cast<char*>(s.packed),
+                                    .index = s.index,
+                                    .stride = s.row_stride * element / unit,
+                                    .width = width,
+                                    .pieces = pieces,
+                                    .source_rows = s.source_rows,
+                                    .num_rows = s.num_rows,
+                                    .first_block = blocks,
+                                    .team = team};
+      blocks += (s.num_rows * pieces * team + kThreads - 1) / kThreads;
+    }
+    const auto kernel = unit == 16  ? gather_rows<uint4>
+                        : unit == 8 ? gather_rows<uint2>
+                        : unit == 4 ? gather_rows<unsigned>
+                                    : gather_rows<unsigned short>;
+    launch<0>(kernel, blocks, 1, kThreads, static_cast<cudaStream_t>(where.stream), args);
+  }
+}
+
+}  // namespace xformers::cuda

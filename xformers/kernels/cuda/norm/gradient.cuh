@@ -1,0 +1,129 @@
+// The gradients of one row. With z = (x - mean) * scale and g = weight * dout:
+//   dx = scale * (g - z * mean(g z) [- mean(g) for the layer norm]),  dweight = sum of dout * z,  dbias = sum of dout
+#pragma once
+
+#include "xformers/kernels/cuda/base/reduce.cuh"
+#include "xformers/kernels/cuda/base/row_plan.h"
+#include "xformers/kernels/cuda/base/row_share.cuh"
+#include "xformers/kernels/cuda/norm/statistics.cuh"
+#include "xformers/kernels/params/norm.h"
+
+namespace xformers::cuda {
+
+struct NormBackwardArgs {
+  NormBwdParams p;
+  RowPlan plan;
+  void* partials = nullptr;    // [blocks, sums, width]
+  void* statistics = nullptr;  // [rows, 2], mean and scale: of wide rows with weights
+};
+
+template <class T>
+__device__ __forceinline__ T* row_at(const Rows& rows, int64_t row) {
+  return static_cast<T*>(rows.data) + row * rows.stride;
+}
+
+template <int kVec, class C>
+__device__ __forceinline__ void times_weight(const NormBwdParams& p, int64_t column, C (&g)[kVec]) {
+  if (!p.weight) return;
+  C weight[kVec];
+  load_as(p.weight, p.weight_dtype, column, weight);
+#pragma unroll
+  for (int i = 0; i < kVec; ++i) g[i] *= weight[i];
+}
+
+// What dx takes from the reductions over a row.
+template <class C>
+struct RowSums {
+  C mean = 0, scale = 0;
+  C z_factor = 0;  // mean(g z)
+  C g_mean = 0;
+};
+
+// for_each(fn(item, column)); x_of and dout_of(item, column, numbers); weigh(item, column, numbers); first: x[0].
+template <int kVec, bool kLayer, class C, class Reduce, class ForEach, class XOf, class DoutOf, class Weigh>
+__device__ __forceinline__ RowSums<C> reduce_row(const NormBwdParams& p, const ThreadGroup& group, Reduce& reduce,
+                                                 C first, const ForEach& for_each, const XOf& x_of,
+                                                 const DoutOf& dout_of, const Weigh& weigh) {
+  const C count = static_cast<C>(p.shape.width), reciprocal = C{1} / count, eps = static_cast<C>(p.shape.eps);
+  RowSums<C> row;
+  if constexpr (kLayer) {
+    C sums[4] = {0, 0, 0, 0};  // of d = x - first, d^2, g, g d
+    for_each([&](int item, auto column) {
+      C x[kVec], g[kVec];
+      x_of(item, column, x);
+      dout_of(item, column, g);
+      weigh(item, column, g);
+#pragma unroll
+      for (int i = 0; i < kVec; ++i) {
+        const C deviation = x[i] - first;
+        sums[0] += deviation;
+        sums[1] += deviation * deviation;
+        sums[2] += g[i];
+        sums[3] += g[i] * deviation;
+      }
+    });
+    reduce(sums, Sum());
+    const Moments<C> moments(sums[0], sums[1], count, reciprocal);
+    row.mean = first + moments.mean_deviation;
+    row.g_mean = sums[2] * reciprocal;
+    C g_deviation = fma(-moments.mean_deviation, sums[2], sums[3]), variance = moments.variance;
+    if (group.any(!moments.exact)) {
+      C sum[1] = {0}, squares[2] = {0, 0};
+      for_each([&](int item, auto column) {
+        C x[kVec];
+        x_of(item, column, x);
+#pragma unroll
+        for (int i = 0; i < kVec; ++i) sum[0] += x[i];
+      });
+      reduce(sum, Sum());
+      row.mean = mean_of(sum[0], count, reciprocal);
+      for_each([&](int item, auto column) {
+        C x[kVec], g[kVec];
+        x_of(item, column, x);
+        dout_of(item, column, g);
+        weigh(item, column, g);
+#pragma unroll
+        for (int i = 0; i < kVec; ++i) {
+          const C deviation = x[i] - row.mean;
+          squares[0] += deviation * deviation;
+          squares[1] += g[i] * deviation;
+        }
+      });
+      reduce(squares, Sum());
+      variance = squares[0] * reciprocal;
+      g_deviation = squares[1];
+    }
+    row.scale = inverse_root(variance + eps);
+    row.z_factor = g_deviation * reciprocal * row.scale;
+  } else {
+    C sums[2] = {0, 0};  // of x^2 and g x
+    for_each([&](int item, auto column) {
+      C x[kVec], g[kVec];
+      x_of(item, column, x);
+      dout_of(item, column, g);
+      weigh(item, column, g);
+#pragma unroll
+      for (int i = 0; i < kVec; ++i) {
+        sums[0] += x[i] * x[i];
+        sums[1] += g[i] * x[i];
+      }
+    });
+    reduce(sums, Sum());
+    row.scale = inverse_root(sums[0] * reciprocal + eps);
+    row.z_factor = sums[1] * reciprocal * row.scale;
+  }
+  return row;
+}
+
+// x and g become z and dx.
+template <int kVec, class C>
+__device__ __forceinline__ void gradient_of(const RowSums<C>& row, C (&x)[kVec], C (&g)[kVec]) {
+  const C offset = -row.g_mean * row.scale, factor = -row.z_factor * row.scale;
+#pragma unroll
+  for (int i = 0; i < kVec; ++i) {
+    x[i] = (x[i] - row.mean) * row.scale;
+    g[i] = fma(row.scale, g[i], fma(factor, x[i], offset));
+  }
+}
+
+}  // namespace xformers::cuda

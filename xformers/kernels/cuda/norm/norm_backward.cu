@@ -1,0 +1,241 @@
+// Gradients of the normalisations in one pass over x and dout: as many blocks as the GPU holds take rows in turns, a
+// group of threads per row. A thread always has the same columns, so their weights and their sums over rows stay in its
+// registers; the next row is on its way while this one is reduced. Every block leaves one partial sum per column, which
+// a second kernel adds in order.
+#include <algorithm>
+
+#include "xformers/kernels/cuda/base/column_sums.h"
+#include "xformers/kernels/cuda/base/device.h"
+#include "xformers/kernels/cuda/base/launch.h"
+#include "xformers/kernels/cuda/norm/norm_cuda.h"
+#include "xformers/kernels/cuda/norm/wide_rows.cuh"
+
+namespace xformers::cuda {
+namespace {
+
+constexpr int kThreads = 256, kMaxThreads = kWideThreads, kThreadsPerMultiprocessor = 512;
+constexpr int kRegisters = 65536 / kThreadsPerMultiprocessor;
+
+// The weights of a thread's columns, which stay the same for all rows.
+template <int kVec, int kItems, class C>
+struct Weights {
+  C values[kItems][kVec];
+
+  __device__ __forceinline__ void fetch(const NormBwdParams& p, const ThreadGroup& group) {
+#pragma unroll
+    for (int item = 0; item < kItems; ++item) {
+#pragma unroll
+      for (int i = 0; i < kVec; ++i) values[item][i] = 1;
+    }
+    if (!p.weight) return;
+    for_each_vector<kVec, kItems>(group, p.shape.width, true, [&](int item, int column) {
+      load_as(p.weight, p.weight_dtype, column, values[item]);
+    });
+  }
+  __device__ __forceinline__ void apply(int item, C (&g)[kVec]) const {
+#pragma unroll
+    for (int i = 0; i < kVec; ++i) g[i] *= values[item][i];
+  }
+};
+
+// kAhead: the next row is fetched before this one is worked on.
+template <class T, int kVec, int kItems, bool kLayer, bool kAhead>
+__global__ void __maxnreg__(kRegisters) backward_rows(const __grid_constant__ NormBackwardArgs args) {
+  using C = Compute<T>;
+  using Reduce = GroupReduce<C, kLayer ? 4 : 2>;
+  constexpr int kSums = kLayer ? 2 : 1;
+  __shared__ typename Reduce::Shared shared;
+  __shared__ C columns[kItems * kVec * kThreads / 2];  // where several groups share a block, each at most half of it
+  const NormBwdParams& p = args.p;
+  const ThreadGroup group(args.plan.group);
+  Reduce reduce(shared, group);
+  const int64_t width = p.shape.width, rows_per_block = args.plan.rows_per_block();
+  const int64_t step = gridDim.x * rows_per_block;
+
+  C sums[kSums][kItems][kVec] = {};  // of dweight and dbias
+  Weights<kVec, kItems, C> weights;
+  weights.fetch(p, group);
+  RowShare<T, kVec, kItems> next_x, next_dout;
+  C next_first = 0;  // the row's first element
+  const auto fetch = [&](int64_t row) {
+    next_x.fetch(row_at<const T>(p.x, row), group, width, row < p.shape.rows);
+    next_dout.fetch(row_at<const T>(p.dout, row), group, width, row < p.shape.rows);
+    next_first = kLayer && row < p.shape.rows ? to_compute(row_at<const T>(p.x, row)[0]) : C{0};
+  };
+  int64_t row = blockIdx.x * rows_per_block + group.index;
+  if constexpr (kAhead) fetch(row);
+  for (int64_t first = blockIdx.x * rows_per_block; first < p.shape.rows; first += step, row += step) {
+    if constexpr (!kAhead) fetch(row);
+    RowShare<T, kVec, kItems> x = next_x, dout = next_dout;
+    const C first_x = next_first;
+    if constexpr (kAhead) fetch(row + step);
+    const bool valid = row < p.shape.rows;
+    const auto for_each = [&](const auto& fn) { for_each_vector<kVec, kItems>(group, width, valid, fn); };
+    const auto weigh = [&](int item, int, C(&g)[kVec]) { weights.apply(item, g); };
+    const RowSums<C> sums_of_row = reduce_row<kVec, kLayer, C>(
+        p, group, reduce, first_x, for_each,
+        [&](int item, int column, C(&to)[kVec]) { numbers_of(x, item, column, to); },
+        [&](int item, int column, C(&to)[kVec]) { numbers_of(dout, item, column, to); }, weigh);
+    x.keep_packed();
+    dout.keep_packed();
+    for_each([&](int item, auto column) {
+      C z[kVec], gradient[kVec], dx[kVec];
+      numbers_of(x, item, column, z);
+      numbers_of(dout, item, column, gradient);
+#pragma unroll
+      for (int i = 0; i < kVec; ++i) dx[i] = gradient[i];
+      weigh(item, column, dx);
+      gradient_of(sums_of_row, z, dx);
+#pragma unroll
+      for (int i = 0; i < kVec; ++i) {
+        sums[0][item][i] += gradient[i] * z[i];
+        if constexpr (kLayer) sums[1][item][i] += gradient[i];
+      }
+      if (p.dx.data) store(row_at<T>(p.dx, row) + column, pack<T>(dx));
+      if constexpr (!kAhead) asm volatile("" ::: "memory");  // one vector after the other: registers are full
+    });
+  }
+
+  if (!args.partials) return;
+  // The groups of the block one after the other; those of one warp first among themselves.
+  const int teams = args.plan.threads / max(group.size, 32);
+  const int team = group.size < 32 ? threadIdx.x / 32 : group.index;
+#pragma unroll
+  for (int s = 0; s < kSums; ++s) {
+    if (group.size < 32) {
+#pragma unroll
+      for (int item = 0; item < kItems; ++item) {
+#pragma unroll
+        for (int i = 0; i < kVec; ++i) {
+          for (int lanes = group.size; lanes < 32; lanes *= 2)
+            sums[s][item][i] += __shfl_xor_sync(0xffffffffu, sums[s][item][i], lanes);
+        }
+      }
+    }
+    const bool speaks = group.size >= 32 || threadIdx.x % 32 < group.size;
+    C* const partial = static_cast<C*>(args.partials) + (blockIdx.x * int64_t{kSums} + s) * width;
+    for (int turn = 0; turn < teams; ++turn) {
+      if (turn == team && speaks) {
+        for_each_vector<kVec, kItems>(group, width, true, [&](int item, int column) {
+#pragma unroll
+          for (int i = 0; i < kVec; ++i) {
+            const C sum = turn > 0 ? columns[column + i] + sums[s][item][i] : sums[s][item][i];
+            if (turn + 1 < teams) {
+              columns[column + i] = sum;
+            } else {
+              partial[column + i] = sum;
+            }
+          }
+        });
+      }
+      if (teams > 1) __syncthreads();
+    }
+  }
+}
+
+// Everything that the workspace's size and the launches have to agree on.
+struct Layout {
+  int vec = 1, items = 1;  // elements per access, accesses per thread and row
+  RowPlan plan;
+  int64_t blocks = 0;  // of rows
+  int64_t parts = 0;   // partial sums per column
+  int sums = 1;        // per column
+  int64_t partial_bytes = 0, statistics_bytes = 0;
+};
+
+// Accesses per thread and row: what leaves room in registers for two rows of x and dout and the sums of all columns.
+constexpr int items_of(int vec, bool layer) { return vec == 1 || (vec == 4 && !layer) ? 4 : 2; }
+// Whether rows twice as wide fit too, without the next row.
+constexpr bool has_long_rows(int vec, bool layer) { return vec == (layer ? 4 : 8); }
+
+Layout layout_of(const NormBwdParams& p) {
+  const DType dtype = p.shape.dtype;
+  const auto fits = [&](const Rows& rows) { return !rows.data || rows_are_aligned(rows.data, rows.stride, dtype); };
+  Layout layout;
+  const int widest = 16 / static_cast<int>(size_of(dtype));
+  const bool vectors = p.shape.width % widest == 0 && fits(p.x) && fits(p.dout) && fits(p.dx) && is_aligned(p.weight);
+  if (vectors && dtype != DType::kFloat64) layout.vec = widest;
+  const int64_t count = (p.shape.width + layout.vec - 1) / layout.vec;
+  const bool layer = p.shape.kind == NormKind::kLayer;
+  layout.items = items_of(layout.vec, layer);
+  if (has_long_rows(layout.vec, layer) && count > layout.items * kMaxThreads) layout.items *= 2;
+  layout.plan = plan_rows(count, layout.items, kThreads, kMaxThreads);
+  const int64_t multiprocessors = current_device().multiprocessors;
+  const bool sums_wanted = p.dweight || p.dbias;
+  layout.sums = layer ? 2 : 1;
+  if (layout.plan.in_registers) {
+    const int64_t held = multiprocessors * std::max(1, kThreadsPerMultiprocessor / layout.plan.threads);
+    layout.blocks = std::min(layout.plan.blocks(p.shape.rows), held);
+    layout.parts = layout.blocks;
+  } else {
+    layout.blocks = std::min<int64_t>(p.shape.rows, 1 << 30);
+    const int64_t across = (count + kColumnThreads - 1) / kColumnThreads;
+    layout.parts = std::clamp<int64_t>(8 * multiprocessors / across, 1, std::min<int64_t>(p.shape.rows, 65535));
+    layout.statistics_bytes = sums_wanted ? p.shape.rows * 16 : 0;
+  }
+  const int64_t compute_size = dtype == DType::kFloat64 ? 8 : 4;
+  layout.partial_bytes = sums_wanted ? layout.parts * layout.sums * p.shape.width * compute_size : 0;
+  return layout;
+}
+
+template <class T, int kVec, bool kLayer>
+void run(const NormBwdParams& p, const Layout& layout, const Stream& where) {
+  using C = Compute<T>;
+  const auto stream = static_cast<cudaStream_t>(where.stream);
+  NormBackwardArgs args{.p = p, .plan = layout.plan};
+  char* workspace = static_cast<char*>(where.workspace);
+  if (layout.statistics_bytes) args.statistics = workspace;
+  if (layout.partial_bytes) args.partials = workspace + layout.statistics_bytes;
+  const int threads = layout.plan.threads;
+  if (layout.plan.in_registers) {
+    constexpr int kItems = items_of(kVec, kLayer);
+    auto kernel = backward_rows<T, kVec, kItems, kLayer, true>;
+    if constexpr (has_long_rows(kVec, kLayer)) {
+      if (layout.items > kItems) kernel = backward_rows<T, kVec, 2 * kItems, kLayer, false>;
+    }
+    launch<0>(kernel, layout.blocks, 1, threads, stream, args);
+  } else {
+    launch<0>(wide_rows<T, kVec, kLayer>, layout.blocks, 1, threads, stream, args);
+    if (args.partials) {
+      const int64_t across = (p.shape.width / kVec + kColumnThreads - 1) / kColumnThreads;
+      launch<0>(wide_columns<T, kVec, kLayer>, across, layout.parts, kColumnThreads, stream, args);
+    }
+  }
+  if (!args.partials) return;
+  constexpr DType kCompute = sizeof(C) == 8 ? DType::kFloat64 : DType::kFloat32;
+  if constexpr (kLayer) {
+    column_sums(args.partials, kCompute, layout.parts, p.shape.width, p.dweight, p.dbias, p.weight_dtype, where);
+  } else {
+    column_sums(args.partials, kCompute, layout.parts, p.shape.width, p.dweight, p.weight_dtype, where);
+  }
+}
+
+}  // namespace
+
+size_t norm_backward_workspace(const NormBwdParams& p) {
+  const Layout layout = layout_of(p);
+  return static_cast<size_t>(layout.statistics_bytes + layout.partial_bytes);
+}
+
+void norm_backward(const NormBwdParams& p, const Stream& where) {
+  if (p.shape.width == 0) return;
+  if (p.shape.rows == 0) {
+    const size_t bytes = static_cast<size_t>(p.shape.width) * size_of(p.weight_dtype);
+    for (void* gradient : {p.dweight, p.dbias}) {
+      if (gradient) XFORMERS_CUDA_CHECK(cudaMemsetAsync(gradient, 0, bytes, static_cast<cudaStream_t>(where.stream)));
+    }
+    return;
+  }
+  const Layout layout = layout_of(p);
+  const bool layer = p.shape.kind == NormKind::kLayer;
+  with_element(p.shape.dtype, [&](auto element) {
+    using T = decltype(element);
+    if (sizeof(T) == 8 || layout.vec == 1) {
+      layer ? run<T, 1, true>(p, layout, where) : run<T, 1, false>(p, layout, where);
+    } else if constexpr (sizeof(T) < 8) {
+      layer ? run<T, kVectorOf<T>, true>(p, layout, where) : run<T, kVectorOf<T>, false>(p, layout, where);
+    }
+  });
+}
+
+}  // namespace xformers::cuda

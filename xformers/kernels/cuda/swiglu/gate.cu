@@ -1,0 +1,153 @@
+// silu(x1) * x2 and its gradients, one pass each, with the sums of the gradients' columns (which are the biases'
+// gradients) taken along.
+#include "xformers/kernels/cuda/base/column_sums.h"
+#include "xformers/kernels/cuda/base/launch.h"
+#include "xformers/kernels/cuda/base/row_tiles.cuh"
+#include "xformers/kernels/cuda/base/sigmoid.cuh"
+#include "xformers/kernels/cuda/swiglu/gate_cuda.h"
+
+namespace xformers::cuda {
+namespace {
+
+template <class T>
+__device__ __forceinline__ T* at(const GateRows& rows, int64_t row, int64_t column) {
+  return static_cast<T*>(rows.data) + row * rows.stride + column;
+}
+
+struct FwdArgs {
+  GateFwdParams gate;
+  RowTiles tiles;
+};
+
+template <class T, int kWidth>
+__global__ void __launch_bounds__(kTileThreads) gate_forward_kernel(const __grid_constant__ FwdArgs args) {
+  const GateFwdParams& p = args.gate;
+  const TileWalk walk(args.tiles);
+  const int64_t column = walk.vector * kWidth;
+  for (int64_t row = walk.row; row < walk.end; row += args.tiles.stride) {
+    Packed<T, kWidth> x1[kTileRows], x2[kTileRows];
+#pragma unroll
+    for (int i = 0; i < kTileRows; ++i) {
+      if (row + i * walk.step >= walk.end) break;
+      x1[i] = load<kWidth>(at<const T>(p.x1, row + i * walk.step, column));
+      x2[i] = load<kWidth>(at<const T>(p.x2, row + i * walk.step, column));
+    }
+#pragma unroll
+    for (int i = 0; i < kTileRows; ++i) {
+      if (row + i * walk.step >= walk.end) break;
+      Compute<T> a[kWidth], b[kWidth];
+      unpack(x1[i], a);
+      unpack(x2[i], b);
+#pragma unroll
+      for (int j = 0; j < kWidth; ++j) a[j] = a[j] * sigmoid<T>(a[j]) * b[j];
+      store(at<T>(p.h, row + i * walk.step, column), pack<T>(a));
+    }
+  }
+}
+
+struct BwdArgs {
+  GateBwdParams gate;
+  RowTiles tiles;
+  void* partials;  // [chunks, 2, width]
+};
+
+template <class T, int kWidth, bool kSums>
+__global__ void __launch_bounds__(kTileThreads) gate_backward_kernel(const __grid_constant__ BwdArgs args) {
+  using C = Compute<T>;
+  const GateBwdParams& p = args.gate;
+  const TileWalk walk(args.tiles);
+  const int64_t column = walk.vector * kWidth;
+  C sums[2][kWidth] = {};
+  for (int64_t row = walk.row; row < walk.end; row += args.tiles.stride) {
+    Packed<T, kWidth> x1[kTileRows], x2[kTileRows], dh[kTileRows];
+#pragma unroll
+    for (int i = 0; i < kTileRows; ++i) {
+      if (row + i * walk.step >= walk.end) break;
+      x1[i] = load<kWidth>(at<const T>(p.x1, row + i * walk.step, column));
+      x2[i] = load<kWidth>(at<const T>(p.x2, row + i * walk.step, column));
+      dh[i] = load<kWidth>(at<const T>(p.dh, row + i * walk.step, column));
+    }
+#pragma unroll
+    for (int i = 0; i < kTileRows; ++i) {
+      const int64_t own = row + i * walk.step;
+      if (own >= walk.end) break;
+      C a[kWidth], b[kWidth], g[kWidth];
+      unpack(x1[i], a);
+      unpack(x2[i], b);
+      unpack(dh[i], g);
+#pragma unroll
+      for (int j = 0; j < kWidth; ++j) {
+        const C s = sigmoid<T>(a[j]), silu = a[j] * s, slope = s * (1 + a[j] * (1 - s));
+        a[j] = g[j] * b[j] * slope;  // dx1
+        b[j] = silu * b[j];          // h
+        g[j] = g[j] * silu;          // dx2
+        if constexpr (kSums) sums[0][j] += a[j], sums[1][j] += g[j];
+      }
+      store(at<T>(p.dx1, own, column), pack<T>(a));
+      store(at<T>(p.dx2, own, column), pack<T>(g));
+      if (p.h.data) store(at<T>(p.h, own, column), pack<T>(b));
+    }
+  }
+  if constexpr (kSums) {
+    C* const to = static_cast<C*>(args.partials) + walk.chunk * 2 * p.width + column;
+#pragma unroll
+    for (int which = 0; which < 2; ++which) {
+      if (which > 0) __syncthreads();
+      sum_over_block(sums[which], args.tiles.lanes);
+      if (static_cast<int>(threadIdx.x) < args.tiles.lanes && walk.end > 0)
+        store_sums(to + which * p.width, sums[which]);
+    }
+  }
+}
+
+// fn.template operator()<T, kWidth>(): 16 bytes per access where all rows are aligned so, else element by element.
+template <class Fn>
+void with_gate_types(DType dtype, int64_t width, std::initializer_list<const GateRows*> tensors, const Fn& fn) {
+  bool aligned = true;
+  for (const GateRows* rows : tensors) aligned &= rows_are_aligned(rows->data, rows->stride, dtype);
+  with_element(dtype, [&]<class T>(T) {
+    if (aligned && width % kVectorOf<T> == 0) {
+      fn.template operator()<T, kVectorOf<T>>();
+    } else {
+      fn.template operator()<T, 1>();
+    }
+  });
+}
+
+}  // namespace
+
+void gate_forward(const GateFwdParams& p, const Stream& stream) {
+  if (p.rows == 0 || p.width == 0) return;
+  with_gate_types(p.dtype, p.width, {&p.x1, &p.x2, &p.h}, [&]<class T, int kWidth>() {
+    const FwdArgs args{.gate = p, .tiles = RowTiles(p.rows, p.width, kWidth, /*most=*/0)};
+    launch<0>(gate_forward_kernel<T, kWidth>, args.tiles.blocks(), 1, kTileThreads,
+              static_cast<cudaStream_t>(stream.stream), args);
+  });
+}
+
+size_t gate_backward_workspace(const GateBwdParams& p, bool sums) {
+  if (!sums || p.rows == 0 || p.width == 0) return 0;
+  size_t bytes = 0;
+  with_gate_types(p.dtype, p.width, {&p.x1, &p.x2, &p.dh, &p.dx1, &p.dx2, &p.h}, [&]<class T, int kWidth>() {
+    bytes =
+        static_cast<size_t>(RowTiles(p.rows, p.width, kWidth, kSumBlocks).chunks * 2 * p.width) * sizeof(Compute<T>);
+  });
+  return bytes;
+}
+
+void gate_backward(const GateBwdParams& p, void* sums, const Stream& stream) {
+  if (p.width == 0) return;
+  int64_t chunks = 0;
+  if (p.rows > 0) {
+    with_gate_types(p.dtype, p.width, {&p.x1, &p.x2, &p.dh, &p.dx1, &p.dx2, &p.h}, [&]<class T, int kWidth>() {
+      const BwdArgs args{
+          .gate = p, .tiles = RowTiles(p.rows, p.width, kWidth, sums ? kSumBlocks : 0), .partials = stream.workspace};
+      chunks = args.tiles.chunks;
+      launch<0>(sums ? gate_backward_kernel<T, kWidth, true> : gate_backward_kernel<T, kWidth, false>,
+                args.tiles.blocks(), 1, kTileThreads, static_cast<cudaStream_t>(stream.stream), args);
+    });
+  }
+  if (sums) column_sums(stream.workspace, p.dtype, chunks, 2 * p.width, sums, p.dtype, stream);
+}
+
+}  // namespace xformers::cuda

@@ -1,0 +1,28 @@
+// ops::fused_layer_norm with its weight and bias.
+#pragma once
+
+#include <torch/nn/cloneable.h>
+#include <torch/nn/pimpl.h>
+
+namespace xformers::nn {
+
+struct FusedLayerNormOptions {
+  int64_t dim = 0;
+  bool affine = true;
+  double eps = 1e-6;
+};
+
+class FusedLayerNormImpl : public torch::nn::Cloneable<FusedLayerNormImpl> {
+ public:
+  explicit FusedLayerNormImpl(int64_t dim) : FusedLayerNormImpl(FusedLayerNormOptions{.dim = dim}) {}
+  explicit FusedLayerNormImpl(const FusedLayerNormOptions& options);
+  void reset() override;  // ones and zeros
+
+  at::Tensor forward(const at::Tensor& x);
+
+  FusedLayerNormOptions options;
+  at::Tensor weight, bias;  // [dim], or undefined
+};
+TORCH_MODULE(FusedLayerNorm);
+
+}  // namespace xformers::nn
