@@ -35,7 +35,7 @@ std::optional<int> parse(CommonOptions& options, int argc, char** argv) {
 void keep_freed_memory() {
 #if defined(__GLIBC__)
   mallopt(M_MMAP_MAX, 0);
-  mallopt(M_TRIM_THRESHOLD, 1 << 30);
+  mallopt(M_TRIM_THRESHOLD, -1);  // never give back
   mallopt(M_TOP_PAD, 1 << 28);
 #endif
 }

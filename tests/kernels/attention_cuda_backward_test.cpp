@@ -32,10 +32,13 @@ INSTANTIATE_TEST_SUITE_P(
                    "attention:bf16,q600,k600,h1,d40,bias@odd,causal"}})),
     test_name);
 
-// More blocks than one turn of heads holds; the last turn has fewer heads.
+// More blocks than one turn of heads holds, and than the GPU has at work at once: those claim the others. The last turn
+// has fewer heads.
 INSTANTIATE_TEST_SUITE_P(HeadsInTurns, AttentionCases,
                          cases({"attention:bf16,b2,q40,k260,h150,d32,causal", "attention:bf16,b3,q70,k270,h50,d128",
                                 "attention:fp16,q20+50+30,k200+10+300,h90,d64,causal_br",
+                                "attention:bf16,q20+0+150,k200+0+300,h60,d128,causal_br",
+                                "attention:bf16,q20+0+150,k0+70+100,h90,d256,dlse",
                                 "attention:bf16,b1,q70,k200,h100,d256,t1"}),
                          test_name);
 

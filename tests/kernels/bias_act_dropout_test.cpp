@@ -70,9 +70,9 @@ void for_each_case(const Body& body) {
 
 TEST(BiasActDropout, Forward) {
   for_each_case([](const BiasActDropoutShape& shape, const std::string& where) {
-    const auto [dtype, rows, width, activation, dropout] = shape;
+    const auto [dtype, rows, width, activation, dropout, bias_dtype] = shape;
     RowBuffer x(dtype, rows, width), residual(dtype, rows, width), out(dtype, rows, width);
-    RowBuffer bias(compute_of(dtype), 1, width);
+    RowBuffer bias(bias_dtype, 1, width);
     x.randomise(1);
     residual.randomise(2);
     bias.randomise(3);
@@ -93,9 +93,9 @@ TEST(BiasActDropout, Forward) {
 
 TEST(BiasActDropout, Backward) {
   for_each_case([](const BiasActDropoutShape& shape, const std::string& where) {
-    const auto [dtype, rows, width, activation, dropout] = shape;
+    const auto [dtype, rows, width, activation, dropout, bias_dtype] = shape;
     RowBuffer x(dtype, rows, width), dout(dtype, rows, width), dx(dtype, rows, width);
-    RowBuffer bias(compute_of(dtype), 1, width), dbias(compute_of(dtype), 1, width);
+    RowBuffer bias(bias_dtype, 1, width), dbias(bias_dtype, 1, width);
     x.randomise(1);
     dout.randomise(2);
     bias.randomise(3);

@@ -67,6 +67,7 @@ CALLS = {
     "rms_norm_backward": lambda: (ops.rms_norm_backward, (leaf(4, 8, grad=False), leaf(4, 8, grad=False), None)),
     "layer_norm": lambda: (ops.layer_norm, (leaf(4, 8), leaf(8, seed=1), leaf(8, seed=2))),
     "layer_norm_backward": lambda: (ops.layer_norm_backward, (leaf(4, 8, grad=False), leaf(4, 8, grad=False))),
+    "product": lambda: (ops.product, (leaf(4, 8, grad=False), leaf(8, 5, grad=False), leaf(5, grad=False))),
     "rope_padded": lambda: (ops.rope_padded, rope_tensors()),
     "rotary": lambda: (ops.rotary, (leaf(2, 5, 8),)),
     "softmax": lambda: (ops.softmax, (leaf(2, 4, 8), leaf(4, 8, seed=1), True)),
@@ -74,6 +75,7 @@ CALLS = {
     "softmax_backward": lambda: (ops.softmax_backward, (leaf(4, 8, grad=False), leaf(4, 8, grad=False), True, True)),
     "silu_gate": lambda: (ops.silu_gate, (leaf(4, 8), leaf(4, 8, seed=1))),
     "silu_bw_fused": lambda: (ops.silu_bw_fused, tuple(leaf(4, 8, seed=i, grad=False) for i in range(3))),
+    "silu_gate_backward": lambda: (ops.silu_gate_backward, tuple(leaf(4, 8, seed=i, grad=False) for i in range(3))),
     "silu_gate_backward_out": lambda: (
         ops.silu_gate_backward_out,
         (*(leaf(4, 8, seed=i, grad=False) for i in range(3)), leaf(4, 2, 8, grad=False), True, True),

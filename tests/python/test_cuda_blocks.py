@@ -43,6 +43,31 @@ def test_layer_norm_gives_the_same_bits_again(rows):
             assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
+@pytest.mark.parametrize("width", [40, 1001, 1536, 4096, 12288])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("centred", [False, True])
+def test_norm_gradients_of_more_rows_than_blocks(dtype, width, centred):
+    """Every group of threads takes many rows, several of which are on their way at once."""
+    rows = 40001 if width < 100 else 1201
+    with torch.device("cuda"):
+        torch.manual_seed(width)
+        x, grad, weight = (torch.randn(shape, dtype=dtype) for shape in [(rows, width), (rows, width), (width,)])
+        x[7] += 100  # the first element of a row is no help
+        x[7, 0] = -1000
+        double = [wide(t).requires_grad_() for t in (x, weight)]
+        if centred:
+            dx, dweight, dbias = torch.ops.xformers.layer_norm_backward(grad, x, weight, 1e-5)
+            assert_close(dbias, grad.double().sum(0), scale=rows**0.5)
+            expected = torch.nn.functional.layer_norm(double[0], (width,), double[1], None, 1e-5)
+        else:
+            dx, dweight = torch.ops.xformers.rms_norm_backward(grad, x, weight, 1e-5)
+            expected = plain_rms(double[0], double[1], 1e-5)
+        expected.backward(grad.double())
+        deviation = (x.double() - centred * x.double().mean(-1, keepdim=True)).square().mean(-1, keepdim=True).sqrt()
+        assert_close(dx, double[0].grad, scale=4 / deviation)
+        assert_close(dweight, double[1].grad, scale=rows**0.5)
+
+
 @pytest.mark.parametrize("count", [4, 1000])
 def test_indices_out_of_range(count, monkeypatch):
     """Unchecked by default: nothing outside is read or written. XFORMERS_CHECK_INDICES=1: IndexError."""

@@ -40,16 +40,17 @@ def expected(x, bias, residual, name, p, kept):
     return z if residual is None else z + residual
 
 
+@pytest.mark.parametrize("width", [270, 272])  # rows that are aligned to two elements, and to sixteen bytes
 @pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_values_and_gradients(dtype, activation, p):
-    shape = (3, 11, 270)
+def test_values_and_gradients(dtype, activation, p, width):
+    shape = (3, 11, width)
     x, bias, residual = (random(s, dtype, i, True) for i, s in enumerate([shape, shape[-1:], shape]))
     with torch.no_grad():  # kinks too
         x[0, 0, :3], bias[:3] = torch.tensor([0.0, 2.0, -2.0]), 0
     double = [wide(t) for t in (x, bias, residual)]
-    kept = kept_elements(33, 270, p, STATE.tolist()).reshape(shape).to(x.device) if 0 < p < 1 else p == 0
+    kept = kept_elements(33, width, p, STATE.tolist()).reshape(shape).to(x.device) if 0 < p < 1 else p == 0
     name = activation and activation.value
     out = bias_act_dropout(x, bias, residual, name, p, STATE)
     other = expected(*double, name, p, torch.as_tensor(kept))
@@ -79,6 +80,20 @@ def test_mask_of_any_width(width):
     x = torch.ones(5, width)
     kept = kept_elements(5, width, 0.5, STATE.tolist()).to(x.device)
     assert torch.equal(bias_act_dropout(x, p=0.5, philox_state=STATE) > 0, kept)
+
+
+@pytest.mark.parametrize("p", [1e-4, 0.1, 0.484375, 0.48440, 0.5, 0.9, 0.99999])  # around where draws become infinite
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_mask_of_16_bit_types(dtype, p):
+    """However many draws are compared at a time, in both directions."""
+    rows, width = 37, 2056
+    kept = kept_elements(rows, width, p, STATE.tolist()).to(torch.get_default_device())
+    x = torch.full((rows, width), 2**-8, dtype=dtype)
+    for residual in (None, torch.zeros_like(x)):
+        assert torch.equal(bias_act_dropout(x, None, residual, None, p, STATE) > 0, kept)
+    for activation in (None, "relu"):
+        dx, _ = torch.ops.xformers.bias_act_dropout_backward(x, x, None, activation, p, STATE)
+        assert torch.equal(dx > 0, kept)
 
 
 def test_mask_does_not_depend_on_the_dtype():

@@ -240,3 +240,17 @@ def test_long_indices_that_repeat(dtype, rows, count):
     assert_close(grad, plain, scale=4.0 * terms)
     again = torch.ops.xformers.index_select_cat_backward(source.flatten(), [index], [rows], [40])[0]
     assert torch.equal(grad, again)
+
+
+def test_gradients_of_many_sources():
+    """More than a launch takes; short and long indices, of rows that differ in width."""
+    shapes = [(3 + 30 * (i % 4), 8 + 5 * i) for i in range(35)]
+    sources = [random(shape, seed=i, requires_grad=True) for i, shape in enumerate(shapes)]
+    indices = [indices_for(s.shape[0], 700 if i % 3 == 0 else 5, i, True) for i, s in enumerate(sources)]
+    out = index_select_cat(sources, indices)
+    grad = random(out.shape, seed=50)
+    out.backward(grad)
+    double = [wide(s) for s in sources]
+    torch.cat([s[i].flatten() for s, i in zip(double, indices, strict=True)]).backward(grad.double())
+    for source, other in zip(sources, double, strict=True):
+        assert_close(source.grad, other.grad, scale=100.0)

@@ -110,6 +110,26 @@ def test_strides(strides):
     assert all(torch.equal(g, w) and g.is_contiguous() for g, w in zip(grads, want, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("n", [1, 2, 3, 8, 23])
+@pytest.mark.parametrize("dim", [64, 72, 320])
+def test_bits_do_not_depend_on_strides(dim, n, dtype):
+    """Of parts that lie alike several rows are worked on at once: with the same result as others."""
+    attn, lse = parts((2, 7, 3, dim), n, dtype, requires_grad=False)
+    lse[0][..., 1], attn[0][:, 1] = -torch.inf, torch.nan
+    for i in range(n):
+        lse[i][..., 2], attn[i][:, 2] = -torch.inf, torch.nan
+    wide, shifted = attn[0].new_zeros(2, 7, 3, dim + 8), attn[0].new_zeros(attn[0].numel() + 1)
+    one_wide = [wide[..., :dim].copy_(attn[0]), *attn[1:]]
+    one_unaligned = [*attn[:-1], shifted[1:].view_as(attn[0]).copy_(attn[-1])]
+    incoming = random(attn[0].shape, dtype, seed=5), random(lse[0].shape, seed=6).float()
+    results = []
+    for each in (attn, one_wide, one_unaligned):
+        results.append((*merge(each, lse), *torch.ops.xformers.merge_attentions_backward(*incoming, each, lse)))
+    for result in results[1:]:
+        assert all(torch.equal(got, want) for got, want in zip(result, results[0], strict=True))
+
+
 def test_expanded_parts():
     x, lse = random((1, 5, 1, 8), requires_grad=True), random((1, 1, 5), seed=1, requires_grad=True)
     out, total = merge([x.expand(2, 5, 3, 8)] * 2, [lse.expand(2, 3, 5)] * 2)

@@ -74,6 +74,16 @@ def test_causal(functions, dtype, shape):
     check(functions, random(shape, dtype, 0, True), causal=True)
 
 
+@pytest.mark.parametrize("width", [5001, 20000, 130000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_long_rows(functions, dtype, width):
+    """Longer than what a block of a GPU holds in registers, the last one than what it holds in shared memory."""
+    x = random((3, width), dtype, 0, True)
+    check(functions, x)
+    check(functions, x, random((width,), dtype, 1))
+    check(functions, x, causal=True)
+
+
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(
     "mask_shape",

@@ -20,8 +20,8 @@ bool AttentionProblem::visible(const Sequence& sequence, int64_t query, int64_t 
 double AttentionProblem::dropout_factor(int64_t index, int64_t head, int64_t query, int64_t key) const {
   if (dropout_p == 0) return 1;
   if (dropout_p == 1) return 0;
-  const uint32_t draw = attention_draw(philox_key(philox_seed, philox_offset), index * heads + head, query, key);
-  return draw >= drop_threshold(dropout_p) ? 1 / (1 - dropout_p) : 0;
+  const PhiloxKey philox = philox_key(philox_seed, philox_offset);
+  return attention_keeps(philox, drop_rule(dropout_p), index * heads + head, query, key) ? 1 / (1 - dropout_p) : 0;
 }
 
 namespace {

@@ -12,6 +12,7 @@ target_sources(xformers PRIVATE
   norm/norm_autograd.cpp
   norm/norm_cpu.cpp
   norm/norm_meta.cpp
+  product/product.cpp
   rope/rope.cpp
   rope/rope_kernels.cpp
   softmax/softmax.cpp
@@ -28,6 +29,7 @@ if(XFORMERS_CUDA)
     bias_act_dropout/bias_act_dropout_cuda.cpp
     indexing/indexing_cuda.cpp
     norm/norm_cuda.cpp
+    product/product_cuda.cpp
     rope/rope_cuda.cpp
     softmax/softmax_cuda.cpp
     swiglu/swiglu_cuda.cpp)

@@ -10,6 +10,9 @@ target_sources(
   indexing/scatter.cu
   norm/norm_backward.cu
   norm/norm_forward.cu
+  product/cublaslt.cpp
+  product/digest.cu
+  product/product.cpp
   rope/rope_padded.cu
   rope/rotary.cu
   softmax/softmax_backward.cu

@@ -29,12 +29,14 @@ struct BiasActDropoutShape {
   int64_t rows = 0, width = 0;
   Activation activation = Activation::kNone;
   Dropout dropout;
+  // Of bias and dbias: fp32 (fp64 for fp64). On CUDA also bf16 or fp16, unless dtype is fp64.
+  DType bias_dtype = dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
 };
 
 struct BiasActDropoutFwdParams {
   BiasActDropoutShape shape;
   Rows x;
-  const void* bias = nullptr;  // [width]; fp32 (fp64 for fp64); null: none
+  const void* bias = nullptr;  // [width]; null: none
   Rows residual;               // no data: none
   Rows out;                    // may be x
 };
@@ -46,7 +48,7 @@ struct BiasActDropoutBwdParams {
   const void* bias = nullptr;
   Rows dout;
   Rows dx;                // no data: not wanted; may be dout
-  void* dbias = nullptr;  // [width]; fp32 (fp64 for fp64), summed before dx is rounded; null: not wanted
+  void* dbias = nullptr;  // [width]; summed before dx is rounded; null: not wanted
 };
 
 }  // namespace xformers

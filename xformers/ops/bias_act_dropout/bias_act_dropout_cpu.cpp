@@ -10,13 +10,13 @@ namespace xformers::ops {
 namespace {
 
 at::Tensor forward_cpu(const BiasActDropoutArgs& args) {
-  const BiasActDropoutForwardCall call = prepare_bias_act_dropout(args);
+  const BiasActDropoutForwardCall call = prepare_bias_act_dropout(args, BiasTypes::kCompute);
   cpu::bias_act_dropout_forward(call.params, torch_threads());
   return call.out;
 }
 
 std::tuple<at::Tensor, at::Tensor> backward_cpu(const BiasActDropoutBackwardArgs& args) {
-  const BiasActDropoutBackwardCall call = prepare_bias_act_dropout_backward(args);
+  const BiasActDropoutBackwardCall call = prepare_bias_act_dropout_backward(args, BiasTypes::kCompute);
   cpu::bias_act_dropout_backward(call.params, torch_threads());
   return call.results();
 }

@@ -11,14 +11,14 @@ namespace {
 
 at::Tensor forward_cuda(const BiasActDropoutArgs& args) {
   CudaCall call(args.x.device());
-  const BiasActDropoutForwardCall prepared = prepare_bias_act_dropout(args);
+  const BiasActDropoutForwardCall prepared = prepare_bias_act_dropout(args, BiasTypes::kAlso16Bit);
   cuda::bias_act_dropout_forward(prepared.params, call.stream());
   return prepared.out;
 }
 
 std::tuple<at::Tensor, at::Tensor> backward_cuda(const BiasActDropoutBackwardArgs& args) {
   CudaCall call(args.grad_out.device());
-  const BiasActDropoutBackwardCall prepared = prepare_bias_act_dropout_backward(args);
+  const BiasActDropoutBackwardCall prepared = prepare_bias_act_dropout_backward(args, BiasTypes::kAlso16Bit);
   cuda::bias_act_dropout_backward(prepared.params,
                                   call.stream(cuda::bias_act_dropout_backward_workspace(prepared.params)));
   return prepared.results();

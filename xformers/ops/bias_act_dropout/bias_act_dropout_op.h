@@ -53,13 +53,16 @@ struct BiasActDropoutForwardCall {
   BiasActDropoutFwdParams params;
 };
 struct BiasActDropoutBackwardCall {
-  at::Tensor grad_out, x, bias, philox_state, dx, dbias;  // dbias in the compute type
+  at::Tensor grad_out, x, bias, philox_state, dx, dbias;  // dbias as the kernel writes it
   BiasActDropoutBwdParams params;
   std::tuple<at::Tensor, at::Tensor> results() const;  // dbias in its own dtype
 
   at::ScalarType dbias_dtype;
 };
-BiasActDropoutForwardCall prepare_bias_act_dropout(const BiasActDropoutArgs& args);
-BiasActDropoutBackwardCall prepare_bias_act_dropout_backward(const BiasActDropoutBackwardArgs& args);
+// What kernels take for bias and dbias: the compute type, or 16-bit types too.
+enum class BiasTypes { kCompute, kAlso16Bit };
+BiasActDropoutForwardCall prepare_bias_act_dropout(const BiasActDropoutArgs& args, BiasTypes bias_types);
+BiasActDropoutBackwardCall prepare_bias_act_dropout_backward(const BiasActDropoutBackwardArgs& args,
+                                                             BiasTypes bias_types);
 
 }  // namespace xformers::ops

@@ -22,16 +22,25 @@ Rows to_rows(const at::Tensor& matrix) {
   return {.data = const_cast<void*>(matrix.const_data_ptr()), .stride = matrix.stride(0)};
 }
 
-at::Tensor to_compute(const OptionalTensor& bias, const at::Tensor& x) {
-  return bias ? bias->to(compute_dtype(x)).contiguous() : at::Tensor();
+// The dtype that bias and dbias of `wanted` have in the kernel.
+at::ScalarType kernel_dtype(at::ScalarType wanted, const at::Tensor& x, BiasTypes types) {
+  const bool is_16_bit = wanted == at::kBFloat16 || wanted == at::kHalf;
+  const bool as_it_is = types == BiasTypes::kAlso16Bit && is_16_bit && compute_dtype(x) != at::kDouble;
+  return as_it_is ? wanted : compute_dtype(x);
 }
 
-BiasActDropoutShape to_shape(const at::Tensor& matrix, Activation activation, const Dropout& dropout) {
+at::Tensor to_kernel_dtype(const OptionalTensor& bias, const at::Tensor& x, BiasTypes types) {
+  return bias ? bias->to(kernel_dtype(bias->scalar_type(), x, types)).contiguous() : at::Tensor();
+}
+
+BiasActDropoutShape to_shape(const at::Tensor& matrix, Activation activation, const Dropout& dropout,
+                             at::ScalarType bias_dtype) {
   return {.dtype = to_dtype(matrix.scalar_type()),
           .rows = matrix.size(0),
           .width = matrix.size(1),
           .activation = activation,
-          .dropout = dropout};
+          .dropout = dropout,
+          .bias_dtype = to_dtype(bias_dtype)};
 }
 
 at::ScalarType dbias_dtype(const BiasActDropoutBackwardArgs& args) {
@@ -54,16 +63,17 @@ std::tuple<at::Tensor, at::Tensor> backward_meta(const BiasActDropoutBackwardArg
 
 }  // namespace
 
-BiasActDropoutForwardCall prepare_bias_act_dropout(const BiasActDropoutArgs& args) {
+BiasActDropoutForwardCall prepare_bias_act_dropout(const BiasActDropoutArgs& args, BiasTypes bias_types) {
   check_bias_act_dropout(args);
   BiasActDropoutForwardCall call{.x = to_matrix(args.x),
-                                 .bias = to_compute(args.bias, args.x),
+                                 .bias = to_kernel_dtype(args.bias, args.x, bias_types),
                                  .residual = to_matrix(args.residual),
                                  .philox_state = args.philox_state.value_or(at::Tensor()),
                                  .out = at::empty(args.x.sizes(), args.x.options()),
                                  .params = {}};
   call.params = {.shape = to_shape(call.x, to_activation("bias_act_dropout", args.activation),
-                                   to_dropout(args.p, args.philox_state)),
+                                   to_dropout(args.p, args.philox_state),
+                                   call.bias.defined() ? call.bias.scalar_type() : compute_dtype(call.x)),
                  .x = to_rows(call.x),
                  .bias = call.bias.defined() ? call.bias.const_data_ptr() : nullptr,
                  .residual = to_rows(call.residual),
@@ -71,22 +81,24 @@ BiasActDropoutForwardCall prepare_bias_act_dropout(const BiasActDropoutArgs& arg
   return call;
 }
 
-BiasActDropoutBackwardCall prepare_bias_act_dropout_backward(const BiasActDropoutBackwardArgs& args) {
+BiasActDropoutBackwardCall prepare_bias_act_dropout_backward(const BiasActDropoutBackwardArgs& args,
+                                                             BiasTypes bias_types) {
   check_bias_act_dropout_backward(args);
   const Activation activation = to_activation("bias_act_dropout_backward", args.activation);
   const bool needs_x = activation != Activation::kNone;
   const auto options = args.grad_out.options();
+  const at::ScalarType in_kernel = kernel_dtype(dbias_dtype(args), args.grad_out, bias_types);
   BiasActDropoutBackwardCall call{
       .grad_out = to_matrix(args.grad_out),
       .x = needs_x ? to_matrix(args.x) : at::Tensor(),
-      .bias = needs_x ? to_compute(args.bias, args.grad_out) : at::Tensor(),
+      .bias = needs_x ? to_kernel_dtype(args.bias, args.grad_out, bias_types) : at::Tensor(),
       .philox_state = args.philox_state.value_or(at::Tensor()),
       .dx = args.need_dx ? at::empty(args.grad_out.sizes(), options) : at::empty({0}, options),
-      .dbias = at::empty({args.need_dbias ? args.grad_out.size(-1) : 0}, options.dtype(compute_dtype(args.grad_out))),
+      .dbias = at::empty({args.need_dbias ? args.grad_out.size(-1) : 0}, options.dtype(in_kernel)),
       .params = {},
       .dbias_dtype = dbias_dtype(args)};
   call.params = {
-      .shape = to_shape(call.grad_out, activation, to_dropout(args.p, args.philox_state)),
+      .shape = to_shape(call.grad_out, activation, to_dropout(args.p, args.philox_state), in_kernel),
       .x = to_rows(call.x),
       .bias = call.bias.defined() ? call.bias.const_data_ptr() : nullptr,
       .dout = to_rows(call.grad_out),

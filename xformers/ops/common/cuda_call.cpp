@@ -4,6 +4,7 @@
 
 #include <array>
 #include <atomic>
+#include <cstdlib>
 #include <string>
 
 #include "xformers/kernels/base/error.h"
@@ -19,6 +20,11 @@ void require_kernels_for(c10::Device device) {
     throw DeviceError("xformers: " + reason + ".  Fix: use CPU tensors, or a build, driver and GPU that fit.");
   }
   if (index < known_to_work.size()) known_to_work[index].store(true, std::memory_order_relaxed);
+}
+
+bool checks_indices() {
+  const char* const wanted = std::getenv("XFORMERS_CHECK_INDICES");
+  return wanted && wanted == std::string("1");
 }
 
 }  // namespace xformers::ops

@@ -13,6 +13,9 @@ namespace xformers::ops {
 // Throws, in one sentence, where no kernel runs on the device; asks once per device.
 void require_kernels_for(c10::Device device);
 
+// The checked mode: XFORMERS_CHECK_INDICES=1. Operators then copy indices and offsets to the host, and look at them.
+bool checks_indices();
+
 // Lives while a call enqueues its kernels. The allocator may give the workspace away again once the stream has passed.
 class CudaCall {
  public:

@@ -17,6 +17,11 @@ inline DType to_dtype(at::ScalarType dtype) {
   }
 }
 
+// What kernels take that walk rows: the last dimension contiguous, whatever the other strides.
+inline at::Tensor with_contiguous_rows(const at::Tensor& t) {
+  return t.stride(-1) == 1 || t.size(-1) <= 1 ? t : t.contiguous();
+}
+
 // How the dimensions between seqlen and head_dim count as groups x heads.
 enum class HeadDims {
   kNone,         // [batch, seqlen, head_dim]: one group of one head

@@ -1,167 +1,49 @@
 // The indexing operators on CUDA tensors: on the current stream of the tensors' device, without waiting for it, so
-// without looking at the indices either. With XFORMERS_CHECK_INDICES=1 they are copied to the host and checked first.
+// without looking at the indices either. In the checked mode they are copied to the host and checked first.
 #include "xformers/kernels/cuda/indexing/indexing_cuda.h"
 
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
-
-#include <cstdlib>
-#include <string>
-
 #include "xformers/ops/common/cuda_call.h"
-#include "xformers/ops/common/to_params.h"
-#include "xformers/ops/indexing/indexing_op.h"
+#include "xformers/ops/indexing/indexing_run.h"
 
 namespace xformers::ops {
 namespace {
 
-void check_values(const char* where, const std::string& name, const at::Tensor& index, int64_t rows) {
-  const char* const wanted = std::getenv("XFORMERS_CHECK_INDICES");
-  if (!wanted || wanted != std::string("1")) return;
-  const at::Tensor host = index.cpu().contiguous();
-  const int64_t* const values = host.const_data_ptr<int64_t>();
-  for (int64_t i = 0; i < host.size(0); ++i) {
-    TORCH_CHECK_INDEX(values[i] >= 0 && values[i] < rows, where, ": ", name, "[", i, "] is ", values[i],
-                      ", expected 0 <= index < ", rows,
-                      ".  Fix: pass row numbers; negative ones are not counted from the end.");
+struct CudaIndexing {
+  static void check_values(const char* where, const std::string& name, const at::Tensor& index, int64_t rows) {
+    if (!checks_indices()) return;
+    const at::Tensor host = index.cpu().contiguous();
+    const int64_t* const values = host.const_data_ptr<int64_t>();
+    for (int64_t i = 0; i < host.size(0); ++i) {
+      TORCH_CHECK_INDEX(values[i] >= 0 && values[i] < rows, where, ": ", name, "[", i, "] is ", values[i],
+                        ", expected 0 <= index < ", rows,
+                        ".  Fix: pass row numbers; negative ones are not counted from the end.");
+    }
   }
-}
-
-at::Tensor with_contiguous_rows(const at::Tensor& t) {
-  return t.stride(-1) == 1 || t.size(-1) <= 1 ? t : t.contiguous();
-}
-
-RowSelection to_selection(const at::Tensor& source, const at::Tensor& index, char* packed) {
-  return {.source = const_cast<void*>(source.const_data_ptr()),
-          .row_stride = source.stride(0),
-          .source_rows = source.size(0),
-          .width = source.size(1),
-          .index = index.const_data_ptr<int64_t>(),
-          .num_rows = index.size(0),
-          .packed = packed};
-}
-
-at::Tensor index_select_cat_cuda(at::TensorList sources_arg, at::TensorList indices_arg) {
-  check_index_select_cat(sources_arg, indices_arg);
-  CudaCall call(sources_arg[0].device());
-  int64_t total = 0;
-  std::vector<at::Tensor> sources, indices;
-  for (size_t i = 0; i < sources_arg.size(); ++i) {
-    sources.push_back(with_contiguous_rows(sources_arg[i]));
-    indices.push_back(indices_arg[i].contiguous());
-    check_values("index_select_cat", "indices[" + std::to_string(i) + "]", indices[i], sources[i].size(0));
-    total += indices[i].size(0) * sources[i].size(1);
+  // Factors of 16 bits are taken as they are, beside data of fp32 and 16 bits.
+  static at::ScalarType scaling_dtype(const at::Tensor& rows, at::ScalarType dtype) {
+    const bool narrow = dtype == at::kBFloat16 || dtype == at::kHalf;
+    return narrow && rows.scalar_type() != at::kDouble ? dtype : compute_dtype(rows);
   }
-  at::Tensor out = at::empty({total}, sources[0].options());
-  auto* packed = static_cast<char*>(out.mutable_data_ptr());
-  std::vector<RowSelection> selections;
-  for (size_t i = 0; i < sources.size(); ++i) {
-    selections.push_back(to_selection(sources[i], indices[i], packed));
-    packed += indices[i].size(0) * sources[i].size(1) * static_cast<int64_t>(out.element_size());
+
+  static void select_cat(const at::Tensor& out, const IndexSelectCatParams& p) {
+    CudaCall call(out.device());
+    cuda::index_select_cat(p, call.stream());
   }
-  cuda::index_select_cat({.dtype = to_dtype(out.scalar_type()),
-                          .selections = selections.data(),
-                          .num_selections = static_cast<int64_t>(selections.size())},
-                         call.stream());
-  return out;
-}
-
-std::vector<at::Tensor> index_select_cat_backward_cuda(const at::Tensor& grad_out_arg, at::TensorList indices_arg,
-                                                       c10::SymIntArrayRef rows, c10::SymIntArrayRef widths) {
-  check_index_select_cat_backward(grad_out_arg, indices_arg, rows, widths);
-  CudaCall call(grad_out_arg.device());
-  const at::Tensor grad_out = grad_out_arg.contiguous();
-  auto* packed = static_cast<char*>(const_cast<void*>(grad_out.const_data_ptr()));
-  std::vector<at::Tensor> grads, indices;
-  std::vector<RowSelection> selections;
-  for (size_t i = 0; i < indices_arg.size(); ++i) {
-    indices.push_back(indices_arg[i].contiguous());
-    grads.push_back(at::empty({rows[i].expect_int(), widths[i].expect_int()}, grad_out.options()));
-    check_values("index_select_cat_backward", "indices[" + std::to_string(i) + "]", indices[i], grads[i].size(0));
-    selections.push_back(to_selection(grads[i], indices[i], packed));
-    packed += indices[i].size(0) * grads[i].size(1) * static_cast<int64_t>(grad_out.element_size());
+  static void select_cat_backward(const at::Tensor& grad_out, const IndexSelectCatParams& p) {
+    CudaCall call(grad_out.device());
+    cuda::index_select_cat_backward(p, call.stream(cuda::index_select_cat_backward_workspace(p)));
   }
-  const IndexSelectCatParams params{.dtype = to_dtype(grad_out.scalar_type()),
-                                    .selections = selections.data(),
-                                    .num_selections = static_cast<int64_t>(selections.size())};
-  cuda::index_select_cat_backward(params, call.stream(cuda::index_select_cat_backward_workspace(params)));
-  return grads;
-}
-
-RowsTensor to_rows_tensor(const at::Tensor& t) {
-  return {.data = const_cast<void*>(t.const_data_ptr()), .row_stride = t.stride(0), .middle_stride = t.stride(1)};
-}
-
-// Kernels take factors of 16 bits as they are, beside data of fp32 and 16 bits.
-at::ScalarType kernel_dtype(const at::Tensor& rows, at::ScalarType scaling) {
-  const bool narrow = scaling == at::kBFloat16 || scaling == at::kHalf;
-  return narrow && rows.scalar_type() != at::kDouble ? scaling : compute_dtype(rows);
-}
-
-void scaled_index_add_cuda(const at::Tensor& input, const at::Tensor& index_arg, const at::Tensor& source_arg,
-                           const OptionalTensor& scaling_arg, double alpha) {
-  check_scaled_index_add(input, index_arg, source_arg, scaling_arg);
-  CudaCall call(input.device());
-  const at::Tensor index = index_arg.contiguous(), work = with_contiguous_rows(input);
-  check_values("scaled_index_add", "index", index, input.size(0));
-  // Part of the input's own memory would change while it is read.
-  const at::Tensor source = source_arg.is_alias_of(input) ? source_arg.clone() : with_contiguous_rows(source_arg);
-  const at::ScalarType dtype = kernel_dtype(input, scaling_arg ? scaling_arg->scalar_type() : input.scalar_type());
-  const at::Tensor scaling = scaling_arg ? scaling_arg->to(dtype).contiguous() : at::Tensor();
-  const ScaledIndexAddParams params{.dtype = to_dtype(input.scalar_type()),
-                                    .rows = input.size(0),
-                                    .num_indices = index.size(0),
-                                    .middle = input.size(1),
-                                    .width = input.size(2),
-                                    .input = to_rows_tensor(work),
-                                    .source = to_rows_tensor(source),
-                                    .index = index.const_data_ptr<int64_t>(),
-                                    .scaling = scaling.defined() ? scaling.const_data_ptr() : nullptr,
-                                    .alpha = alpha,
-                                    .scaling_dtype = to_dtype(dtype)};
-  cuda::scaled_index_add(params, call.stream(cuda::scaled_index_add_workspace(params)));
-  if (!work.is_same(input)) input.copy_(work);
-}
-
-std::tuple<at::Tensor, at::Tensor> scaled_index_add_backward_cuda(const at::Tensor& grad_out_arg,
-                                                                  const at::Tensor& index_arg,
-                                                                  const at::Tensor& source_arg,
-                                                                  const OptionalTensor& scaling_arg, double alpha,
-                                                                  bool need_dsource, bool need_dscaling) {
-  check_scaled_index_add_backward(grad_out_arg, index_arg, source_arg, scaling_arg);
-  CudaCall call(grad_out_arg.device());
-  const at::Tensor grad_out = with_contiguous_rows(grad_out_arg), index = index_arg.contiguous();
-  check_values("scaled_index_add_backward", "index", index, grad_out.size(0));
-  const at::Tensor source = need_dscaling ? with_contiguous_rows(source_arg) : source_arg;
-  const at::ScalarType result_dtype = scaling_arg ? scaling_arg->scalar_type() : grad_out.scalar_type();
-  const at::ScalarType dtype = kernel_dtype(grad_out, result_dtype);
-  const at::Tensor scaling = scaling_arg ? scaling_arg->to(dtype).contiguous() : at::Tensor();
-  at::Tensor dsource =
-      need_dsource ? at::empty(source.sizes(), grad_out.options()) : at::empty({0}, grad_out.options());
-  at::Tensor dscaling = at::empty({need_dscaling ? grad_out.size(2) : 0}, grad_out.options().dtype(dtype));
-  const ScaledIndexAddBwdParams params{.dtype = to_dtype(grad_out.scalar_type()),
-                                       .rows = grad_out.size(0),
-                                       .num_indices = index.size(0),
-                                       .middle = grad_out.size(1),
-                                       .width = grad_out.size(2),
-                                       .dout = to_rows_tensor(grad_out),
-                                       .source = need_dscaling ? to_rows_tensor(source) : RowsTensor{},
-                                       .dsource = need_dsource ? to_rows_tensor(dsource) : RowsTensor{},
-                                       .index = index.const_data_ptr<int64_t>(),
-                                       .scaling = scaling.defined() ? scaling.const_data_ptr() : nullptr,
-                                       .alpha = alpha,
-                                       .dscaling = need_dscaling ? dscaling.mutable_data_ptr() : nullptr,
-                                       .scaling_dtype = to_dtype(dtype)};
-  cuda::scaled_index_add_backward(params, call.stream(cuda::scaled_index_add_backward_workspace(params)));
-  return {dsource, dscaling.to(result_dtype)};
-}
+  static void add(const at::Tensor& input, const ScaledIndexAddParams& p) {
+    CudaCall call(input.device());
+    cuda::scaled_index_add(p, call.stream(cuda::scaled_index_add_workspace(p)));
+  }
+  static void add_backward(const at::Tensor& grad_out, const ScaledIndexAddBwdParams& p) {
+    CudaCall call(grad_out.device());
+    cuda::scaled_index_add_backward(p, call.stream(cuda::scaled_index_add_backward_workspace(p)));
+  }
+};
 
 }  // namespace
 }  // namespace xformers::ops
 
-TORCH_LIBRARY_IMPL(xformers, CUDA, m) {
-  m.impl("index_select_cat", xformers::ops::index_select_cat_cuda);
-  m.impl("index_select_cat_backward", xformers::ops::index_select_cat_backward_cuda);
-  m.impl("scaled_index_add_", xformers::ops::scaled_index_add_cuda);
-  m.impl("scaled_index_add_backward", xformers::ops::scaled_index_add_backward_cuda);
-}
+TORCH_LIBRARY_IMPL(xformers, CUDA, m) { xformers::ops::register_indexing<xformers::ops::CudaIndexing>(m); }

@@ -1,113 +1,23 @@
 // The normalisations on CPU tensors.
 #include "xformers/kernels/cpu/norm/norm_cpu.h"
 
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
-
 #include "xformers/ops/common/threads.h"
-#include "xformers/ops/common/to_params.h"
-#include "xformers/ops/norm/norm_op.h"
+#include "xformers/ops/norm/norm_run.h"
 
 namespace xformers::ops {
 namespace {
 
-NormShape to_shape(const at::Tensor& x, NormKind kind, double eps) {
-  const int64_t width = x.size(-1);
-  return {.dtype = to_dtype(x.scalar_type()),
-          .kind = kind,
-          .rows = width > 0 ? x.numel() / width : 0,
-          .width = width,
-          .eps = eps};
-}
-
-Rows to_rows(const at::Tensor& contiguous) {
-  return {.data = const_cast<void*>(contiguous.const_data_ptr()), .stride = contiguous.size(-1)};
-}
-
-// In the compute type; undefined where there is none.
-at::Tensor to_compute(const OptionalTensor& weight, const at::Tensor& x) {
-  return weight ? weight->to(compute_dtype(x)).contiguous() : at::Tensor();
-}
-
-const void* data_or_null(const at::Tensor& t) { return t.defined() ? t.const_data_ptr() : nullptr; }
-
-at::Tensor forward(const at::Tensor& x, const at::Tensor& increment, const OptionalTensor& weight_arg,
-                   const OptionalTensor& bias_arg, NormKind kind, double eps) {
-  const at::Tensor weight = to_compute(weight_arg, x), bias = to_compute(bias_arg, x);
-  at::Tensor out = at::empty(x.sizes(), x.options());
-  cpu::norm_forward({.shape = to_shape(x, kind, eps),
-                     .x = to_rows(x),
-                     .increment = increment.defined() ? to_rows(increment) : Rows{},
-                     .weight = data_or_null(weight),
-                     .bias = data_or_null(bias),
-                     .out = to_rows(out)},
-                    torch_threads());
-  return out;
-}
-
-struct Gradients {
-  at::Tensor dx, dweight, dbias;
+struct CpuNorms {
+  static at::ScalarType weight_dtype(const at::Tensor& x, at::ScalarType /*dtype*/) { return compute_dtype(x); }
+  static void forward(const at::Tensor& /*x*/, const NormFwdParams& params) {
+    cpu::norm_forward(params, torch_threads());
+  }
+  static void backward(const at::Tensor& /*x*/, const NormBwdParams& params) {
+    cpu::norm_backward(params, torch_threads());
+  }
 };
-
-Gradients backward(const at::Tensor& grad_out_arg, const at::Tensor& x_arg, const OptionalTensor& weight_arg,
-                   NormKind kind, double eps, bool need_dx, bool need_dweight, bool need_dbias) {
-  const at::Tensor grad_out = grad_out_arg.contiguous(), x = x_arg.contiguous(), weight = to_compute(weight_arg, x);
-  const auto compute = x.options().dtype(compute_dtype(x));
-  const int64_t width = x.size(-1);
-  at::Tensor dx = need_dx ? at::empty(x.sizes(), x.options()) : at::empty({0}, x.options());
-  at::Tensor dweight = at::empty({need_dweight ? width : 0}, compute);
-  at::Tensor dbias = at::empty({need_dbias ? width : 0}, compute);
-  cpu::norm_backward({.shape = to_shape(x, kind, eps),
-                      .x = to_rows(x),
-                      .dout = to_rows(grad_out),
-                      .weight = data_or_null(weight),
-                      .dx = need_dx ? to_rows(dx) : Rows{},
-                      .dweight = need_dweight ? dweight.mutable_data_ptr() : nullptr,
-                      .dbias = need_dbias ? dbias.mutable_data_ptr() : nullptr},
-                     torch_threads());
-  const at::ScalarType dtype = weight_dtype(x, weight_arg);
-  return {dx, dweight.to(dtype), dbias.to(dtype)};
-}
-
-at::Tensor rms_norm_cpu(const at::Tensor& x, const OptionalTensor& weight, double eps) {
-  check_rms_norm("rms_norm", x, weight);
-  return forward(x, at::Tensor(), weight, std::nullopt, NormKind::kRms, eps);
-}
-
-at::Tensor rms_norm_add_cpu(const at::Tensor& x, const at::Tensor& y, const OptionalTensor& weight, double eps) {
-  check_rms_norm_add(x, y, weight);
-  return forward(x, y.is_alias_of(x) ? y.clone() : y, weight, std::nullopt, NormKind::kRms, eps);
-}
-
-std::tuple<at::Tensor, at::Tensor> rms_norm_backward_cpu(const at::Tensor& grad_out, const at::Tensor& x,
-                                                         const OptionalTensor& weight, double eps, bool need_dx,
-                                                         bool need_dweight) {
-  check_norm_backward("rms_norm_backward", grad_out, x, weight);
-  const Gradients grads = backward(grad_out, x, weight, NormKind::kRms, eps, need_dx, need_dweight, false);
-  return {grads.dx, grads.dweight};
-}
-
-at::Tensor layer_norm_cpu(const at::Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias, double eps) {
-  check_norm("layer_norm", x, weight, bias);
-  return forward(x.contiguous(), at::Tensor(), weight, bias, NormKind::kLayer, eps);
-}
-
-std::tuple<at::Tensor, at::Tensor, at::Tensor> layer_norm_backward_cpu(const at::Tensor& grad_out, const at::Tensor& x,
-                                                                       const OptionalTensor& weight, double eps,
-                                                                       bool need_dx, bool need_dweight,
-                                                                       bool need_dbias) {
-  check_norm_backward("layer_norm_backward", grad_out, x, weight);
-  const Gradients grads = backward(grad_out, x, weight, NormKind::kLayer, eps, need_dx, need_dweight, need_dbias);
-  return {grads.dx, grads.dweight, grads.dbias};
-}
 
 }  // namespace
 }  // namespace xformers::ops
 
-TORCH_LIBRARY_IMPL(xformers, CPU, m) {
-  m.impl("rms_norm", xformers::ops::rms_norm_cpu);
-  m.impl("rms_norm_add_", xformers::ops::rms_norm_add_cpu);
-  m.impl("rms_norm_backward", xformers::ops::rms_norm_backward_cpu);
-  m.impl("layer_norm", xformers::ops::layer_norm_cpu);
-  m.impl("layer_norm_backward", xformers::ops::layer_norm_backward_cpu);
-}
+TORCH_LIBRARY_IMPL(xformers, CPU, m) { xformers::ops::register_norms<xformers::ops::CpuNorms>(m); }

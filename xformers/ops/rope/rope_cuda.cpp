@@ -1,11 +1,8 @@
 // The rotary operators on CUDA tensors: on the current stream of the tensors' device, without waiting for it, so
-// without looking at the offsets either. With XFORMERS_CHECK_INDICES=1 they are copied to the host and checked first.
+// without looking at the offsets either. In the checked mode they are copied to the host and checked first.
 #include "xformers/kernels/cuda/rope/rope_cuda.h"
 
 #include <torch/library.h>
-
-#include <cstdlib>
-#include <string>
 
 #include "xformers/kernels/params/rope_check.h"
 #include "xformers/ops/common/cuda_call.h"
@@ -15,8 +12,7 @@ namespace xformers::ops {
 namespace {
 
 void check_offsets_on_host(const RopeTensors& t) {
-  const char* const wanted = std::getenv("XFORMERS_CHECK_INDICES");
-  if (!wanted || wanted != std::string("1")) return;
+  if (!checks_indices()) return;
   const at::Tensor q_starts = t.q_seqstart.cpu().contiguous(), k_starts = t.k_seqstart.cpu().contiguous(),
                    k_lengths = t.k_seqlen.cpu().contiguous();
   RopePaddedParams params;

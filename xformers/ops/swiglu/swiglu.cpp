@@ -40,11 +40,12 @@ void check_swiglu(const at::Tensor& x, const at::Tensor& w1, const OptionalTenso
   check_bias(check, "b3", b3, w3, x);
 }
 
-void check_gate(const char* where, const at::Tensor& x1, const at::Tensor& x2, const at::Tensor* dx4) {
+void check_gate(const char* where, const at::Tensor& x1, const at::Tensor& x2, const at::Tensor* dx4,
+                const char* dx4_name) {
   const ArgumentCheck check(where);
   check.floating("x1", x1);
   check.dims("x1", x1, 2, "[rows, width]");
-  for (const auto& [name, t] : {std::pair{"x2", &x2}, std::pair{"dx4", dx4}}) {
+  for (const auto& [name, t] : {std::pair{"x2", &x2}, std::pair{dx4_name, dx4}}) {
     if (!t) continue;
     check.shape(name, *t, x1.sym_sizes(), "it has the shape of x1");
     check.same_dtype(name, *t, x1, "x1");
@@ -55,7 +56,7 @@ void check_gate(const char* where, const at::Tensor& x1, const at::Tensor& x2, c
 void check_gate_backward_out(const at::Tensor& x1, const at::Tensor& x2, const at::Tensor& dh,
                              const at::Tensor& dx1dx2) {
   const ArgumentCheck check("silu_gate_backward_out");
-  check_gate("silu_gate_backward_out", x1, x2, &dh);
+  check_gate("silu_gate_backward_out", x1, x2, &dh, "dh");
   check.contiguous("dh", dh);
   check.contiguous("dx1dx2", dx1dx2);
   check.shape("dx1dx2", dx1dx2, {x1.sym_size(0), 2, x1.sym_size(1)}, "it takes the gradients of x1 and x2");
@@ -70,6 +71,7 @@ XFORMERS_TYPED_OP(swiglu_backward_op, SwigluBackward, "swiglu_backward")
 XFORMERS_TYPED_OP(swiglu_backward_inplace_op, SwigluBackwardInplace, "swiglu_backward_")
 XFORMERS_TYPED_OP(silu_gate_op, SiluGate, "silu_gate")
 XFORMERS_TYPED_OP(silu_bw_fused_op, SiluBwFused, "silu_bw_fused")
+XFORMERS_TYPED_OP(silu_gate_backward_op, SiluGateBackward, "silu_gate_backward")
 XFORMERS_TYPED_OP(silu_gate_backward_out_op, SiluGateBackwardOut, "silu_gate_backward_out")
 
 at::Tensor swiglu(const at::Tensor& x, const at::Tensor& w1, const OptionalTensor& b1, const at::Tensor& w2,
@@ -105,6 +107,7 @@ TORCH_LIBRARY_FRAGMENT(xformers, m) {
   }
   m.def("silu_gate(Tensor x1, Tensor x2) -> Tensor", tags);
   m.def("silu_bw_fused(Tensor x1, Tensor x2, Tensor dx4) -> (Tensor dx1dx2, Tensor x4)", tags);
+  m.def("silu_gate_backward(Tensor x1, Tensor x2, Tensor dh) -> (Tensor dx1, Tensor dx2)", tags);
   m.def(
       "silu_gate_backward_out(Tensor x1, Tensor x2, Tensor(a!) dh, Tensor(b!) dx1dx2, bool need_h, bool need_sums) -> "
       "Tensor",

@@ -76,8 +76,8 @@ at::Tensor packed_autograd(const at::Tensor& x, const at::Tensor& w1w2, const Op
 }
 
 variable_list gate_gradients(const variable_list& grads, const SavedForGradient& s) {
-  const at::Tensor both = std::get<0>(silu_bw_fused_op().call(s.tensors[0], s.tensors[1], grads[0]));
-  return {s.wanted[0] ? both.select(1, 0) : at::Tensor(), s.wanted[1] ? both.select(1, 1) : at::Tensor()};
+  const auto [dx1, dx2] = silu_gate_backward_op().call(s.tensors[0], s.tensors[1], grads[0]);
+  return {s.wanted[0] ? dx1 : at::Tensor(), s.wanted[1] ? dx2 : at::Tensor()};
 }
 
 at::Tensor gate_autograd(const at::Tensor& x1, const at::Tensor& x2) {
@@ -121,7 +121,7 @@ TORCH_LIBRARY_IMPL(xformers, Autograd, m) {
   m.impl("swiglu_packedw", xformers::ops::packed_autograd);
   m.impl("silu_gate", xformers::ops::gate_autograd);
   for (const char* name : {"swiglu_forward", "swiglu_backward", "swiglu_backward_", "silu_bw_fused",
-                           "silu_gate_backward_out", "dual_gemm_silu_identity_mul"}) {
+                           "silu_gate_backward", "silu_gate_backward_out", "dual_gemm_silu_identity_mul"}) {
     m.impl(name, torch::autograd::autogradNotImplementedFallback());  // no gradients of these alone
   }
 }

@@ -19,10 +19,16 @@ std::tuple<at::Tensor, at::Tensor> gate_backward_cpu(const at::Tensor& x1, const
                            [](const GateBwdParams& params) { cpu::gate_backward(params, torch_threads()); });
 }
 
+std::tuple<at::Tensor, at::Tensor> gate_backward_apart_cpu(const at::Tensor& x1, const at::Tensor& x2,
+                                                           const at::Tensor& dh) {
+  return run_gate_backward_apart(x1, x2, dh,
+                                 [](const GateBwdParams& params) { cpu::gate_backward(params, torch_threads()); });
+}
+
 at::Tensor gate_backward_out_cpu(const at::Tensor& x1, const at::Tensor& x2, const at::Tensor& dh,
                                  const at::Tensor& dx1dx2, bool need_h, bool need_sums) {
   check_gate_backward_out(x1, x2, dh, dx1dx2);
-  run_gate_backward(x1, x2, dh, dx1dx2, need_h ? dh : at::Tensor(),
+  run_gate_backward(x1, x2, dh, dx1dx2.select(1, 0), dx1dx2.select(1, 1), need_h ? dh : at::Tensor(),
                     [](const GateBwdParams& params) { cpu::gate_backward(params, torch_threads()); });
   return need_sums ? dx1dx2.sum(0) : at::empty({0}, x1.options());
 }
@@ -39,6 +45,12 @@ std::tuple<at::Tensor, at::Tensor> gate_backward_meta(const at::Tensor& x1, cons
           at::empty_symint(x1.sym_sizes(), x1.options())};
 }
 
+std::tuple<at::Tensor, at::Tensor> gate_backward_apart_meta(const at::Tensor& x1, const at::Tensor& x2,
+                                                            const at::Tensor& dh) {
+  check_gate("silu_gate_backward", x1, x2, &dh, "dh");
+  return {at::empty_symint(x1.sym_sizes(), x1.options()), at::empty_symint(x1.sym_sizes(), x1.options())};
+}
+
 at::Tensor gate_backward_out_meta(const at::Tensor& x1, const at::Tensor& x2, const at::Tensor& dh,
                                   const at::Tensor& dx1dx2, bool, bool need_sums) {
   check_gate_backward_out(x1, x2, dh, dx1dx2);
@@ -51,11 +63,13 @@ at::Tensor gate_backward_out_meta(const at::Tensor& x1, const at::Tensor& x2, co
 TORCH_LIBRARY_IMPL(xformers, CPU, m) {
   m.impl("silu_gate", xformers::ops::gate_cpu);
   m.impl("silu_bw_fused", xformers::ops::gate_backward_cpu);
+  m.impl("silu_gate_backward", xformers::ops::gate_backward_apart_cpu);
   m.impl("silu_gate_backward_out", xformers::ops::gate_backward_out_cpu);
 }
 
 TORCH_LIBRARY_IMPL(xformers, Meta, m) {
   m.impl("silu_gate", xformers::ops::gate_meta);
   m.impl("silu_bw_fused", xformers::ops::gate_backward_meta);
+  m.impl("silu_gate_backward", xformers::ops::gate_backward_apart_meta);
   m.impl("silu_gate_backward_out", xformers::ops::gate_backward_out_meta);
 }

@@ -1,4 +1,4 @@
-// The whole layer from matrix products, which are LibTorch's, and gates: the same on every device.
+// The whole layer from matrix products and gates: the same on every device.
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
@@ -8,6 +8,7 @@
 #include <torch/library.h>
 
 #include "xformers/ops/common/stack.h"
+#include "xformers/ops/product/product.h"
 #include "xformers/ops/swiglu/swiglu_op.h"
 
 namespace xformers::ops {
@@ -36,16 +37,16 @@ at::Tensor both_products(const at::Tensor& x, const at::Tensor& w1, const Option
   // Of cuBLAS's products only those into contiguous results add a bias: copied weights cost less than a pass over x1x2.
   const bool copy = b1 && x.is_cuda();
   if (const at::Tensor w1w2 = copy ? stacked_or_copied(w1, w2) : stacked(w1, w2); w1w2.defined()) {
-    const at::Tensor x1x2 = b1 ? at::addmm(stacked_or_copied(*b1, *b2), x, w1w2.t()) : at::mm(x, w1w2.t());
+    const at::Tensor x1x2 = product(x, w1w2.t(), b1 ? OptionalTensor(stacked_or_copied(*b1, *b2)) : std::nullopt);
     return x1x2.view_symint({rows, 2, hidden});
   }
   at::Tensor x1x2 = at::empty_symint({rows, 2, hidden}, x.options());
-  const auto product = [&](int64_t which, const at::Tensor& w, const OptionalTensor& b) {
+  const auto into_half = [&](int64_t which, const at::Tensor& w, const OptionalTensor& b) {
     at::Tensor out = x1x2.select(1, which);
     b ? at::addmm_out(out, *b, x, w.t()) : at::mm_out(out, x, w.t());
   };
-  product(0, w1, b1);
-  product(1, w2, b2);
+  into_half(0, w1, b1);
+  into_half(1, w2, b2);
   return x1x2;
 }
 
@@ -55,7 +56,7 @@ std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& x_arg, const at::Te
   check_swiglu(x_arg, w1, b1, w2, b2, w3, b3);
   const at::Tensor x1x2 = both_products(as_rows(x_arg), w1, b1, w2, b2);
   const at::Tensor h = silu_gate_op().call(x1x2.select(1, 0), x1x2.select(1, 1));
-  at::Tensor out = b3 ? at::addmm(*b3, h, w3.t()) : at::mm(h, w3.t());
+  at::Tensor out = product(h, w3.t(), b3);
   c10::SymDimVector sizes(x_arg.sym_sizes().begin(), x_arg.sym_sizes().end());
   sizes.back() = w3.sym_size(0);
   return {x_arg.dim() == 2 ? out : out.view_symint(sizes), x1x2};
@@ -73,16 +74,16 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(
   at::Tensor dx = nothing(), dw1w2 = nothing(), db1b2 = nothing(), dw3 = nothing(), db3 = nothing();
   if (need_db3) db3 = grad_out.sum(0);
   if (need_dx || need_dw1w2 || need_db1b2 || need_dw3) {
-    at::Tensor h = at::mm(grad_out, w3);  // dh, until the gate's gradients are known
+    at::Tensor h = product(grad_out, w3);  // dh, until the gate's gradients are known
     const at::Tensor dx1dx2 = kInplace ? x1x2 : at::empty_symint(x1x2.sym_sizes(), x1x2.options());
     db1b2 = silu_gate_backward_out_op().call(x1x2.select(1, 0), x1x2.select(1, 1), h, dx1dx2, need_dw3, need_db1b2);
-    if (need_dw3) dw3 = at::mm(grad_out.t(), h);
+    if (need_dw3) dw3 = product(grad_out.t(), h);
     h = at::Tensor();  // before the next products need memory
     const at::Tensor both = dx1dx2.view_symint({rows, 2 * hidden});
-    if (need_dw1w2) dw1w2 = at::mm(both.t(), x).view_symint({2, hidden, x.sym_size(1)});
+    if (need_dw1w2) dw1w2 = product(both.t(), x).view_symint({2, hidden, x.sym_size(1)});
     if (need_dx) {
       if (const at::Tensor w1w2 = stacked(w1, w2); w1w2.defined()) {
-        dx = at::mm(both, w1w2);
+        dx = product(both, w1w2);
       } else {
         dx = at::addmm(at::mm(dx1dx2.select(1, 0), w1), dx1dx2.select(1, 1), w2);
       }

@@ -31,6 +31,9 @@ using SiluGate = at::Tensor(const at::Tensor& x1, const at::Tensor& x2);
 // (dx1dx2 [rows, 2, width], h)
 using SiluBwFused = std::tuple<at::Tensor, at::Tensor>(const at::Tensor& x1, const at::Tensor& x2,
                                                        const at::Tensor& dx4);
+// (dx1, dx2), nothing else written
+using SiluGateBackward = std::tuple<at::Tensor, at::Tensor>(const at::Tensor& x1, const at::Tensor& x2,
+                                                            const at::Tensor& dh);
 
 // dx1dx2 [rows, 2, width] may be the memory of x1 and x2 (each element in its place); h, if needed, takes dh's. Returns
 // the sums of dx1dx2 over the rows [2, width]; shape [0] where not needed.
@@ -44,11 +47,13 @@ const c10::TypedOperatorHandle<SwigluBackward>& swiglu_backward_op();
 const c10::TypedOperatorHandle<SwigluBackwardInplace>& swiglu_backward_inplace_op();
 const c10::TypedOperatorHandle<SiluGate>& silu_gate_op();
 const c10::TypedOperatorHandle<SiluBwFused>& silu_bw_fused_op();
+const c10::TypedOperatorHandle<SiluGateBackward>& silu_gate_backward_op();
 const c10::TypedOperatorHandle<SiluGateBackwardOut>& silu_gate_backward_out_op();
 
 void check_swiglu(const at::Tensor& x, const at::Tensor& w1, const OptionalTensor& b1, const at::Tensor& w2,
                   const OptionalTensor& b2, const at::Tensor& w3, const OptionalTensor& b3);
-void check_gate(const char* where, const at::Tensor& x1, const at::Tensor& x2, const at::Tensor* dx4 = nullptr);
+void check_gate(const char* where, const at::Tensor& x1, const at::Tensor& x2, const at::Tensor* dx4 = nullptr,
+                const char* dx4_name = "dx4");
 void check_gate_backward_out(const at::Tensor& x1, const at::Tensor& x2, const at::Tensor& dh,
                              const at::Tensor& dx1dx2);
 

@@ -3,7 +3,6 @@
 
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/cat.h>
-#include <ATen/ops/mm.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -12,6 +11,7 @@
 #include "xformers/ops/common/arguments.h"
 #include "xformers/ops/common/gradient_node.h"
 #include "xformers/ops/common/stack.h"
+#include "xformers/ops/product/product.h"
 
 namespace xformers::ops {
 namespace {
@@ -89,10 +89,10 @@ std::vector<at::Tensor> multiply(at::TensorList a, at::TensorList b, Sizes ms, S
     const at::Tensor merged_row = merge ? merged(row, 1) : at::Tensor();
     for (size_t n = 0; n < count_n; ++n) {
       if (merge) {
-        out.push_back(at::mm(merged_row, merged_columns[n]));
+        out.push_back(product(merged_row, merged_columns[n]));
         continue;
       }
-      at::Tensor sum = at::mm(row[0], b[n]);
+      at::Tensor sum = product(row[0], b[n]);
       for (size_t k = 1; k < count_k; ++k) sum.addmm_(row[k], b[k * count_n + n]);
       out.push_back(std::move(sum));
     }

@@ -167,7 +167,51 @@ HWY_INLINE C finish_scores(C* scores, ptrdiff_t rows, double softmax_scale, cons
   return factor;
 }
 
-// ---- dropout: base/philox.h over vectors, a call per column, block of 32 keys and pair of keys in eight ----
+// ---- dropout: the attention stream of base/philox.h over vectors, a call per column and class of keys ----
+
+// Word 0 after so many rounds chooses the threshold.
+inline constexpr int kRoundsToThreshold = 5;
+
+// The calls of a vector of columns: whose they are, and which of their words each column takes.
+struct ColumnCalls {
+  VecU32 query, head, octet;
+
+  template <class C>
+  HWY_INLINE ColumnCalls(const Columns<C>& columns, ptrdiff_t c, int64_t first_head) {
+    const Tag<uint32_t> d;
+    const hn::RebindToSigned<Tag<uint32_t>> di;
+    const auto at =
+        hn::Add(hn::BitCast(d, hn::LoadU(di, columns.query + c)), hn::Set(d, static_cast<uint32_t>(columns.origin)));
+    query = hn::Or(hn::ShiftLeft<3>(hn::ShiftRight<5>(at)), hn::And(at, hn::Set(d, 7u)));
+    octet = hn::And(hn::ShiftRight<3>(at), hn::Set(d, 3u));
+    head = hn::Add(hn::BitCast(d, hn::LoadU(di, columns.head + c)), hn::Set(d, static_cast<uint32_t>(first_head)));
+  }
+  HWY_INLINE bool same_calls(const ColumnCalls& other) const {
+    const Tag<uint32_t> d;
+    return hn::AllTrue(d, hn::And(hn::Eq(query, other.query), hn::Eq(head, other.head)));
+  }
+};
+
+// The draws of keys key_call / 8 * 32 + key_call % 8 + {0, 8, 16, 24} and of each lane's queries, and the thresholds.
+struct ColumnDraws {
+  VecU32 words[4], threshold;
+
+  HWY_INLINE void draw(const PhiloxKey& philox, uint32_t key_call, const ColumnCalls& calls, uint32_t lower,
+                       uint32_t chance) {
+    const Tag<uint32_t> d;
+    words[0] = hn::Set(d, key_call), words[1] = calls.query, words[2] = calls.head;
+    words[3] = hn::Set(d, philox.offset);
+    philox_vec(words, philox.key0, philox.key1, 0, kRoundsToThreshold);
+    threshold = hn::IfThenElse(hn::Lt(words[0], hn::Set(d, chance)), hn::Set(d, lower + 1), hn::Set(d, lower));
+    philox_vec(words, philox.key0, philox.key1, kRoundsToThreshold, kPhiloxRounds);
+  }
+  HWY_INLINE VecU32 of(VecU32 octet) const {
+    const Tag<uint32_t> d;
+    const auto odd = hn::Ne(hn::And(octet, hn::Set(d, 1u)), hn::Zero(d)), high = hn::Gt(octet, hn::Set(d, 1u));
+    return hn::IfThenElse(high, hn::IfThenElse(odd, words[3], words[2]), hn::IfThenElse(odd, words[1], words[0]));
+  }
+};
+
 // keep[key - first][column] = 1 or 0 for keys [first, first + rows).
 template <class C>
 HWY_INLINE void fill_keep(C* keep, ptrdiff_t rows, const Dropout& dropout, int64_t sequence_index, int64_t num_heads,
@@ -175,30 +219,28 @@ HWY_INLINE void fill_keep(C* keep, ptrdiff_t rows, const Dropout& dropout, int64
   if (dropout.p >= 1) return zero_row(keep, rows * columns.padded);
   const Tag<uint32_t> d;
   constexpr ptrdiff_t kLanes = lanes<uint32_t>();
-  alignas(64) uint32_t query[kBlockColumns], head[kBlockColumns], draws[kLanes];
-  for (ptrdiff_t c = 0; c < columns.padded; ++c) {
-    query[c] = static_cast<uint32_t>(columns.origin + columns.query[c]);
-    head[c] = static_cast<uint32_t>(sequence_index * num_heads + first_head_of_group + columns.head[c]);
-  }
-  const uint32_t threshold = drop_threshold(dropout.p);
+  alignas(64) uint32_t kept[kLanes];
   const PhiloxKey philox = philox_key(dropout.philox_seed, dropout.philox_offset);
-  // The call of pair 0 to 3 draws for keys block + 2 * pair + 8 * word + (0 or 1).
+  const auto lower = static_cast<uint32_t>(dropout.p * 256);
+  const uint32_t chance = drop_rule(dropout.p).chance;
+  const int64_t first_head = sequence_index * num_heads + first_head_of_group;
   for (int64_t block = first / 32 * 32; block < first + rows; block += 32) {
-    for (int pair = 0; pair < 4; ++pair) {
+    for (int key = 0; key < 8; ++key) {
+      ColumnCalls calls(columns, 0, first_head);
+      ColumnDraws draws;
       for (ptrdiff_t c = 0; c < columns.padded; c += kLanes) {
-        VecU32 words[4] = {hn::Set(d, static_cast<uint32_t>(block / 8 + pair)), hn::Load(d, query + c),
-                           hn::Load(d, head + c), hn::Set(d, philox.offset)};
-        philox_vec(words, philox.key0, philox.key1);
-        for (int word = 0; word < 4; ++word) {
-          const ptrdiff_t row = block + 2 * pair + 8 * word - first;
-          hn::Store(words[word], d, draws);
-          for (int half = 0; half < 2; ++half) {
-            if (row + half < 0 || row + half >= rows) continue;
-            C* const to = keep + (row + half) * columns.padded + c;
-            for (ptrdiff_t lane = 0; lane < kLanes; ++lane) {
-              to[lane] = half_word(draws[lane], half) >= threshold ? C(1) : C(0);
-            }
-          }
+        // Neighbouring vectors often share their calls: queries 0 to 7, 8 to 15, ...
+        const ColumnCalls next(columns, c, first_head);
+        if (c == 0 || !next.same_calls(calls)) draws.draw(philox, block / 4 + key, next, lower, chance);
+        calls = next;
+        auto bytes = draws.of(calls.octet);
+        for (ptrdiff_t row = block + key - first; row < block + 32 - first; row += 8) {
+          const auto here = hn::And(bytes, hn::Set(d, 255u));
+          bytes = hn::ShiftRight<8>(bytes);
+          if (row < 0 || row >= rows) continue;
+          hn::Store(hn::IfThenZeroElse(hn::Lt(here, draws.threshold), hn::Set(d, 1u)), d, kept);
+          C* const to = keep + row * columns.padded + c;
+          for (ptrdiff_t lane = 0; lane < kLanes; ++lane) to[lane] = static_cast<C>(static_cast<int32_t>(kept[lane]));
         }
       }
     }

@@ -20,6 +20,7 @@ struct PartSums {
   C* recent;      // [kSums, width]
   double* total;  // [kSums, width]
   int64_t width;
+  int64_t end;  // of the part's rows
   int64_t pending = 0;
 
   HWY_INLINE C* array(int sum) const { return recent + sum * width; }
@@ -37,7 +38,7 @@ struct PartSums {
 };
 
 // add_rows(row, part_sums, count) for all rows in [0, rows), count of them at once: a std::integral_constant, kAtOnce
-// or, for what is left, 1. Then results[s][i] = sums (any of them may be null).
+// or, for what is left, 1. Then results[s][i] = sums (any of them may be null). What add_rows streams is finished here.
 template <class C, int kSums, int kAtOnce, class AddRows>
 void sum_columns(const Threads& threads, int64_t rows, int64_t width, C* const (&results)[kSums],
                  const AddRows& add_rows) {
@@ -57,9 +58,9 @@ void sum_columns(const Threads& threads, int64_t rows, int64_t width, C* const (
   C* const recents = arena.take<C>(parts * size);
 
   for_each_task(threads, parts, [&](int64_t part, int) {
-    PartSums<C, kSums> sums{recents + part * size, totals + part * size, width};
-    for (int64_t i = 0; i < size; ++i) sums.recent[i] = 0, sums.total[i] = 0;
     const int64_t end = min_of((part + 1) * rows_per_part, rows);
+    PartSums<C, kSums> sums{recents + part * size, totals + part * size, width, end};
+    for (int64_t i = 0; i < size; ++i) sums.recent[i] = 0, sums.total[i] = 0;
     int64_t row = part * rows_per_part;
     for (; row + kAtOnce <= end; row += kAtOnce) {
       add_rows(row, sums, std::integral_constant<int, kAtOnce>());
@@ -70,6 +71,7 @@ void sum_columns(const Threads& threads, int64_t rows, int64_t width, C* const (
       sums.rows_done(1);
     }
     sums.flush();
+    finish_streams();
   });
   for_each_block(threads, width, parts * static_cast<int64_t>(sizeof(double)), [&](int64_t begin, int64_t end) {
     for (int s = 0; s < kSums; ++s) {

@@ -29,14 +29,18 @@ HWY_INLINE Vec<C> bounded_for_sigmoid(Vec<C> x) {
   return hn::Max(hn::Set(Tag<C>(), sizeof(C) == 4 ? C(-87) : C(-700)), x);  // NaN comes second and stays
 }
 
+// 1 / (1 + x)
+HWY_INLINE Vec<float> inverse_of_one_plus(Vec<float> x) {
+  const Tag<float> d;
+  const auto sum = hn::Add(hn::Set(d, 1.0f), x), near = hn::ApproximateReciprocal(sum);
+  return hn::Mul(near, hn::NegMulAdd(sum, near, hn::Set(d, 2.0f)));  // one Newton step
+}
+
 // 1 / (1 + exp(-x)) for x that is bounded so.
 template <class T>
 HWY_INLINE Vec<float> sigmoid(Vec<float> x) {
-  const Tag<float> d;
-  if constexpr (sizeof(T) == sizeof(float)) x = hn::Min(hn::Set(d, 87.0f), x);  // infinity, too, has a rest
-  const auto sum = hn::Add(hn::Set(d, 1.0f), exp_vec<T, -1>(x));
-  const auto near = hn::ApproximateReciprocal(sum);
-  return hn::Mul(near, hn::NegMulAdd(sum, near, hn::Set(d, 2.0f)));  // one Newton step
+  if constexpr (sizeof(T) == sizeof(float)) x = hn::Min(hn::Set(Tag<float>(), 87.0f), x);  // infinity, too, has a rest
+  return inverse_of_one_plus(exp_vec<T, -1>(x));
 }
 template <class T>
 HWY_INLINE Vec<double> sigmoid(Vec<double> x) {

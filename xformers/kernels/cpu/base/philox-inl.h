@@ -18,17 +18,19 @@ HWY_INLINE void multiply_wide(VecU32 a, VecU32 b, VecU32& high, VecU32& low) {
   low = hn::OddEven(hn::BitCast(d, hn::ShiftLeft<32>(odd)), hn::BitCast(d, even));
 }
 
-// A call per lane. c: in the counters, out the words.
-HWY_INLINE void philox_vec(VecU32 (&c)[4], uint32_t key0, uint32_t key1) {
+// Rounds [begin, end) of a call per lane. c: in the counters or the state before, out the words or the state.
+HWY_INLINE void philox_vec(VecU32 (&c)[4], uint32_t key0, uint32_t key1, int begin, int end) {
   const Tag<uint32_t> d;
   const auto mul0 = hn::Set(d, kPhiloxMul0), mul1 = hn::Set(d, kPhiloxMul1);
-  for (int round = 0; round < kPhiloxRounds; ++round) {
+  key0 += static_cast<uint32_t>(begin) * kPhiloxWeyl0;
+  key1 += static_cast<uint32_t>(begin) * kPhiloxWeyl1;
+  for (int round = begin; round < end; ++round) {
     VecU32 high0, low0, high1, low1;
     multiply_wide(c[0], mul0, high0, low0);
     multiply_wide(c[2], mul1, high1, low1);
-    c[0] = hn::Xor(hn::Xor(high1, c[1]), hn::Set(d, key0));
+    c[0] = hn::Xor3(high1, c[1], hn::Set(d, key0));
     c[1] = low1;
-    c[2] = hn::Xor(hn::Xor(high0, c[3]), hn::Set(d, key1));
+    c[2] = hn::Xor3(high0, c[3], hn::Set(d, key1));
     c[3] = low0;
     key0 += kPhiloxWeyl0;
     key1 += kPhiloxWeyl1;

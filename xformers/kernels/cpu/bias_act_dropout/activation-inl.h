@@ -20,8 +20,14 @@ HWY_INLINE GeluParts<Vec<Compute<T>>> gelu_parts(Vec<Compute<T>> z_arg) {
   const Tag<C> d;
   const auto z = hn::Max(hn::Set(d, C(-9.9)), z_arg);  // from there on gelu is 0; keeps sigmoid's argument above -87
   const auto square = hn::Mul(z, z);
-  const auto factor = hn::MulAdd(square, hn::Set(d, C(kGelu3)), hn::Set(d, C(kGelu1)));
-  return {z, sigmoid<T>(hn::Mul(z, factor)), square};
+  if constexpr (sizeof(T) < sizeof(C)) {  // straight to the power of two
+    constexpr double kLog2E = 1.4426950408889634074;
+    const auto factor = hn::MulAdd(square, hn::Set(d, C(-kGelu3 * kLog2E)), hn::Set(d, C(-kGelu1 * kLog2E)));
+    return {z, inverse_of_one_plus(exp2_vec<4>(hn::Mul(z, factor))), square};
+  } else {
+    const auto factor = hn::MulAdd(square, hn::Set(d, C(kGelu3)), hn::Set(d, C(kGelu1)));
+    return {z, sigmoid<T>(hn::Mul(z, factor)), square};
+  }
 }
 
 template <Activation kActivation, class T>

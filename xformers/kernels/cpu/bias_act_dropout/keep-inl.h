@@ -15,18 +15,21 @@ struct KeepDraws {
   explicit KeepDraws(const Dropout& dropout)
       : active(dropout.p > 0),
         scale(dropout.p < 1 ? 1 / (1 - dropout.p) : 0),
-        threshold(drop_threshold(dropout.p)),
+        lowest_kept(static_cast<uint16_t>(min_of(drop_threshold(dropout.p), 0xffff))),
+        all_dropped(drop_threshold(dropout.p) > 0xffff),
         key(philox_key(dropout.philox_seed, dropout.philox_offset)) {}
 
   bool active;
-  double scale;  // of what is kept
-  uint32_t threshold;
+  double scale;          // of what is kept
+  uint16_t lowest_kept;  // draw
+  bool all_dropped;
   PhiloxKey key;
 };
 
 // The draws of columns [first, first + count) of a row; first a multiple of kDrawnColumns, as is draws' room.
 HWY_INLINE void fill_draws(const KeepDraws& keep, uint64_t row, int64_t first, ptrdiff_t count,
                            uint16_t* HWY_RESTRICT draws) {
+  if (keep.all_dropped) return zero_row(draws, count);
   const Tag<uint64_t> d;
   constexpr ptrdiff_t kLanes = lanes<uint64_t>();
   const auto pair = [](VecU64 low_half, VecU64 high_half) {  // of which the low halves count
@@ -52,19 +55,25 @@ HWY_INLINE void fill_draws(const KeepDraws& keep, uint64_t row, int64_t first, p
   }
 }
 
-// Zero where the draw is below the threshold, and whatever v is, NaN too.
-HWY_INLINE Vec<float> drop(Vec<float> v, const uint16_t* HWY_RESTRICT draws, uint32_t threshold) {
-  const hn::RebindToSigned<Tag<float>> d;
+// Zero where the draw is below lowest_kept, and whatever v is, NaN too.
+HWY_INLINE Vec<float> drop(Vec<float> v, const uint16_t* HWY_RESTRICT draws, uint16_t lowest_kept) {
+#if XFORMERS_AVX512
+  const __m256i drawn = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(draws));
+  const __mmask16 kept = _mm256_cmpge_epu16_mask(drawn, _mm256_set1_epi16(static_cast<int16_t>(lowest_kept)));
+  return Vec<float>{_mm512_maskz_mov_ps(kept, v.raw)};
+#else
+  const Tag<float> d_float;
+  const hn::RebindToSigned<decltype(d_float)> d;
   const hn::Rebind<uint16_t, decltype(d)> d16;
-  const auto highest_dropped = hn::Set(d, static_cast<int32_t>(threshold) - 1);
-  const auto kept = hn::Gt(hn::PromoteTo(d, hn::LoadU(d16, draws)), highest_dropped);
-  return hn::IfThenElseZero(hn::RebindMask(Tag<float>(), kept), v);
+  const auto kept = hn::Gt(hn::PromoteTo(d, hn::LoadU(d16, draws)), hn::Set(d, int32_t{lowest_kept} - 1));
+  return hn::IfThenElseZero(hn::RebindMask(d_float, kept), v);
+#endif
 }
-HWY_INLINE Vec<double> drop(Vec<double> v, const uint16_t* HWY_RESTRICT draws, uint32_t threshold) {
+HWY_INLINE Vec<double> drop(Vec<double> v, const uint16_t* HWY_RESTRICT draws, uint16_t lowest_kept) {
   const Tag<double> d;
   alignas(64) double part[lanes<double>()];
   hn::Store(v, d, part);
-  for (ptrdiff_t i = 0; i < lanes<double>(); ++i) part[i] = draws[i] >= threshold ? part[i] : 0;
+  for (ptrdiff_t i = 0; i < lanes<double>(); ++i) part[i] = draws[i] >= lowest_kept ? part[i] : 0;
   return hn::Load(d, part);
 }
 

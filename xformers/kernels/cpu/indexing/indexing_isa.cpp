@@ -59,7 +59,10 @@ void scatter_sum(DType dtype, const RowSelection& s, const RowGroups& groups, co
       for_each_piece(threads, s.source_rows, s.width, 2 * sizeof(T), [&](int64_t row, int64_t begin, int64_t end) {
         T* to = static_cast<T*>(s.source) + row * s.row_stride + begin;
         const int64_t first = groups.begin[row], last = groups.begin[row + 1];
+        // What the next row with places takes first.
+        const int64_t next = last < s.num_rows ? groups.places[last] * s.width + begin : 0;
         map_row<kStream>(to, end - begin, [&](ptrdiff_t i, auto n) {
+          if constexpr (kStream) prefetch(packed + next + i);
           auto sum = hn::Zero(Tag<C>());
           for (int64_t g = first; g < last; ++g) {
             sum = hn::Add(sum, load_n(packed + groups.places[g] * s.width + begin + i, n));
@@ -82,21 +85,27 @@ void scaled_index_add(const ScaledIndexAddParams& p, const RowGroups& groups, co
     const auto alpha = hn::Set(Tag<C>(), static_cast<C>(p.alpha));
     const C* scaling = static_cast<const C*>(p.scaling);
     // Each place of the index belongs to the first place of its row, which adds all of them.
-    for_each_piece(
-        threads, p.num_indices * p.middle, p.width, 3 * sizeof(T), [&](int64_t item, int64_t begin, int64_t end) {
-          const int64_t middle = item % p.middle, place = item / p.middle, row = p.index[place];
-          const int64_t first = groups.begin[row], last = groups.begin[row + 1];
-          if (groups.places[first] != place) return;
-          T* to = mutable_row_of<T>(p.input, row, middle) + begin;
-          for_each_vec<C>(end - begin, [&](ptrdiff_t i, auto n) {
-            const auto factor = scaling ? hn::Mul(alpha, load_n(scaling + begin + i, n)) : alpha;
-            auto sum = load_n(to + i, n);
-            for (int64_t g = first; g < last; ++g) {
-              sum = hn::MulAdd(factor, load_n(row_of<T>(p.source, groups.places[g], middle) + begin + i, n), sum);
-            }
-            store_n(sum, to + i, n);
-          });
-        });
+    const int64_t items = p.num_indices * p.middle;
+    for_each_piece(threads, items, p.width, 3 * sizeof(T), [&](int64_t item, int64_t begin, int64_t end) {
+      const int64_t middle = item % p.middle, place = item / p.middle, row = p.index[place];
+      const int64_t first = groups.begin[row], last = groups.begin[row + 1];
+      if (groups.places[first] != place) return;
+      T* const to = mutable_row_of<T>(p.input, row, middle) + begin;
+      T* const outs[1] = {to};
+      const int64_t next = min_of(item + 1, items - 1), next_middle = next % p.middle, next_place = next / p.middle;
+      const T* next_to = row_of<T>(p.input, p.index[next_place], next_middle) + begin;
+      const T* next_source = row_of<T>(p.source, next_place, next_middle) + begin;
+      map_rows(/*stream=*/false, outs, end - begin, [&](ptrdiff_t i, auto n, Vec<C>* results) XFORMERS_INLINED {
+        prefetch(next_to + i);
+        prefetch(next_source + i);
+        const auto factor = scaling ? hn::Mul(alpha, load_n(scaling + begin + i, n)) : alpha;
+        auto sum = load_n(to + i, n);
+        for (int64_t g = first; g < last; ++g) {
+          sum = hn::MulAdd(factor, load_n(row_of<T>(p.source, groups.places[g], middle) + begin + i, n), sum);
+        }
+        results[0] = sum;
+      });
+    });
   });
 }
 
@@ -108,16 +117,18 @@ void source_gradient(const ScaledIndexAddBwdParams& p, const Threads& threads) {
   using C = Compute<T>;
   const auto alpha = hn::Set(Tag<C>(), static_cast<C>(p.alpha));
   const C* scaling = static_cast<const C*>(p.scaling);
-  for_each_piece(threads, p.num_indices * p.middle, p.width, 2 * sizeof(T),
-                 [&](int64_t item, int64_t begin, int64_t end) {
-                   const int64_t middle = item % p.middle, place = item / p.middle;
-                   const T* dout = row_of<T>(p.dout, p.index[place], middle) + begin;
-                   T* dsource = mutable_row_of<T>(p.dsource, place, middle) + begin;
-                   map_row<kStream>(dsource, end - begin, [&](ptrdiff_t i, auto n) {
-                     const auto factor = scaling ? hn::Mul(alpha, load_n(scaling + begin + i, n)) : alpha;
-                     return hn::Mul(factor, load_n(dout + i, n));
-                   });
-                 });
+  const int64_t items = p.num_indices * p.middle;
+  for_each_piece(threads, items, p.width, 2 * sizeof(T), [&](int64_t item, int64_t begin, int64_t end) {
+    const int64_t middle = item % p.middle, place = item / p.middle, next = min_of(item + 1, items - 1);
+    const T* dout = row_of<T>(p.dout, p.index[place], middle) + begin;
+    const T* next_dout = row_of<T>(p.dout, p.index[next / p.middle], next % p.middle) + begin;
+    T* dsource = mutable_row_of<T>(p.dsource, place, middle) + begin;
+    map_row<kStream>(dsource, end - begin, [&](ptrdiff_t i, auto n) {
+      if constexpr (kStream) prefetch(next_dout + i);
+      const auto factor = scaling ? hn::Mul(alpha, load_n(scaling + begin + i, n)) : alpha;
+      return hn::Mul(factor, load_n(dout + i, n));
+    });
+  });
 }
 
 // dscaling and, in the same pass where it is wanted, dsource.
@@ -129,20 +140,25 @@ void both_gradients(const ScaledIndexAddBwdParams& p, const Threads& threads) {
   C* const results[1] = {static_cast<C*>(p.dscaling)};
   sum_columns<C, 1, 1>(
       threads, p.num_indices * p.middle, p.width, results, [&](int64_t item, PartSums<C, 1>& sums, auto) {
-        const int64_t middle = item % p.middle, place = item / p.middle;
+        const int64_t middle = item % p.middle, place = item / p.middle, next = min_of(item + 1, sums.end - 1);
         const T* dout = row_of<T>(p.dout, p.index[place], middle);
         const T* source = row_of<T>(p.source, place, middle);
+        const T* next_dout = row_of<T>(p.dout, p.index[next / p.middle], next % p.middle);
+        const T* next_source = row_of<T>(p.source, next / p.middle, next % p.middle);
         C* sum = sums.array(0);
         const auto add = [&](ptrdiff_t i, auto n, Vec<C> gradient) {  // alpha * dout
           store_n(hn::MulAdd(gradient, load_n(source + i, n), load_n(sum + i, n)), sum + i, n);
         };
         if (p.dsource.data) {
           map_row<kStream>(mutable_row_of<T>(p.dsource, place, middle), p.width, [&](ptrdiff_t i, auto n) {
+            if constexpr (kStream) {
+              prefetch(next_dout + i);
+              prefetch(next_source + i);
+            }
             const auto gradient = hn::Mul(alpha, load_n(dout + i, n));
             add(i, n, gradient);
             return scaling ? hn::Mul(load_n(scaling + i, n), gradient) : gradient;
           });
-          finish_streams();
         } else {
           for_each_vec<C>(p.width, [&](ptrdiff_t i, auto n) { add(i, n, hn::Mul(alpha, load_n(dout + i, n))); });
         }

@@ -96,11 +96,21 @@ void forward_rows(const NormFwdParams& p, int64_t begin, int64_t end) {
   const C* bias = static_cast<const C*>(p.bias);
   for (int64_t row = begin; row < end; ++row) {
     T* x = row_at<T>(p.x, row);
+    const int64_t next = min_of(row + 1, end - 1);
+    const T* const next_x = row_at<T>(p.x, next);
+    const T* const next_increment = p.increment.data ? row_at<const T>(p.increment, next) : nullptr;
+    const auto fetch = [&](ptrdiff_t i) {
+      if constexpr (kStream) {
+        prefetch(next_x + i);
+        if (next_increment) prefetch(next_increment + i);
+      }
+    };
     const Statistics statistics = p.increment.data ? increment_row(x, row_at<const T>(p.increment, row), p.shape)
                                                    : statistics_of<kCentred>(x, p.shape);
     const auto mean = hn::Set(Tag<C>(), static_cast<C>(statistics.mean));
     const auto scale = hn::Set(Tag<C>(), static_cast<C>(statistics.scale));
     map_row<kStream>(row_at<T>(p.out, row), p.shape.width, [&](ptrdiff_t i, auto n) {
+      fetch(i);
       auto value = load_n(x + i, n);
       if constexpr (kCentred) value = hn::Sub(value, mean);
       value = hn::Mul(value, scale);
@@ -120,8 +130,8 @@ struct RowTerms {
   C mean, scale, z_factor, g_mean;  // z_factor = mean(g z)
 };
 
-template <class T, bool kCentred>
-HWY_INLINE RowTerms<Compute<T>> terms_of(const NormBwdParams& p, int64_t row) {
+template <class T, bool kCentred, class Fetch>  // fetch(i) is called for every i that is read
+HWY_INLINE RowTerms<Compute<T>> terms_of(const NormBwdParams& p, int64_t row, const Fetch& fetch) {
   using C = Compute<T>;
   const T* HWY_RESTRICT x = row_at<const T>(p.x, row);
   const T* HWY_RESTRICT dout = row_at<const T>(p.dout, row);
@@ -129,6 +139,7 @@ HWY_INLINE RowTerms<Compute<T>> terms_of(const NormBwdParams& p, int64_t row) {
   const ptrdiff_t width = p.shape.width;
   const Tag<C> d;
   const auto weighted = [&](ptrdiff_t i, auto n) {
+    fetch(i);
     const auto gradient = load_n(dout + i, n);
     return weight ? hn::Mul(gradient, load_n(weight + i, n)) : gradient;
   };
@@ -175,52 +186,56 @@ HWY_INLINE RowTerms<Compute<T>> terms_of(const NormBwdParams& p, int64_t row) {
 }
 
 // dx of kRows rows from `first` on, which also go into dweight and dbias (null: none): several rows share each access
-// to these sums and to the weight.
+// to these sums and to the weight. Meanwhile the next rows before `end` are asked for: x while this x is read, dout
+// while dx is written.
 template <class T, bool kCentred, bool kStream, int kRows>
-HWY_INLINE void backward_of_rows(const NormBwdParams& p, int64_t first, Compute<T>* dweight, Compute<T>* dbias) {
+HWY_INLINE void backward_of_rows(const NormBwdParams& p, int64_t first, int64_t end, Compute<T>* dweight,
+                                 Compute<T>* dbias) {
   using C = Compute<T>;
   const Tag<C> d;
   const C* HWY_RESTRICT weight = static_cast<const C*>(p.weight);
   const ptrdiff_t width = p.shape.width;
-  const T *x[kRows], *dout[kRows];
+  const T *x[kRows], *dout[kRows], *next_x[kRows], *next_dout[kRows];
   T* dx[kRows];
   RowTerms<C> terms[kRows];
-  bool aligned = true;
   for (int r = 0; r < kRows; ++r) {
     x[r] = row_at<const T>(p.x, first + r);
     dout[r] = row_at<const T>(p.dout, first + r);
+    const int64_t next = min_of(first + kRows + r, end - 1);
+    next_x[r] = row_at<const T>(p.x, next);
+    next_dout[r] = row_at<const T>(p.dout, next);
     dx[r] = p.dx.data ? row_at<T>(p.dx, first + r) : nullptr;
-    terms[r] = terms_of<T, kCentred>(p, first + r);
-    aligned &= elements_to_alignment(dx[r], width) == 0;
-  }
-  const auto columns = [&]<bool kAligned>() {
-    for_each_vec<C>(width, [&](ptrdiff_t i, auto n) {
-      const auto w = weight ? load_n(weight + i, n) : hn::Set(d, C(1));
-      auto weight_sum = dweight ? load_n(dweight + i, n) : hn::Zero(d);
-      auto bias_sum = dbias ? load_n(dbias + i, n) : hn::Zero(d);
-      for (int r = 0; r < kRows; ++r) {
-        const auto gradient = load_n(dout[r] + i, n), scale = hn::Set(d, terms[r].scale);
-        auto z = load_n(x[r] + i, n);
-        if constexpr (kCentred) z = hn::Sub(z, hn::Set(d, terms[r].mean));
-        z = hn::Mul(z, scale);
-        weight_sum = hn::MulAdd(gradient, z, weight_sum);
-        bias_sum = hn::Add(gradient, bias_sum);
-        auto g = hn::Mul(gradient, w);
-        if constexpr (kCentred) g = hn::Sub(g, hn::Set(d, terms[r].g_mean));
-        if (!dx[r]) continue;
-        const auto result = hn::Mul(scale, hn::NegMulAdd(z, hn::Set(d, terms[r].z_factor), g));
-        if constexpr (kAligned && std::is_same_v<decltype(n), Whole>) {
-          stream_vec(result, dx[r] + i);
-        } else {
-          store_n(result, dx[r] + i, n);
-        }
-      }
-      if (dweight) store_n(weight_sum, dweight + i, n);
-      if (dbias) store_n(bias_sum, dbias + i, n);
+    terms[r] = terms_of<T, kCentred>(p, first + r, [&](ptrdiff_t i) {
+      if constexpr (kStream) prefetch(next_x[r] + i);
     });
+  }
+  const auto columns = [&](ptrdiff_t i, auto n, Vec<C>* results) XFORMERS_INLINED {
+    const auto w = weight ? load_n(weight + i, n) : hn::Set(d, C(1));
+    auto weight_sum = dweight ? load_n(dweight + i, n) : hn::Zero(d);
+    auto bias_sum = dbias ? load_n(dbias + i, n) : hn::Zero(d);
+    for (int r = 0; r < kRows; ++r) {
+      if constexpr (kStream) prefetch(next_dout[r] + i);
+      const auto gradient = load_n(dout[r] + i, n), scale = hn::Set(d, terms[r].scale);
+      auto z = load_n(x[r] + i, n);
+      if constexpr (kCentred) z = hn::Sub(z, hn::Set(d, terms[r].mean));
+      z = hn::Mul(z, scale);
+      weight_sum = hn::MulAdd(gradient, z, weight_sum);
+      bias_sum = hn::Add(gradient, bias_sum);
+      auto g = hn::Mul(gradient, w);
+      if constexpr (kCentred) g = hn::Sub(g, hn::Set(d, terms[r].g_mean));
+      results[r] = hn::Mul(scale, hn::NegMulAdd(z, hn::Set(d, terms[r].z_factor), g));
+    }
+    if (dweight) store_n(weight_sum, dweight + i, n);
+    if (dbias) store_n(bias_sum, dbias + i, n);
   };
-  kStream&& aligned ? columns.template operator()<true>() : columns.template operator()<false>();
-  if (kStream) finish_streams();
+  if (p.dx.data) {
+    map_rows(kStream, dx, width, columns);
+  } else {
+    for_each_vec<C>(width, [&](ptrdiff_t i, auto n) XFORMERS_INLINED {
+      Vec<C> unwanted[kRows];
+      columns(i, n, unwanted);
+    });
+  }
 }
 
 template <class T, bool kCentred, bool kStream>
@@ -231,21 +246,22 @@ void backward_rows(const NormBwdParams& p, const Threads& threads) {
     for_each_block(threads, p.shape.rows, 3 * p.shape.width * static_cast<int64_t>(sizeof(T)),
                    [&](int64_t begin, int64_t end) {
                      for (int64_t row = begin; row < end; ++row) {
-                       backward_of_rows<T, kCentred, kStream, 1>(p, row, nullptr, nullptr);
+                       backward_of_rows<T, kCentred, kStream, 1>(p, row, end, nullptr, nullptr);
                      }
+                     finish_streams();
                    });
   } else if (!p.dbias) {
     C* const results[1] = {static_cast<C*>(p.dweight)};
     sum_columns<C, 1, kAtOnce>(
         threads, p.shape.rows, p.shape.width, results, [&](int64_t row, PartSums<C, 1>& sums, auto count) {
-          backward_of_rows<T, kCentred, kStream, decltype(count)::value>(p, row, sums.array(0), nullptr);
+          backward_of_rows<T, kCentred, kStream, decltype(count)::value>(p, row, sums.end, sums.array(0), nullptr);
         });
   } else {
     C* const results[2] = {static_cast<C*>(p.dweight), static_cast<C*>(p.dbias)};
     sum_columns<C, 2, kAtOnce>(threads, p.shape.rows, p.shape.width, results,
                                [&](int64_t row, PartSums<C, 2>& sums, auto count) {
                                  backward_of_rows<T, kCentred, kStream, decltype(count)::value>(
-                                     p, row, p.dweight ? sums.array(0) : nullptr, sums.array(1));
+                                     p, row, sums.end, p.dweight ? sums.array(0) : nullptr, sums.array(1));
                                });
   }
 }

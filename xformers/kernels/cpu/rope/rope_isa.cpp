@@ -34,14 +34,15 @@ void one_token(const RopePaddedParams& p, const double* frequencies, int64_t row
   if (p.first_seqpos) position += p.first_seqpos[b];
   if (p.seqpos) position = p.seqpos[row];
   fill_turn(static_cast<double>(position), /*inverse=*/false, frequencies, p.head_dim, p.layout.adjacents, turn);
+  const int64_t next = row + 1 < p.num_queries ? 1 : 0;
   for (int64_t group = 0; group < p.groups; ++group) {
     for (int64_t head = 0; head < p.heads_q; ++head) {
-      turn_head<kStream>(head_at<const T>(p.q, row, group, head), head_at<T>(p.out_q, row, group, head), p.head_dim,
-                         p.layout.adjacents, turn);
+      turn_head<kStream>(head_at<const T>(p.q, row, group, head), next * p.q.seq_stride,
+                         head_at<T>(p.out_q, row, group, head), p.head_dim, p.layout.adjacents, turn);
     }
     for (int64_t head = 0; head < p.heads_kv; ++head) {
-      turn_head<kStream>(head_at<const T>(p.k, row, group, head), head_at<T>(p.cache_k, slot, group, head), p.head_dim,
-                         p.layout.adjacents, turn);
+      turn_head<kStream>(head_at<const T>(p.k, row, group, head), next * p.k.seq_stride,
+                         head_at<T>(p.cache_k, slot, group, head), p.head_dim, p.layout.adjacents, turn);
       const T* value = head_at<const T>(p.v, row, group, head);
       T* cached = head_at<T>(p.cache_v, slot, group, head);
       const size_t bytes = static_cast<size_t>(p.head_dim) * sizeof(T);
@@ -54,7 +55,7 @@ template <class T, class C, bool kStream>
 void all_tokens(const RopePaddedParams& p, const double* frequencies, const Threads& threads) {
   const int64_t token_bytes =
       2 * p.groups * (p.heads_q + 2 * p.heads_kv) * p.head_dim * static_cast<int64_t>(sizeof(T));
-  const int64_t block = token_bytes > 0 && token_bytes < kBlockBytes ? kBlockBytes / token_bytes : 1;
+  const int64_t block = token_bytes > 0 ? max_of(block_bytes(p.num_queries * token_bytes) / token_bytes, 1) : 1;
   Arena sizes;
   sizes.take<C>(2 * p.head_dim);
   const size_t turn_bytes = sizes.bytes();
@@ -99,6 +100,7 @@ void all_positions(const RotaryParams& p, const double* frequencies, const Threa
     for (int64_t o = o_begin; o < o_end; ++o) {
       for (int64_t s = s_begin; s < s_end; ++s) {
         turn_head<kStream>(static_cast<const T*>(p.x) + o * p.x_outer_stride + s * p.x_seq_stride,
+                           o + 1 < o_end ? p.x_outer_stride : 0,
                            static_cast<T*>(p.out) + o * p.out_outer_stride + s * p.out_seq_stride, p.head_dim,
                            p.layout.adjacents, turn_of(s));
       }

@@ -53,16 +53,17 @@ HWY_INLINE void fill_turn(double position, bool inverse, const double* frequenci
 HWY_INLINE Vec<float> swap_pairs(Vec<float> v) { return hn::Shuffle2301(v); }
 HWY_INLINE Vec<double> swap_pairs(Vec<double> v) { return hn::Shuffle01(v); }
 
-// x and out must not overlap.
+// x and out must not overlap; `next` elements behind x lies a head that is turned later.
 template <bool kStream, class T>
-HWY_INLINE void turn_head(const T* HWY_RESTRICT x, T* HWY_RESTRICT out, ptrdiff_t head_dim, bool adjacents,
-                          const Turn<Compute<T>>& turn) {
+HWY_INLINE void turn_head(const T* HWY_RESTRICT x, ptrdiff_t next, T* HWY_RESTRICT out, ptrdiff_t head_dim,
+                          bool adjacents, const Turn<Compute<T>>& turn) {
   if (adjacents) {
-    const auto turned = [&](ptrdiff_t i, auto n) {
+    const auto turned = [&](ptrdiff_t i, auto n) XFORMERS_INLINED {
+      if constexpr (kStream) prefetch(x + next + i);
       const auto value = load_n(x + i, n);
       return hn::MulAdd(value, load_n(turn.cos + i, n), hn::Mul(swap_pairs(value), load_n(turn.sin + i, n)));
     };
-    const bool whole_pairs = elements_to_alignment(out, head_dim) % 2 == 0;  // before the first aligned vector
+    const bool whole_pairs = elements_to_line(out, head_dim) % 2 == 0;  // before the first whole line
     whole_pairs ? map_row<kStream>(out, head_dim, turned) : map_row<false>(out, head_dim, turned);
     return;
   }
@@ -70,27 +71,22 @@ HWY_INLINE void turn_head(const T* HWY_RESTRICT x, T* HWY_RESTRICT out, ptrdiff_
   using C = Compute<T>;
   const ptrdiff_t half = head_dim / 2;
   const C *cos = turn.cos + half, *sin = turn.sin + half;
-  const auto rotate = [&]<bool kAligned>() {
-    for_each_vec<C>(half, [&](ptrdiff_t i, auto n) {
-      const auto re = load_n(x + i, n), im = load_n(x + half + i, n), c = load_n(cos + i, n), s = load_n(sin + i, n);
-      const auto turned_re = hn::NegMulAdd(im, s, hn::Mul(re, c)), turned_im = hn::MulAdd(re, s, hn::Mul(im, c));
-      if constexpr (kAligned && std::is_same_v<decltype(n), Whole>) {
-        stream_vec(turned_re, out + i);
-        stream_vec(turned_im, out + half + i);
-      } else {
-        store_n(turned_re, out + i, n);
-        store_n(turned_im, out + half + i, n);
-      }
-    });
-  };
-  const bool aligned = elements_to_alignment(out, half) == 0 && elements_to_alignment(out + half, half) == 0;
-  kStream&& aligned ? rotate.template operator()<true>() : rotate.template operator()<false>();
+  T* const halves[2] = {out, out + half};
+  map_rows(kStream, halves, half, [&](ptrdiff_t i, auto n, Vec<C>* results) XFORMERS_INLINED {
+    if constexpr (kStream) {
+      prefetch(x + next + i);
+      prefetch(x + next + half + i);
+    }
+    const auto re = load_n(x + i, n), im = load_n(x + half + i, n), c = load_n(cos + i, n), s = load_n(sin + i, n);
+    results[0] = hn::NegMulAdd(im, s, hn::Mul(re, c));
+    results[1] = hn::MulAdd(re, s, hn::Mul(im, c));
+  });
 }
 
 // The same with products and sums in fp64, for element types that are computed in fp32.
 template <bool kStream, class T>
-HWY_INLINE void turn_head(const T* HWY_RESTRICT x, T* HWY_RESTRICT out, ptrdiff_t head_dim, bool adjacents,
-                          const Turn<double>& turn)
+HWY_INLINE void turn_head(const T* HWY_RESTRICT x, ptrdiff_t /*next*/, T* HWY_RESTRICT out, ptrdiff_t head_dim,
+                          bool adjacents, const Turn<double>& turn)
   requires(!std::is_same_v<T, double>)
 {
   const ptrdiff_t half = head_dim / 2;

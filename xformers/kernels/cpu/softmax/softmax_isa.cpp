@@ -37,9 +37,9 @@ HWY_INLINE ptrdiff_t visible_columns(const SoftmaxShape& shape, int64_t row) {
   return shape.causal ? min_of(row + 1, shape.width) : shape.width;
 }
 
-// scores(i, n): x + mask; powers: room for the row.
+// scores(i, n): x + mask; next: a later row of x, prefetched meanwhile; powers: room for the row.
 template <bool kStream, class T, class Scores>
-HWY_INLINE void forward_row(const SoftmaxShape& shape, ptrdiff_t visible, const Scores& scores,
+HWY_INLINE void forward_row(const SoftmaxShape& shape, ptrdiff_t visible, const Scores& scores, const T* next,
                             Compute<T>* HWY_RESTRICT powers, T* HWY_RESTRICT out) {
   using C = Compute<T>;
   const Tag<C> d;
@@ -57,6 +57,7 @@ HWY_INLINE void forward_row(const SoftmaxShape& shape, ptrdiff_t visible, const 
 
   double sum[1];
   sum_row<C>(visible, sum, [&](ptrdiff_t j, auto n, Vec<C>* sums) {
+    if constexpr (kStream) prefetch(next + j);
     const auto power = only_n(exp_below_zero<T>(hn::Sub(scores(j, n), top)), n);
     if (!shape.log) store_n(power, powers + j, n);
     sums[0] = hn::Add(sums[0], power);
@@ -76,8 +77,9 @@ HWY_INLINE void forward_row(const SoftmaxShape& shape, ptrdiff_t visible, const 
 }
 
 // Softmax: dx = y * (dy - sum(dy * y)); log: dx = dy - exp(y) * sum(dy).
+// `next` elements behind these lies a later row, which is prefetched meanwhile.
 template <bool kStream, class T>
-HWY_INLINE void backward_row(const SoftmaxShape& shape, ptrdiff_t visible, const T* HWY_RESTRICT out,
+HWY_INLINE void backward_row(const SoftmaxShape& shape, ptrdiff_t visible, ptrdiff_t next, const T* HWY_RESTRICT out,
                              const T* HWY_RESTRICT dout, T* HWY_RESTRICT dx) {
   using C = Compute<T>;
   const Tag<C> d;
@@ -87,27 +89,37 @@ HWY_INLINE void backward_row(const SoftmaxShape& shape, ptrdiff_t visible, const
     sums[0] = shape.log ? hn::Add(sums[0], gradient) : hn::MulAdd(gradient, load_n(out + i, n), sums[0]);
   });
   const auto total = hn::Set(d, static_cast<C>(sum[0]));
+  const auto fetch = [&](ptrdiff_t i) {
+    if constexpr (kStream) {
+      prefetch(out + next + i);
+      prefetch(dout + next + i);
+    }
+  };
   if (shape.log) {
     map_row<kStream>(dx, visible, [&](ptrdiff_t i, auto n) {
+      fetch(i);
       return hn::NegMulAdd(exp_below_zero<T>(load_n(out + i, n)), total, load_n(dout + i, n));
     });
   } else {
     map_row<kStream>(dx, visible, [&](ptrdiff_t i, auto n) {
+      fetch(i);
       return hn::Mul(load_n(out + i, n), hn::Sub(load_n(dout + i, n), total));
     });
   }
   map_row<kStream>(dx + visible, shape.width - visible, [&](ptrdiff_t, auto) { return hn::Zero(d); });
 }
 
-// row(index, worker) for all rows, in parallel.
+// row(index, next, worker) for all rows, in parallel; the row `next` behind index follows soon enough to be worth
+// asking for now.
 template <class T, class Fn>
 void for_each_row(const SoftmaxShape& shape, int64_t tensors, const Threads& threads, const Fn& row) {
   const int64_t count = shape.outer0 * shape.outer1 * shape.rows;
-  const int64_t row_bytes = tensors * shape.width * static_cast<int64_t>(sizeof(T));
-  const int64_t block = row_bytes < kBlockBytes ? kBlockBytes / row_bytes : 1;
+  const int64_t row_bytes = shape.width * static_cast<int64_t>(sizeof(T)), moved_bytes = tensors * row_bytes;
+  const int64_t block = max_of(block_bytes(count * moved_bytes) / moved_bytes, 1);
+  const int64_t ahead = (kPrefetchBytes + row_bytes - 1) / row_bytes;
   for_each_task(threads, (count + block - 1) / block, [&](int64_t task, int worker) {
     const int64_t end = min_of((task + 1) * block, count);
-    for (int64_t index = task * block; index < end; ++index) row(index, worker);
+    for (int64_t index = task * block; index < end; ++index) row(index, min_of(ahead, end - 1 - index), worker);
     finish_streams();
   });
 }
@@ -120,30 +132,32 @@ void forward(const SoftmaxFwdParams& p, const Threads& threads) {
   sizes.take<C>(shape.log ? 0 : shape.width);
   const size_t row_bytes = sizes.bytes();
   const ThreadScratch scratch(row_bytes * threads.num_threads);
-  for_each_row<T>(shape, 2, threads, [&](int64_t index, int worker) {
+  for_each_row<T>(shape, 2, threads, [&](int64_t index, int64_t next, int worker) {
     const RowPlace place = place_of(shape, index);
     const ptrdiff_t visible = visible_columns(shape, place.row);
     C* const powers = reinterpret_cast<C*>(scratch.data() + worker * row_bytes);
     const T* HWY_RESTRICT x = static_cast<const T*>(p.x) + index * shape.width;
     T* HWY_RESTRICT out = static_cast<T*>(p.out) + index * shape.width;
+    const T* const next_x = x + next * shape.width;
     if (p.mask.data) {
       const T* HWY_RESTRICT mask = static_cast<const T*>(p.mask.data) + place.outer0 * p.mask.outer0_stride +
                                    place.outer1 * p.mask.outer1_stride + place.row * p.mask.row_stride;
       const auto scores = [&](ptrdiff_t i, auto n) { return hn::Add(load_n(x + i, n), load_n(mask + i, n)); };
-      forward_row<kStream, T>(shape, visible, scores, powers, out);
+      forward_row<kStream, T>(shape, visible, scores, next_x, powers, out);
     } else {
       const auto scores = [&](ptrdiff_t i, auto n) { return load_n(x + i, n); };
-      forward_row<kStream, T>(shape, visible, scores, powers, out);
+      forward_row<kStream, T>(shape, visible, scores, next_x, powers, out);
     }
   });
 }
 
 template <class T, bool kStream>
 void backward(const SoftmaxBwdParams& p, const Threads& threads) {
-  for_each_row<T>(p.shape, 3, threads, [&](int64_t index, int) {
+  for_each_row<T>(p.shape, 3, threads, [&](int64_t index, int64_t next, int) {
     const int64_t at = index * p.shape.width;
-    backward_row<kStream, T>(p.shape, visible_columns(p.shape, index % p.shape.rows), static_cast<const T*>(p.out) + at,
-                             static_cast<const T*>(p.dout) + at, static_cast<T*>(p.dx) + at);
+    backward_row<kStream, T>(p.shape, visible_columns(p.shape, index % p.shape.rows), next * p.shape.width,
+                             static_cast<const T*>(p.out) + at, static_cast<const T*>(p.dout) + at,
+                             static_cast<T*>(p.dx) + at);
   });
 }
 

@@ -25,41 +25,46 @@ void forward(const GateFwdParams& p, const Threads& threads) {
     const T* HWY_RESTRICT x1 = row_at<const T>(p.x1, row) + begin;
     const T* HWY_RESTRICT x2 = row_at<const T>(p.x2, row) + begin;
     map_row<kStream>(row_at<T>(p.h, row) + begin, end - begin, [&](ptrdiff_t i, auto n) {
+      if constexpr (kStream) {
+        prefetch_behind(x1 + i);
+        prefetch_behind(x2 + i);
+      }
       const auto a = load_n(x1 + i, n);
       return hn::Mul(hn::Mul(a, vanishing_sigmoid<T>(a)), load_n(x2 + i, n));
     });
   });
 }
 
-template <class T, bool kStream>
+// kOuts: dx1, dx2 and, where it is wanted, h.
+template <class T, bool kStream, int kOuts>
 void backward(const GateBwdParams& p, const Threads& threads) {
   using C = Compute<T>;
-  for_each_piece(threads, p.rows, p.width, 6 * sizeof(T), [&](int64_t row, int64_t begin, int64_t end) {
+  for_each_piece(threads, p.rows, p.width, (3 + kOuts) * sizeof(T), [&](int64_t row, int64_t begin, int64_t end) {
     const T* x1 = row_at<const T>(p.x1, row) + begin;
     const T* x2 = row_at<const T>(p.x2, row) + begin;
     const T* dh = row_at<const T>(p.dh, row) + begin;
-    T* const out1 = row_at<T>(p.dx1, row) + begin;
-    T* const out2 = row_at<T>(p.dx2, row) + begin;
-    T* const h = p.h.data ? row_at<T>(p.h, row) + begin : nullptr;
-    alignas(64) T buffer1[kPiece], buffer2[kPiece];
-    T* const dx1 = kStream ? buffer1 : out1;
-    T* const dx2 = kStream ? buffer2 : out2;
+    T* outs[kOuts] = {row_at<T>(p.dx1, row) + begin, row_at<T>(p.dx2, row) + begin};
+    if constexpr (kOuts > 2) outs[2] = row_at<T>(p.h, row) + begin;
     const auto one = hn::Set(Tag<C>(), C(1));
-    for_each_vec<C>(end - begin, [&](ptrdiff_t i, auto n) {
+    map_rows(kStream, outs, end - begin, [&](ptrdiff_t i, auto n, Vec<C>* results) XFORMERS_INLINED {
+      if constexpr (kStream) {
+        prefetch_behind(x1 + i);
+        prefetch_behind(x2 + i);
+        prefetch_behind(dh + i);
+      }
       const auto a = load_n(x1 + i, n), b = load_n(x2 + i, n), gradient = load_n(dh + i, n);
       const auto s = vanishing_sigmoid<T>(a);
-      const auto silu = hn::Mul(a, s);
-      store_n(hn::Mul(gradient, silu), dx2 + i, n);
-      const auto slope = hn::Mul(s, hn::MulAdd(a, hn::Sub(one, s), one));
-      store_n(hn::Mul(hn::Mul(gradient, b), slope), dx1 + i, n);
-      if (h) store_n(hn::Mul(silu, b), h + i, n);
+      const auto silu = hn::Mul(a, s), slope = hn::Mul(s, hn::MulAdd(a, hn::Sub(one, s), one));
+      results[0] = hn::Mul(hn::Mul(gradient, b), slope);
+      results[1] = hn::Mul(gradient, silu);
+      if constexpr (kOuts > 2) results[2] = hn::Mul(silu, b);
     });
-    if constexpr (kStream) {
-      const size_t bytes = static_cast<size_t>(end - begin) * sizeof(T);
-      stream_bytes(out1, buffer1, bytes);
-      stream_bytes(out2, buffer2, bytes);
-    }
   });
+}
+
+template <class T, bool kStream>
+void backward(const GateBwdParams& p, const Threads& threads) {
+  p.h.data ? backward<T, kStream, 3>(p, threads) : backward<T, kStream, 2>(p, threads);
 }
 
 }  // namespace

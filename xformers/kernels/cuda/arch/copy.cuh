@@ -49,6 +49,9 @@ __device__ __forceinline__ uint4 load_shared_16(uint32_t from) {
                : "memory");
   return value;
 }
+__device__ __forceinline__ void store_shared_8(uint32_t to, uint2 value) {
+  asm volatile("st.shared.v2.b32 [%0], {%1, %2};\n" ::"r"(to), "r"(value.x), "r"(value.y) : "memory");
+}
 __device__ __forceinline__ void store_shared_4(uint32_t to, uint32_t value) {
   asm volatile("st.shared.b32 [%0], %1;\n" ::"r"(to), "r"(value) : "memory");
 }
@@ -83,6 +86,14 @@ __device__ __forceinline__ void add_global_4(float* to, float a, float b, float 
   asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};\n" ::"l"(to), "f"(a), "f"(b), "f"(c), "f"(d) : "memory");
 #else
   atomicAdd(to, a), atomicAdd(to + 1, b), atomicAdd(to + 2, c), atomicAdd(to + 3, d);
+#endif
+}
+
+__device__ __forceinline__ void add_global_2(float* to, float a, float b) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("red.global.add.v2.f32 [%0], {%1, %2};\n" ::"l"(to), "f"(a), "f"(b) : "memory");
+#else
+  atomicAdd(to, a), atomicAdd(to + 1, b);
 #endif
 }
 

@@ -1,5 +1,7 @@
 #include "xformers/kernels/cuda/attention/backward_kernels.h"
 
+#include <cmath>
+
 #include "xformers/kernels/cuda/attention/bwd_passes.h"
 #include "xformers/kernels/cuda/attention/bwd_plan.h"
 #include "xformers/kernels/cuda/attention/call_facts.h"
@@ -38,6 +40,10 @@ void run_bwd_sm80(const AttentionBwdParams& p, const Stream& stream) {
   const Features features = backward_features(p);
   const BwdPlan plan = plan_backward(p, instance->head_dim, features);
   BwdArgs args = backward_args(p, stream);
+  if (p.dropout.p < 1) {  // else no P is kept, and there is nothing to multiply
+    args.lse_shift = -std::log2(1 - p.dropout.p);
+    args.delta_factor = 1 - p.dropout.p;
+  }
   args.aligned = aligned_backward(p);
   args.aligned_dq = rows_of_16_bytes(p.dq, s, s.seqlen_q, s.head_dim);
   args.aligned_dkv =
@@ -45,7 +51,7 @@ void run_bwd_sm80(const AttentionBwdParams& p, const Stream& stream) {
   args.aligned_dbias = bias_aligned(p.dbias, s, 8);
   char* const memory = static_cast<char*>(stream.workspace) + 2 * statistics_bytes(p);
   apply_plan(plan, memory, args);
-  begin_backward(args, kLog2eDouble, stream, memory, plan.dq_bytes + plan.turns_bytes);
+  begin_backward(args, kLog2eDouble, stream, memory, plan.zero_bytes());
   instance->launch(args, features, to_stream(stream));
 }
 
@@ -82,6 +88,7 @@ BwdArgs backward_args(const AttentionBwdParams& p, const Stream& stream) {
   args.p = p;
   args.scale_log2 = static_cast<float>(p.softmax_scale * kLog2eDouble);
   args.kept = p.dropout.p < 1 ? 1 / (1 - p.dropout.p) : 0;
+  args.drop_rule = drop_rule(p.dropout.p);
   args.lse = stream.workspace;
   args.delta = static_cast<char*>(stream.workspace) + statistics_bytes(p);
   return args;

@@ -78,8 +78,8 @@ __global__ void __launch_bounds__(kThreads)
     const bool sees_keys = lse != static_cast<C>(-INFINITY);
     if (p.dlse.data) delta -= static_cast<const C*>(p.dlse.data)[offset(p.dlse) + row];
     static_cast<C*>(args.lse)[statistics + row] =
-        sees_keys ? lse * static_cast<C>(lse_factor) : static_cast<C>(INFINITY);
-    static_cast<C*>(args.delta)[statistics + row] = sees_keys ? delta : 0;
+        sees_keys ? lse * static_cast<C>(lse_factor) - static_cast<C>(args.lse_shift) : static_cast<C>(INFINITY);
+    static_cast<C*>(args.delta)[statistics + row] = sees_keys ? delta * static_cast<C>(args.delta_factor) : 0;
   }
 }
 

@@ -9,7 +9,8 @@
 
 namespace xformers::cuda {
 
-// args.lse and args.delta; lse is multiplied by `lse_factor`. And zeros in `zero_bytes` from `zeros`, multiples of 16.
+// args.lse and args.delta: lse * lse_factor - args.lse_shift, delta * args.delta_factor. And zeros in `zero_bytes` from
+// `zeros`, multiples of 16.
 void prepare_backward(const BwdArgs& args, double lse_factor, void* zeros, size_t zero_bytes, cudaStream_t stream);
 
 // Zeros in the whole bias gradient.

@@ -11,10 +11,11 @@ namespace xformers::cuda {
 struct BwdPlan {
   int64_t tiles, query_blocks;  // per head; see BwdArgs
   int heads_at_once, splits;
-  size_t dq_bytes, turns_bytes;  // these two begin as zeros
+  size_t dq_bytes, turns_bytes, done_bytes;  // these begin as zeros
   size_t partial_bytes;
 
-  size_t bytes() const { return dq_bytes + turns_bytes + partial_bytes; }
+  size_t zero_bytes() const { return dq_bytes + turns_bytes + done_bytes; }
+  size_t bytes() const { return zero_bytes() + partial_bytes; }
 };
 
 // `head_dim`: of the instance.

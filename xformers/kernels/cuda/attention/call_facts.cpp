@@ -38,6 +38,7 @@ bool kv_aligned(const AttentionFwdParams& p) {
 }
 
 int packed_heads(const AttentionFwdParams& p) {
+  if (p.dropout.p > 0) return 1;  // the stream goes by blocks of 32 queries of a head
   const bool shared = p.shape.heads_per_group > 1 && p.k.head_stride == 0 && p.v.head_stride == 0 &&
                       (p.quantization.format != KvFormat::kFp8 || (p.quantization.k_scale_shift.head_stride == 0 &&
                                                                    p.quantization.v_scale_shift.head_stride == 0));
@@ -60,7 +61,7 @@ void set_partial_results(FwdArgs& args, int64_t splits, const Stream& stream) {
   args.total_rows = total_rows(args.p.shape);
   if (splits == 1) return;
   args.lse_partial = static_cast<float*>(stream.workspace);
-  args.out_partial = args.lse_partial + (splits * args.total_rows + 1) / 2 * 2;
+  args.out_partial = args.lse_partial + (splits * args.total_rows + 3) / 4 * 4;  // in units of 16 bytes
 }
 
 FwdArgs forward_args(const AttentionFwdParams& p) {
@@ -68,6 +69,7 @@ FwdArgs forward_args(const AttentionFwdParams& p) {
   args.p = p;
   args.scale_log2 = static_cast<float>(p.softmax_scale * kLog2eDouble);
   args.kept = p.dropout.p < 1 ? 1 / (1 - p.dropout.p) : 0;
+  args.drop_rule = drop_rule(p.dropout.p);
   return args;
 }
 
@@ -78,7 +80,8 @@ FwdArgs half_forward_args(const AttentionFwdParams& p) {
   args.aligned_kv = kv_aligned(p);
   args.aligned_out = p.wide_out ? is_aligned(p.out, p.shape, p.shape.seqlen_q, 4, 8)
                                 : is_aligned(p.out, p.shape, p.shape.seqlen_q, 2, 4);
-  args.chunked_out = !p.wide_out && rows_of_16_bytes(p.out, p.shape, p.shape.seqlen_q, p.shape.head_dim_v);
+  args.chunked_out = p.wide_out ? fp32_rows_of_16_bytes(p.out, p.shape, p.shape.seqlen_q, p.shape.head_dim_v)
+                                : rows_of_16_bytes(p.out, p.shape, p.shape.seqlen_q, p.shape.head_dim_v);
   return args;
 }
 

@@ -1,6 +1,4 @@
-// What is dropped: the stream of base/philox.h, bit for bit. A call serves the eight keys that one lane holds of a row
-// of accumulators [rows, 32 keys], so that no lane draws for another; where scores are transposed, two lanes share a
-// call.
+// What is dropped: the attention stream of base/philox.h, bit for bit.
 #pragma once
 
 #include <cstdint>
@@ -10,82 +8,66 @@
 
 namespace xformers::cuda {
 
-// Where everything is dropped, the factor of what is kept is 0 and nothing depends on the draws.
-inline double kept_factor(const Dropout& dropout) { return dropout.p < 1 ? 1 / (1 - dropout.p) : 0; }
+// The key of the stream. Read once per block: the state may be in global memory.
+__device__ __forceinline__ PhiloxKey dropout_key(const Dropout& dropout) {
+  const bool on_device = dropout.device_state != nullptr;
+  return philox_key(on_device ? dropout.device_state[0] : dropout.philox_seed,
+                    on_device ? dropout.device_state[1] : dropout.philox_offset);
+}
 
-struct DropoutDraws {
-  PhiloxKey philox;
-  uint32_t threshold;  // of 16-bit draws: those below are dropped
+// Of one element.
+__device__ __forceinline__ bool keeps(const PhiloxKey& philox, const DropRule& rule, uint32_t sequence_head, int query,
+                                      int key) {
+  const auto q = static_cast<uint32_t>(query), k = static_cast<uint32_t>(key);
+  const KeptWords kept = attention_kept(philox, rule, sequence_head, q / 32, q % 8, k / 32, k % 8);
+  const bool odd = q & 8, upper = q & 16;  // which word: no array that is indexed at run time
+  const uint32_t low = odd ? kept.word[1] : kept.word[0], high = odd ? kept.word[3] : kept.word[2];
+  return (upper ? high : low) >> (k % 32 / 8 * 8 + 7) & 1;
+}
 
-  __device__ explicit DropoutDraws(const Dropout& dropout) {
-    uint64_t seed = dropout.philox_seed, from = dropout.philox_offset;
-    if (dropout.device_state) seed = dropout.device_state[0], from = dropout.device_state[1];
-    philox = philox_key(seed, from);
-    threshold = drop_threshold(dropout.p);
-  }
+// Four bytes out of the eight of (a, b), each 0x00 or 0xff as its sign says. (__byte_perm does not pass on bit 3 of the
+// selector's digits.)
+__device__ __forceinline__ uint32_t spread_signs(uint32_t a, uint32_t b, uint32_t selector) {
+  uint32_t mask;
+  asm("prmt.b32 %0, %1, %2, %3;\n" : "=r"(mask) : "r"(a), "r"(b), "r"(selector | 0x8888));
+  return mask;
+}
 
-  // The draws of keys block32 * 32 + pair * 2 + 8 * word + half.
-  __device__ PhiloxWords draw(uint32_t block32, uint32_t pair, uint32_t query, uint32_t sequence_head) const {
-    return attention_draws(philox, sequence_head, query, block32, pair);
-  }
-  // Two draws of a word compare without being unpacked: moved to or left in the upper half, above what decides nothing.
-  __device__ bool keeps_low(uint32_t word) const { return word << 16 >= threshold << 16; }
-  __device__ bool keeps_high(uint32_t word) const { return word >= threshold << 16; }
-  __device__ bool keeps(int key, uint32_t query, uint32_t sequence_head) const {
-    return attention_draw(philox, sequence_head, query, static_cast<uint32_t>(key)) >= threshold;
-  }
-};
+// What is kept of a lane's part of accumulators [32 queries, 32 keys], or, transposed, of [32 keys, 32 queries]: four
+// rows lane / 4 + 0, 8, 16, 24, and in each eight columns lane % 4 * 2 and the next. A call of the stream serves the
+// sixteen elements of either column, in all four eights: no lane draws for another. kQueries is 16 where a warp has no
+// more of the 32.
+template <int kQueries, bool kTransposed>
+class KeptByLane {
+  static_assert(kQueries == 16 || kQueries == 32);
+  uint32_t kept_[2][kQueries / 8];  // bytes: eights of keys
 
-// A lane's part of accumulators [16 rows, 32 keys]: four fragments of eight keys. Row 0 is the lane's row lane / 4, row
-// 1 the one eight below; `key` is a multiple of 32.
-class AccumulatorDraws {
  public:
-  __device__ AccumulatorDraws(const DropoutDraws& draws, int key, const uint32_t (&query)[2],
-                              const uint32_t (&sequence_head)[2])
-      : draws_(draws) {
+  // Of column i. `key` is a multiple of 32, `query` of kQueries.
+  __device__ __forceinline__ void draw(int i, const PhiloxKey& philox, const DropRule& rule, uint32_t sequence_head,
+                                       int query, int key) {
+    const uint32_t row = threadIdx.x % 32 / 4, column = threadIdx.x % 4 * 2 + i;
+    const KeptWords drawn =
+        attention_kept(philox, rule, sequence_head, static_cast<uint32_t>(query) / 32, kTransposed ? column : row,
+                       static_cast<uint32_t>(key) / 32, kTransposed ? row : column);
 #pragma unroll
-    for (int row = 0; row < 2; ++row) {
-      words_[row] = draws.draw(static_cast<uint32_t>(key) / 32, threadIdx.x % 4, query[row], sequence_head[row]);
+    for (int eight = 0; eight < kQueries / 8; ++eight) {
+      const bool second = kQueries == 16 && query % 32 != 0;
+      kept_[i][eight] = second ? drawn.word[(eight + 2) % 4] : drawn.word[eight];
     }
   }
-  __device__ bool keeps(int fragment, int element) const {
-    const uint32_t word = words_[element / 2].word[fragment];
-    return element % 2 ? draws_.keeps_high(word) : draws_.keeps_low(word);
-  }
 
- private:
-  const DropoutDraws& draws_;
-  PhiloxWords words_[2];
-};
-
-// A lane's part of transposed accumulators [32 keys, 8 queries]: two fragments of sixteen keys. Lanes l and l ^ 4 hold
-// the two keys of the same pairs: each draws for one of their two queries and hands over the half that it doesn't need.
-// `key` is a multiple of 32.
-class TransposedDraws {
- public:
-  __device__ TransposedDraws(const DropoutDraws& draws, int key, uint32_t query, uint32_t sequence_head)
-      : draws_(draws) {
-    const uint32_t lane = threadIdx.x % 32, odd = lane / 4 % 2;
-    const PhiloxWords drawn =
-        draws.draw(static_cast<uint32_t>(key) / 32, lane / 8, query + lane % 4 * 2 + odd, sequence_head);
-    const uint32_t low = 0x5410, high = 0x7632;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const uint32_t a = drawn.word[2 * i], b = drawn.word[2 * i + 1];
-      const uint32_t mine = __byte_perm(a, b, odd ? high : low);
-      const uint32_t theirs = __shfl_xor_sync(0xffffffffu, __byte_perm(a, b, odd ? low : high), 4);
-      pairs_[0][i] = odd ? theirs : mine;
-      pairs_[1][i] = odd ? mine : theirs;
-    }
+  __device__ __forceinline__ bool keeps(int i, int eight_queries, int eight_keys) const {
+    return kept_[i][eight_queries] >> (eight_keys * 8 + 7) & 1;
   }
-  __device__ bool keeps(int fragment, int element) const {
-    const uint32_t pair = pairs_[element % 2][fragment];
-    return element / 2 ? draws_.keeps_high(pair) : draws_.keeps_low(pair);
+  // The same in every bit.
+  __device__ __forceinline__ uint32_t mask(int i, int eight_queries, int eight_keys) const {
+    return spread_signs(kept_[i][eight_queries], 0, 0x1111 * eight_keys);
   }
-
- private:
-  const DropoutDraws& draws_;
-  uint32_t pairs_[2][2];  // [query][fragment]: keys of the upper and, in the high half, the lower eight rows
+  // Both columns, 16 bits each.
+  __device__ __forceinline__ uint32_t pair_mask(int eight_queries, int eight_keys) const {
+    return spread_signs(kept_[0][eight_queries], kept_[1][eight_queries], 0x4400 + 0x1111 * eight_keys);
+  }
 };
 
 }  // namespace xformers::cuda

@@ -6,7 +6,7 @@ namespace xformers::cuda {
 enum class Features : int {
   kPlain,    // dense or packed rows in units of 16 bytes, any band
   kScored,   // and a bias in units of 16 bytes, its gradient, and dropout
-  kGeneral,  // and any strides, pages, quantised keys; forward: few rows, split keys
+  kGeneral,  // and any strides, pages, quantised keys
 };
 
 }  // namespace xformers::cuda

@@ -1,6 +1,7 @@
 // What the forward kernels get beside the caller's parameters.
 #pragma once
 
+#include "xformers/kernels/base/philox.h"
 #include "xformers/kernels/params/attention.h"
 
 namespace xformers::cuda {
@@ -12,13 +13,15 @@ struct FwdArgs {
   int heads_at_once = 1;  // (batch row, head or group)s whose row tiles are launched in turns
   bool aligned_q = false, aligned_kv = false;  // rows in units of 16 bytes
   bool aligned_out = false;                    // rows in units of two elements
-  bool chunked_out = false;                    // 16-bit rows in units of 16 bytes
+  bool chunked_out = false;                    // rows in units of 16 bytes
   int num_splits = 1;
+  int part_steps = 0;            // blocks of keys per split; 0: each row tile's in num_splits equal parts
   int64_t total_rows = 0;        // batch * num_heads * seqlen_q: rows of one split's partial results
   float* out_partial = nullptr;  // [num_splits, total_rows, head_dim_v]; null: not split
   float* lse_partial = nullptr;  // [num_splits, total_rows]
   float scale_log2 = 0;          // softmax_scale * log2(e)
   double kept = 1;               // 1 / (1 - p)
+  DropRule drop_rule = {};       // of p
 };
 
 }  // namespace xformers::cuda

@@ -8,7 +8,7 @@
 namespace xformers::cuda {
 namespace {
 
-constexpr int kThreads = 256, kWarps = kThreads / 32, kClearThreads = 128;
+constexpr int kThreads = 256, kClearThreads = 128;
 
 unsigned blocks_for(int64_t items, int64_t per_block) {
   return static_cast<unsigned>(std::min<int64_t>(ceil_div(items, per_block), 1 << 20));
@@ -27,15 +27,6 @@ void with_type(DType dtype, const Fn& fn) {
 struct Place {
   int64_t batch, group, head, row;
 };
-// Rows over [batch, groups, heads, seqlen], the last fastest.
-__device__ Place place_of(int64_t index, const AttentionShape& shape, int64_t seqlen) {
-  Place place;
-  place.row = index % seqlen, index /= seqlen;
-  place.head = index % shape.heads_per_group, index /= shape.heads_per_group;
-  place.group = index % shape.num_groups;
-  place.batch = index / shape.num_groups;
-  return place;
-}
 __device__ int64_t offset(const HeadsTensor& t, const Place& at) {
   return at.batch * t.batch_stride + at.row * t.seq_stride + at.group * t.group_stride + at.head * t.head_stride;
 }
@@ -112,40 +103,6 @@ __global__ void __launch_bounds__(kClearThreads) clear_results(const __grid_cons
   });
 }
 
-// One warp per row: the splits' results, weighted by their shares of the sum.
-template <class Out>
-__global__ void merge_rows(const __grid_constant__ FwdArgs args) {
-  const AttentionFwdParams& p = args.p;
-  const int lane = threadIdx.x % 32;
-  for (int64_t row = blockIdx.x * int64_t{kWarps} + threadIdx.x / 32; row < args.total_rows;
-       row += gridDim.x * int64_t{kWarps}) {
-    const Place at = place_of(row, p.shape, p.shape.seqlen_q);
-    float largest = -INFINITY;
-    for (int s = lane; s < args.num_splits; s += 32)
-      largest = fmaxf(largest, args.lse_partial[s * args.total_rows + row]);
-    for (int step = 16; step > 0; step /= 2) largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, step));
-    float sum = 0;
-    if (largest != -INFINITY) {
-      for (int s = lane; s < args.num_splits; s += 32)
-        sum += expf(args.lse_partial[s * args.total_rows + row] - largest);
-      for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
-    }
-    if (lane == 0 && p.lse.data) {
-      static_cast<float*>(p.lse.data)[offset(p.lse, at)] = largest == -INFINITY ? largest : largest + logf(sum);
-    }
-    Out* const out = static_cast<Out*>(p.out.data) + offset(p.out, at);
-    for (int64_t d = lane; d < p.shape.head_dim_v; d += 32) {
-      float x = 0;
-      for (int s = 0; s < args.num_splits && largest != -INFINITY; ++s) {
-        const int64_t from = s * args.total_rows + row;
-        const float weight = expf(args.lse_partial[from] - largest);
-        if (weight > 0) x += weight * args.out_partial[from * p.shape.head_dim_v + d];
-      }
-      out[d] = to_element<Out>(largest == -INFINITY ? 0.0f : x / sum);
-    }
-  }
-}
-
 __global__ void fill(float* to, int64_t count, float value) {
   for (int64_t i = blockIdx.x * int64_t{kThreads} + threadIdx.x; i < count; i += gridDim.x * int64_t{kThreads})
     to[i] = value;
@@ -168,18 +125,6 @@ void clear_uncovered_results(const AttentionFwdParams& p, cudaStream_t stream) {
   with_type(wide ? DType::kFloat32 : p.shape.dtype, [&](auto type) {
     clear_results<decltype(type)><<<blocks_for(p.shape.seqlen_q, kClearThreads), kClearThreads, 0, stream>>>(p);
   });
-  XFORMERS_CUDA_CHECK(cudaGetLastError());
-}
-
-void merge_splits(const FwdArgs& args, cudaStream_t stream) {
-  if (args.total_rows == 0) return;
-  const unsigned blocks = blocks_for(args.total_rows, kWarps);
-  if (args.p.wide_out) {
-    merge_rows<float><<<blocks, kThreads, 0, stream>>>(args);
-  } else {
-    with_type(args.p.shape.dtype,
-              [&](auto type) { merge_rows<decltype(type)><<<blocks, kThreads, 0, stream>>>(args); });
-  }
   XFORMERS_CUDA_CHECK(cudaGetLastError());
 }
 

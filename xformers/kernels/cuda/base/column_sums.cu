@@ -19,11 +19,13 @@ struct Args {
 template <class C, class T>
 __global__ void __launch_bounds__(kColumns* kShares) column_sums_kernel(const Args<C, T> args) {
   __shared__ C shared[kShares][kColumns + 1];
+  wait_for_kernel_before();
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int64_t begin = int64_t{blockIdx.x} * kColumns, column = begin + lane;
+  wait_for_kernel_before();  // the partial sums
   C sum = 0;
   if (column < args.columns) {
-#pragma unroll 4
+#pragma unroll 8
     for (int64_t chunk = warp; chunk < args.chunks; chunk += kShares)
       sum += args.partials[chunk * args.columns + column];
   }
@@ -38,8 +40,9 @@ __global__ void __launch_bounds__(kColumns* kShares) column_sums_kernel(const Ar
 
 template <class C, class T>
 void run(const Args<C, T>& args, const Stream& stream) {
-  launch<0>(column_sums_kernel<C, T>, (args.columns + kColumns - 1) / kColumns, 1, kColumns * kShares,
-            static_cast<cudaStream_t>(stream.stream), args);
+  if (args.columns == 0) return;
+  launch_after(column_sums_kernel<C, T>, (args.columns + kColumns - 1) / kColumns, 1, kColumns * kShares,
+               static_cast<cudaStream_t>(stream.stream), args);
 }
 
 void run(const void* partials, DType partial_dtype, int64_t chunks, int64_t columns, int64_t width, void* first,

@@ -11,33 +11,55 @@
 
 namespace xformers::cuda {
 
-// kernel<<<(x, y), threads, kSmemBytes>>>(args); nothing where the grid is empty.
-template <int kSmemBytes, class Args>
-void launch(void (*kernel)(Args), int64_t x, int64_t y, int threads, cudaStream_t stream, const Args& args) {
-  if (x == 0 || y == 0) return;
+inline void check_grid(int64_t x, int64_t y) {
   constexpr int64_t kMaxBlocks = 0x7fffffff;
   if (x > kMaxBlocks || y > 65535) {
     throw Error("cuda: a grid of " + std::to_string(x) + " x " + std::to_string(y) +
                 " blocks, expected at most 2147483647 x 65535.  Fix: cut the batch");
   }
-  if constexpr (kSmemBytes > 40 * 1024) {  // 48 KiB less what the kernel declares itself
-    allow_shared_memory(reinterpret_cast<const void*>(kernel), kSmemBytes);
+}
+
+template <class Args>
+void allow_smem(void (*kernel)(Args), int bytes) {
+  if (bytes > 40 * 1024) {  // 48 KiB less what the kernel declares itself
+    allow_shared_memory(reinterpret_cast<const void*>(kernel), bytes);
   }
-  kernel<<<dim3(static_cast<unsigned>(x), static_cast<unsigned>(y)), threads, kSmemBytes, stream>>>(args);
+}
+
+// kernel<<<(x, y), threads, smem_bytes>>>(args); nothing where the grid is empty.
+template <class Args>
+void launch_with(void (*kernel)(Args), int64_t x, int64_t y, int threads, int smem_bytes, cudaStream_t stream,
+                 const Args& args) {
+  if (x == 0 || y == 0) return;
+  check_grid(x, y);
+  allow_smem(kernel, smem_bytes);
+  kernel<<<dim3(static_cast<unsigned>(x), static_cast<unsigned>(y)), threads, smem_bytes, stream>>>(args);
   XFORMERS_CUDA_CHECK(cudaGetLastError());
+}
+
+template <int kSmemBytes, class Args>
+void launch(void (*kernel)(Args), int64_t x, int64_t y, int threads, cudaStream_t stream, const Args& args) {
+  launch_with(kernel, x, y, threads, kSmemBytes, stream, args);
 }
 
 // The same for a kernel that begins with wait_for_kernel_before(): its blocks may start while those of the kernel
 // before it on the stream finish, which hides the launch.
 template <class Args>
-void launch_after(void (*kernel)(Args), int64_t x, int64_t y, int threads, cudaStream_t stream, const Args& args) {
-  if (!starts_early(reinterpret_cast<const void*>(kernel))) return launch<0>(kernel, x, y, threads, stream, args);
+void launch_after(void (*kernel)(Args), int64_t x, int64_t y, int threads, cudaStream_t stream, const Args& args,
+                  int smem_bytes = 0) {
+  if (!starts_early(reinterpret_cast<const void*>(kernel))) {
+    return launch_with(kernel, x, y, threads, smem_bytes, stream, args);
+  }
+  if (x == 0 || y == 0) return;
+  check_grid(x, y);
+  allow_smem(kernel, smem_bytes);
   cudaLaunchAttribute early{};
   early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   early.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(x), static_cast<unsigned>(y));
   config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = static_cast<size_t>(smem_bytes);
   config.stream = stream;
   config.attrs = &early;
   config.numAttrs = 1;
@@ -45,9 +67,21 @@ void launch_after(void (*kernel)(Args), int64_t x, int64_t y, int threads, cudaS
 }
 
 #if defined(__CUDACC__)
+// By every block: from then on blocks of a kernel that is launched after this one may start, where they find room.
+__device__ __forceinline__ void let_next_kernel_start() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  cudaTriggerProgrammaticLaunchCompletion();
+#endif
+}
 __device__ __forceinline__ void wait_for_kernel_before() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   cudaGridDependencySynchronize();
+#endif
+}
+// From when all blocks of a kernel have said so (or ended), those of the next one may come, where there is room.
+__device__ __forceinline__ void let_kernel_behind_come() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  cudaTriggerProgrammaticLaunchCompletion();
 #endif
 }
 #endif

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "xformers/kernels/cuda/base/row_plan.h"
+
 namespace xformers::cuda {
 
 struct Sum {
@@ -48,30 +50,53 @@ __device__ __forceinline__ C warp_reduce(C x, Op op, int lanes = 32) {
   return values[0];
 }
 
-// Neighbouring threads of a block that work on one row: a power of two up to 32, or whole warps (a multiple of 32 that
-// divides the block; at most 15 such groups in a block).
+// Over a whole warp: kValues values (a power of two) leave one lane in 32 / kValues with the sum of each, lane
+// v * 32 / kValues with that of value v. A step that sends one half of the values for the other halves their number.
+template <class Op, class C, int kValues>
+__device__ __forceinline__ C warp_reduce_apart(const C (&x)[kValues], Op op, int lane, int step = 16) {
+  if constexpr (kValues == 1) {
+    C sum = x[0];
+#pragma unroll
+    for (; step > 0; step /= 2) sum = op(sum, __shfl_xor_sync(0xffffffffu, sum, step));
+    return sum;
+  } else {
+    constexpr int kHalf = kValues / 2;
+    const bool upper = lane & step;
+    C kept[kHalf];
+#pragma unroll
+    for (int i = 0; i < kHalf; ++i) {
+      const C sent = upper ? x[i] : x[kHalf + i];
+      kept[i] = op(upper ? x[kHalf + i] : x[i], __shfl_xor_sync(0xffffffffu, sent, step));
+    }
+    return warp_reduce_apart(kept, op, lane, step / 2);
+  }
+}
+
+// Neighbouring threads of a block that work on one row: a power of two, or the whole block (of whole warps).
 struct ThreadGroup {
   int size;   // threads
   int rank;   // of this thread
   int index;  // of this group in the block
 
-  __device__ __forceinline__ explicit ThreadGroup(int size)
-      : size(size), rank(static_cast<int>(threadIdx.x) % size), index(static_cast<int>(threadIdx.x) / size) {}
+  __device__ __forceinline__ explicit ThreadGroup(const RowPlan& plan)
+      : size(plan.group),
+        rank(static_cast<int>(threadIdx.x & ((1u << plan.shift) - 1))),
+        index(static_cast<int>(threadIdx.x >> plan.shift)) {}
 
-  // Whether any thread of the group says so; of groups that share a warp, whether any of those does. A group agrees on
-  // what it says.
+  __device__ __forceinline__ bool owns_block() const { return size == static_cast<int>(blockDim.x); }
+
+  // Whether any thread of the group says so; of groups that share a warp, or whose warps share a block, whether any of
+  // those does: they have to do alike. A group agrees on what it says.
   __device__ __forceinline__ bool any(bool says) const {
-    return size >= 32 ? says : static_cast<bool>(__any_sync(0xffffffffu, says));
-  }
-
-  // Only for groups of several warps to wait for each other; the other groups of the block go on.
-  __device__ __forceinline__ void sync() const {
-    asm volatile("bar.sync %0, %1;" ::"r"(index + 1), "r"(size) : "memory");
+    if (size < 32) return static_cast<bool>(__any_sync(0xffffffffu, says));
+    return size == 32 || owns_block() ? says : static_cast<bool>(__syncthreads_or(says));
   }
 };
 
-// Reductions over a group, several values at once. All threads of the block construct it, and all threads of a group
-// call reduce() alike. Two buffers take turns, so that a reduction costs one barrier (none within a warp).
+// Reductions over a group, several values at once. All threads of the block construct it and call it alike, as they
+// share its barrier (named barriers would let groups of a block go their own ways, but a kernel with 16 of them runs in
+// at most four blocks per multiprocessor). Two buffers take turns, so that a reduction costs one barrier (none within a
+// warp).
 template <class C, int kMaxValues>
 class GroupReduce {
  public:
@@ -83,21 +108,30 @@ class GroupReduce {
 
   template <class Op, int kValues>
   __device__ __forceinline__ void operator()(C (&values)[kValues], Op op) {
-    static_assert(kValues <= kMaxValues);
-    warp_reduce(values, op, group_.size < 32 ? group_.size : 32);
-    if (group_.size <= 32) return;
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const int warps = group_.size / 32, first = group_.index * warps;
-    if (lane == 0) {
-#pragma unroll
-      for (int i = 0; i < kValues; ++i) shared_.partial[turn_][i][warp] = values[i];
+    static_assert(kValues <= kMaxValues && (kValues & (kValues - 1)) == 0);
+    if (group_.size < 32) {
+      warp_reduce(values, op, group_.size);
+      return;
     }
-    group_.sync();
+    constexpr int kLanes = 32 / kValues;  // of a value
+    const int lane = threadIdx.x % 32, value = lane / kLanes;
+    C sum = warp_reduce_apart(values, op, lane);
+    if (group_.size > 32) {
+      const int warps = group_.size / 32, first = group_.index * warps;
+      if (lane % kLanes == 0) shared_.partial[turn_][value][threadIdx.x / 32] = sum;
+      __syncthreads();
+      sum = static_cast<C>(Op::kIdentity);
 #pragma unroll
-    for (int i = 0; i < kValues; ++i)
-      values[i] = lane < warps ? shared_.partial[turn_][i][first + lane] : static_cast<C>(Op::kIdentity);
-    warp_reduce(values, op);
-    turn_ ^= 1;
+      for (int turn = 0; turn < kValues; ++turn) {
+        const int warp = turn * kLanes + lane % kLanes;
+        if (warp < warps) sum = op(sum, shared_.partial[turn_][value][first + warp]);
+      }
+#pragma unroll
+      for (int step = kLanes / 2; step > 0; step /= 2) sum = op(sum, __shfl_xor_sync(0xffffffffu, sum, step));
+      turn_ ^= 1;
+    }
+#pragma unroll
+    for (int i = 0; i < kValues; ++i) values[i] = kValues == 1 ? sum : __shfl_sync(0xffffffffu, sum, i * kLanes);
   }
 
  private:

@@ -6,25 +6,30 @@
 namespace xformers::cuda {
 
 struct RowPlan {
-  int group = 32;            // threads of one row: a power of two up to 32, or whole warps
+  int group = 32;            // threads of one row: a power of two, or whole warps that are the block
   int threads = 256;         // of a block, a multiple of group
+  int shift = 5;             // thread >> shift is its group, the bits below its rank: log2(group), or 31 for the block
+  int rows_per_block = 8;    // threads / group
   bool in_registers = true;  // the row fits into group * items vectors
-  constexpr int64_t rows_per_block() const { return threads / group; }
-  constexpr int64_t blocks(int64_t rows) const { return (rows + rows_per_block() - 1) / rows_per_block(); }
+  constexpr int64_t blocks(int64_t rows) const { return (rows + rows_per_block - 1) / rows_per_block; }
 };
 
 // For rows of `vectors` accesses, of which a thread holds up to `items`; wider rows are looped over. Blocks have about
-// `threads` threads, at most max_threads.
-inline RowPlan plan_rows(int64_t vectors, int items, int threads, int max_threads) {
+// `threads` threads, at most max_threads; up to `together` threads share one with other groups.
+inline RowPlan plan_rows(int64_t vectors, int items, int threads, int max_threads, int together = 32) {
   const int64_t wanted = (vectors + items - 1) / items;
-  if (wanted > max_threads) return {.group = max_threads, .threads = max_threads, .in_registers = false};
-  int group = 1;
-  if (wanted <= 32) {
-    while (group < wanted) group *= 2;
+  RowPlan plan;
+  plan.in_registers = wanted <= max_threads;
+  for (plan.shift = 0; plan.shift < 31 && (int64_t{1} << plan.shift) < wanted;) ++plan.shift;
+  if (plan.shift < 31 && (1 << plan.shift) <= together) {
+    plan.group = 1 << plan.shift;
+    plan.threads = threads / plan.group * plan.group;
   } else {
-    group = static_cast<int>((wanted + 31) / 32 * 32);
+    plan.group = plan.threads = plan.in_registers ? static_cast<int>((wanted + 31) / 32 * 32) : max_threads;
+    plan.shift = 31;
   }
-  return {.group = group, .threads = group >= threads ? group : threads / group * group};
+  plan.rows_per_block = plan.threads / plan.group;
+  return plan;
 }
 
 }  // namespace xformers::cuda

@@ -28,6 +28,26 @@ struct RowShare {
     }
   }
 
+  // Columns from `width` on get `fill`: for rows that are a whole number of vectors. In words where there are some:
+  // 16-bit elements would be taken apart and put together, each load waiting for the one before it.
+  __device__ __forceinline__ void fetch_or(const T* from, const ThreadGroup& group, int width, T fill) {
+    using Word = std::conditional_t<sizeof(T) == 2 && kVec % 2 == 0, uint32_t, T>;
+    constexpr int kWords = sizeof(Packed<T, kVec>) / sizeof(Word);
+    Packed<T, kVec> filled;
+#pragma unroll
+    for (int i = 0; i < kVec; ++i) filled.at[i] = fill;
+    Packed<Word, kWords> fill_words;
+    memcpy(&fill_words, &filled, sizeof(filled));
+    row = from;
+#pragma unroll
+    for (int item = 0; item < kItems; ++item) {
+      const int column = (item * group.size + group.rank) * kVec;
+      Packed<Word, kWords> words = fill_words;
+      if (column < width) words = load<kWords>(reinterpret_cast<const Word*>(from + column));
+      memcpy(&items[item], &words, sizeof(words));
+    }
+  }
+
   // A row that is not there (valid false) has no columns.
   __device__ __forceinline__ void fetch(const T* from, const ThreadGroup& group, int64_t width, bool valid) {
     row = from;

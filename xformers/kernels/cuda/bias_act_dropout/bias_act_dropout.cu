@@ -12,127 +12,200 @@
 namespace xformers::cuda {
 namespace {
 
-constexpr int kBiasBlocks = 32;  // per multiprocessor: a bias is loaded once for several rows
-constexpr int kSumsBlocks = 3;   // backward with sums: as many as run at a time
-constexpr int kFwdRows = 4;      // in flight per thread, since there is one tensor to load
+constexpr int kOneTensorRows = 8;  // at most in flight per thread, which is done then: that pays for a bias and a key
+constexpr int kBlocksPerMultiprocessor = 3;  // that run at a time
 
-template <class T>
-__device__ __forceinline__ T* at(const Rows& rows, int64_t row, int64_t column) {
-  return static_cast<T*>(rows.data) + row * rows.stride + column;
-}
+// Of a backward, those that run at a time; with sums, all there are.
+constexpr int backward_blocks(int activation) { return activation == static_cast<int>(Activation::kNone) ? 4 : 3; }
 
+// The thread's part of the bias times `by`, zeros without one.
 template <class C, int kWidth>
-__device__ __forceinline__ void load_bias(const void* bias, int64_t column, bool active, C (&to)[kWidth]) {
+__device__ __forceinline__ void load_bias(const void* bias, DType dtype, int64_t column, bool active, C by,
+                                          C (&to)[kWidth]) {
 #pragma unroll
-  for (int i = 0; i < kWidth; ++i) to[i] = bias && active ? static_cast<const C*>(bias)[column + i] : C(0);
+  for (int i = 0; i < kWidth; ++i) to[i] = 0;
+  if (!bias || !active) return;
+  load_as<kWidth>(bias, dtype, column, to);
+#pragma unroll
+  for (int i = 0; i < kWidth; ++i) to[i] *= by;
 }
 
+template <class C>
+Factor<C> factor_of(const RowDropout& dropout) {
+  return {.by = static_cast<C>(dropout.scale), .inverse = static_cast<C>(dropout.scale > 0 ? 1 / dropout.scale : 1)};
+}
+
+template <class C>
 struct FwdArgs {
   BiasActDropoutFwdParams call;
   RowDropout dropout;
+  C before;  // a factor of x + bias
+  Factor<C> after;
   RowTiles tiles;
 };
 
-template <class T, int kWidth>
-__global__ void __launch_bounds__(kTileThreads) forward_kernel(const __grid_constant__ FwdArgs args) {
+// kActivation: known at compile time where that pays, else kAny.
+constexpr int kAny = -1;
+template <int kActivation>
+__device__ __forceinline__ Activation activation_of(const BiasActDropoutShape& shape) {
+  return kActivation == kAny ? shape.activation : static_cast<Activation>(kActivation);
+}
+
+template <class T, int kWidth, int kActivation, bool kResidual>
+__global__ void __launch_bounds__(kTileThreads, kBlocksPerMultiprocessor)
+    forward_kernel(const __grid_constant__ FwdArgs<Compute<T>> args) {
   using C = Compute<T>;
+  constexpr int kRows = kResidual ? kTileRows : kOneTensorRows;
   const BiasActDropoutFwdParams& p = args.call;
   const TileWalk walk(args.tiles);
   const int64_t column = walk.vector * kWidth;
+  const int count = walk.count(walk.row);
+  const TileColumn<const T> xs(p.x, walk, walk.row, column), residuals(p.residual, walk, walk.row, column);
+  const TileColumn<T> outs(p.out, walk, walk.row, column);
   const RowDropout& dropout = args.dropout;
-  const PhiloxKey key = dropout.key();
+  wait_for_kernel_before();
+  let_next_kernel_start();
+  Packed<T, kWidth> x[kRows], residual[kRows];
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) {
+    if (i >= count) break;
+    x[i] = load<kWidth>(xs[i]);
+    if constexpr (kResidual) residual[i] = load<kWidth>(residuals[i]);
+  }
+  const RowDropout::State state = dropout.state();
   C bias[kWidth];
-  load_bias(p.bias, column, walk.row < walk.end, bias);
-  for (int64_t row = walk.row; row < walk.end; row += args.tiles.stride) {
-    Packed<T, kWidth> x[kFwdRows], residual[kFwdRows];
+  load_bias(p.bias, p.shape.bias_dtype, column, count > 0, args.before, bias);
+  const PhiloxKey key = state.key();
 #pragma unroll
-    for (int i = 0; i < kFwdRows; ++i) {
-      if (row + i * walk.step >= walk.end) break;
-      x[i] = load<kWidth>(at<const T>(p.x, row + i * walk.step, column));
-      if (p.residual.data) residual[i] = load<kWidth>(at<const T>(p.residual, row + i * walk.step, column));
+  for (int i = 0; i < kRows; ++i) {
+    if (i >= count) break;
+    const int64_t row = walk.row + i * walk.step;
+    C values[kWidth];
+    unpack(x[i], values);
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j) values[j] = values[j] * args.before + bias[j];
+    activate<T>(activation_of<kActivation>(p.shape), args.after, values);
+    constexpr bool kMaskPacked = !kResidual && sizeof(T) == 2 && kWidth == 8;
+    if constexpr (!kMaskPacked) {
+      if (dropout.active) dropout.apply(key, row, column, values);
     }
+    if constexpr (kResidual) {
+      C added[kWidth];
+      unpack(residual[i], added);
 #pragma unroll
-    for (int i = 0; i < kFwdRows; ++i) {
-      const int64_t own = row + i * walk.step;
-      if (own >= walk.end) break;
-      C values[kWidth];
-      unpack(x[i], values);
-#pragma unroll
-      for (int j = 0; j < kWidth; ++j) values[j] += bias[j];
-      activate<T>(p.shape.activation, values);
-      if (dropout.active) dropout.apply(key, own, column, values);
-      if (p.residual.data) {
-        C added[kWidth];
-        unpack(residual[i], added);
-#pragma unroll
-        for (int j = 0; j < kWidth; ++j) values[j] += added[j];
-      }
-      store(at<T>(p.out, own, column), pack<T>(values));
+      for (int j = 0; j < kWidth; ++j) values[j] += added[j];
     }
+    Packed<T, kWidth> out = pack<T>(values);
+    if constexpr (kMaskPacked) {
+      if (dropout.active) dropout.apply(key, row, column, out);
+    }
+    store(outs[i], out);
   }
 }
 
+template <class C>
 struct BwdArgs {
   BiasActDropoutBwdParams call;
   RowDropout dropout;
+  Factor<C> factor;
   RowTiles tiles;
   void* partials;  // [chunks, width]
 };
 
-template <class T, int kWidth, bool kSums>
-__global__ void __launch_bounds__(kTileThreads) backward_kernel(const __grid_constant__ BwdArgs args) {
+// The thread's rows from `row` on, added to sums.
+template <class T, int kWidth, int kActivation>
+__device__ __forceinline__ void backward_rows(const BwdArgs<Compute<T>>& args, const TileWalk& walk,
+                                              const PhiloxKey& key, int64_t row, int64_t column,
+                                              const Compute<T> (&bias)[kWidth], Compute<T> (&sums)[kWidth]) {
+  using C = Compute<T>;
+  constexpr bool kBent = kActivation != static_cast<int>(Activation::kNone);
+  const BiasActDropoutBwdParams& p = args.call;
+  const RowDropout& dropout = args.dropout;
+  const int count = walk.count(row);
+  const TileColumn<const T> douts(p.dout, walk, row, column), xs(p.x, walk, row, column);
+  const TileColumn<T> dxs(p.dx, walk, row, column);
+  Packed<T, kWidth> dout[kTileRows], x[kTileRows];
+#pragma unroll
+  for (int i = 0; i < kTileRows; ++i) {
+    if (i >= count) break;
+    dout[i] = load<kWidth>(douts[i]);
+    if constexpr (kBent) x[i] = load<kWidth>(xs[i]);
+  }
+#pragma unroll
+  for (int i = 0; i < kTileRows; ++i) {
+    if (i >= count) break;
+    const int64_t own = row + i * walk.step;
+    C gradient[kWidth];
+    if constexpr (sizeof(T) == 2 && kWidth == 8) {
+      if (dropout.active) dropout.apply(key, own, column, dout[i]);
+      unpack(dout[i], gradient);
+    } else {
+      unpack(dout[i], gradient);
+      if (dropout.active) dropout.apply(key, own, column, gradient);
+    }
+    if constexpr (kBent) {
+      C values[kWidth];
+      unpack(x[i], values);
+#pragma unroll
+      for (int j = 0; j < kWidth; ++j) values[j] += bias[j];
+      slope<T>(activation_of<kActivation>(p.shape), args.factor, values);
+#pragma unroll
+      for (int j = 0; j < kWidth; ++j) gradient[j] *= values[j];
+    } else {
+#pragma unroll
+      for (int j = 0; j < kWidth; ++j) gradient[j] *= args.factor.by;
+    }
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j) sums[j] += gradient[j];
+    if (p.dx.data) store(dxs[i], pack<T>(gradient));
+  }
+}
+
+// Without sums a thread takes its rows and is done.
+template <class T, int kWidth, int kActivation, bool kSums>
+__global__ void __launch_bounds__(kTileThreads, backward_blocks(kActivation))
+    backward_kernel(const __grid_constant__ BwdArgs<Compute<T>> args) {
   using C = Compute<T>;
   const BiasActDropoutBwdParams& p = args.call;
   const TileWalk walk(args.tiles);
   const int64_t column = walk.vector * kWidth;
-  const RowDropout& dropout = args.dropout;
-  const PhiloxKey key = dropout.key();
-  const bool needs_x = p.shape.activation != Activation::kNone;
+  wait_for_kernel_before();
+  let_next_kernel_start();
+  const PhiloxKey key = args.dropout.state().key();
   C bias[kWidth], sums[kWidth] = {};
-  load_bias(p.bias, column, walk.row < walk.end, bias);
-  for (int64_t row = walk.row; row < walk.end; row += args.tiles.stride) {
-    Packed<T, kWidth> dout[kTileRows], x[kTileRows];
-#pragma unroll
-    for (int i = 0; i < kTileRows; ++i) {
-      if (row + i * walk.step >= walk.end) break;
-      dout[i] = load<kWidth>(at<const T>(p.dout, row + i * walk.step, column));
-      if (needs_x) x[i] = load<kWidth>(at<const T>(p.x, row + i * walk.step, column));
-    }
-#pragma unroll
-    for (int i = 0; i < kTileRows; ++i) {
-      const int64_t own = row + i * walk.step;
-      if (own >= walk.end) break;
-      C gradient[kWidth];
-      unpack(dout[i], gradient);
-      if (dropout.active) dropout.apply(key, own, column, gradient);
-      if (needs_x) {
-        C values[kWidth];
-        unpack(x[i], values);
-#pragma unroll
-        for (int j = 0; j < kWidth; ++j) values[j] += bias[j];
-        slope<T>(p.shape.activation, values);
-#pragma unroll
-        for (int j = 0; j < kWidth; ++j) gradient[j] *= values[j];
-      }
-      if constexpr (kSums) {
-#pragma unroll
-        for (int j = 0; j < kWidth; ++j) sums[j] += gradient[j];
-      }
-      if (p.dx.data) store(at<T>(p.dx, own, column), pack<T>(gradient));
-    }
+  if constexpr (kActivation != static_cast<int>(Activation::kNone)) {
+    load_bias(p.bias, p.shape.bias_dtype, column, walk.row < walk.end, C(1), bias);
   }
-  if constexpr (kSums) {
-    sum_over_block(sums, args.tiles.lanes);
-    if (static_cast<int>(threadIdx.x) < args.tiles.lanes && walk.end > 0) {
-      store_sums(static_cast<C*>(args.partials) + walk.chunk * p.shape.width + column, sums);
+  if constexpr (!kSums) {
+    backward_rows<T, kWidth, kActivation>(args, walk, key, walk.row, column, bias, sums);
+  } else {
+    for (int64_t row = walk.row; row < walk.end; row += args.tiles.stride) {
+      backward_rows<T, kWidth, kActivation>(args, walk, key, row, column, bias, sums);
+    }
+    sum_over_block(sums, args.tiles.lanes());
+    if (static_cast<int>(threadIdx.x) < args.tiles.lanes() && walk.end > 0) {
+      store(static_cast<C*>(args.partials) + walk.chunk * p.shape.width + column, pack<C>(sums));
     }
   }
 }
 
+// fn.template operator()<kActivation>(): the common ones of 16-bit types by themselves, which spares the way past the
+// others' code; kAny for the rest.
+template <class T, int kWidth, class Fn>
+void with_activation(Activation activation, const Fn& fn) {
+  if constexpr (sizeof(T) == 2 && kWidth > 1) {
+    if (activation == Activation::kRelu) return fn.template operator()<static_cast<int>(Activation::kRelu)>();
+    if (activation == Activation::kGelu) return fn.template operator()<static_cast<int>(Activation::kGelu)>();
+  }
+  if (activation == Activation::kNone) return fn.template operator()<static_cast<int>(Activation::kNone)>();
+  fn.template operator()<kAny>();
+}
+
 // fn.template operator()<T, kWidth>(): 16 bytes per access where all rows are aligned so, else element by element.
 template <class Fn>
-void with_types(const BiasActDropoutShape& shape, std::initializer_list<const Rows*> tensors, const Fn& fn) {
-  bool aligned = true;
+void with_types(const BiasActDropoutShape& shape, const void* bias, std::initializer_list<const Rows*> tensors,
+                const Fn& fn) {
+  bool aligned = is_aligned(bias);
   for (const Rows* rows : tensors) aligned &= rows_are_aligned(rows->data, rows->stride, shape.dtype);
   with_element(shape.dtype, [&]<class T>(T) {
     if (aligned && shape.width % kVectorOf<T> == 0) {
@@ -143,25 +216,53 @@ void with_types(const BiasActDropoutShape& shape, std::initializer_list<const Ro
   });
 }
 
+// As many rows in flight as leave every multiprocessor blocks for two rounds.
+RowTiles forward_tiles(const BiasActDropoutShape& shape, int width, int in_flight) {
+  const int64_t enough = int64_t{2} * kBlocksPerMultiprocessor * current_device().multiprocessors;
+  RowTiles tiles(shape.rows, shape.width, width, /*most=*/0, in_flight);
+  while (tiles.in_flight > 1 && tiles.blocks() < enough) {
+    tiles = RowTiles(shape.rows, shape.width, width, /*most=*/0, tiles.in_flight / 2);
+  }
+  return tiles;
+}
+
 }  // namespace
 
 void bias_act_dropout_forward(const BiasActDropoutFwdParams& p, const Stream& stream) {
   if (p.shape.rows == 0 || p.shape.width == 0) return;
-  with_types(p.shape, {&p.x, &p.residual, &p.out}, [&]<class T, int kWidth>() {
-    const FwdArgs args{.call = p,
-                       .dropout = RowDropout(p.shape.dropout),
-                       .tiles = RowTiles(p.shape.rows, p.shape.width, kWidth, kBiasBlocks, kFwdRows)};
-    launch<0>(forward_kernel<T, kWidth>, args.tiles.blocks(), 1, kTileThreads, static_cast<cudaStream_t>(stream.stream),
-              args);
+  with_types(p.shape, p.bias, {&p.x, &p.residual, &p.out}, [&]<class T, int kWidth>() {
+    using C = Compute<T>;
+    const RowDropout dropout(p.shape.dropout);
+    const Factor<C> factor = factor_of<C>(dropout);
+    const bool early = is_homogeneous(p.shape.activation);
+    const bool residual = p.residual.data != nullptr;
+    const FwdArgs<C> args{.call = p,
+                          .dropout = dropout,
+                          .before = early ? factor.by : C(1),
+                          .after = early ? Factor<C>{1, 1} : factor,
+                          .tiles = forward_tiles(p.shape, kWidth, residual ? kTileRows : kOneTensorRows)};
+    with_activation<T, kWidth>(p.shape.activation, [&]<int kActivation>() {
+      launch_after(
+          residual ? forward_kernel<T, kWidth, kActivation, true> : forward_kernel<T, kWidth, kActivation, false>,
+          args.tiles.blocks(), 1, kTileThreads, static_cast<cudaStream_t>(stream.stream), args);
+    });
   });
 }
+
+namespace {
+
+RowTiles backward_tiles(const BiasActDropoutBwdParams& p, int width) {
+  return RowTiles(p.shape.rows, p.shape.width, width,
+                  p.dbias ? backward_blocks(static_cast<int>(p.shape.activation)) : 0);
+}
+
+}  // namespace
 
 size_t bias_act_dropout_backward_workspace(const BiasActDropoutBwdParams& p) {
   if (!p.dbias || p.shape.rows == 0 || p.shape.width == 0) return 0;
   size_t bytes = 0;
-  with_types(p.shape, {&p.x, &p.dout, &p.dx}, [&]<class T, int kWidth>() {
-    const RowTiles tiles(p.shape.rows, p.shape.width, kWidth, kSumsBlocks);
-    bytes = static_cast<size_t>(tiles.chunks * p.shape.width) * sizeof(Compute<T>);
+  with_types(p.shape, p.bias, {&p.x, &p.dout, &p.dx}, [&]<class T, int kWidth>() {
+    bytes = static_cast<size_t>(backward_tiles(p, kWidth).chunks * p.shape.width) * sizeof(Compute<T>);
   });
   return bytes;
 }
@@ -173,18 +274,24 @@ void bias_act_dropout_backward(const BiasActDropoutBwdParams& p, const Stream& s
   if (p.shape.width == 0 || (!p.dx.data && !p.dbias)) return;
   int64_t chunks = 0;
   if (p.shape.rows > 0) {
-    with_types(p.shape, {&p.x, &p.dout, &p.dx}, [&]<class T, int kWidth>() {
-      const BwdArgs args{.call = p,
-                         .dropout = RowDropout(p.shape.dropout),
-                         .tiles = RowTiles(p.shape.rows, p.shape.width, kWidth, p.dbias ? kSumsBlocks : kBiasBlocks),
-                         .partials = stream.workspace};
+    with_types(p.shape, p.bias, {&p.x, &p.dout, &p.dx}, [&]<class T, int kWidth>() {
+      using C = Compute<T>;
+      const RowDropout dropout(p.shape.dropout);
+      const BwdArgs<C> args{.call = p,
+                            .dropout = dropout,
+                            .factor = factor_of<C>(dropout),
+                            .tiles = backward_tiles(p, kWidth),
+                            .partials = stream.workspace};
       chunks = args.tiles.chunks;
-      launch<0>(p.dbias ? backward_kernel<T, kWidth, true> : backward_kernel<T, kWidth, false>, args.tiles.blocks(), 1,
-                kTileThreads, static_cast<cudaStream_t>(stream.stream), args);
+      with_activation<T, kWidth>(p.shape.activation, [&]<int kActivation>() {
+        launch_after(
+            p.dbias ? backward_kernel<T, kWidth, kActivation, true> : backward_kernel<T, kWidth, kActivation, false>,
+            args.tiles.blocks(), 1, kTileThreads, static_cast<cudaStream_t>(stream.stream), args);
+      });
     });
   }
   const DType compute = p.shape.dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
-  if (p.dbias) column_sums(stream.workspace, compute, chunks, p.shape.width, p.dbias, compute, stream);
+  if (p.dbias) column_sums(stream.workspace, compute, chunks, p.shape.width, p.dbias, p.shape.bias_dtype, stream);
 }
 
 }  // namespace xformers::cuda

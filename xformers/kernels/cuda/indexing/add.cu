@@ -9,7 +9,7 @@
 namespace xformers::cuda {
 namespace {
 
-constexpr int kItems = 4;
+constexpr int kItems = 2, kAddBlocks = 4;
 
 struct AddArgs {
   ScaledIndexAddParams p;
@@ -57,8 +57,8 @@ __device__ __forceinline__ void factor_of(const ScaledIndexAddParams& p, int64_t
 
 // Of a row that several places point to: the first of them adds all.
 template <class T, int kVec>
-__device__ __forceinline__ void add_repeated(const AddArgs& args, PlacesShared& shared, int64_t place, int64_t row,
-                                             int64_t piece) {
+__device__ __noinline__ void add_repeated(const AddArgs& args, PlacesShared& shared, int64_t place, int64_t row,
+                                          int64_t piece) {
   using C = Compute<T>;
   const ScaledIndexAddParams& p = args.p;
   const T* const source = static_cast<const T*>(p.source.data);
@@ -89,69 +89,52 @@ __device__ __forceinline__ void add_repeated(const AddArgs& args, PlacesShared& 
 }
 
 template <class T, int kVec>
-__global__ void __launch_bounds__(kPieceThreads, kPieceBlocks) add_rows(const __grid_constant__ AddArgs args) {
+__global__ void __launch_bounds__(kPieceThreads, kAddBlocks) add_rows(const __grid_constant__ AddArgs args) {
   using C = Compute<T>;
   __shared__ PlacesShared shared;
   const ScaledIndexAddParams& p = args.p;
-  int64_t row = -1, next_row = -2;  // that this place points to, and the one behind it
-  bool only = true, repeated = false;
-  args.pieces.for_each([&](int64_t place, int64_t piece, bool other_place) {
-    if (other_place) {
-      row = next_row == -2 ? p.index[place] : next_row;
-      next_row = place + 1 < p.num_indices ? p.index[place + 1] : -1;
-    }
-    if (!in_range(row, p.rows)) return;
-    const Spots spots(args, piece);
-    int64_t to[kItems];
-    unsigned column[kItems];
-    Packed<T, kVec> input[kItems], source[kItems];
+  const auto [place, piece] = args.pieces.at(blockIdx.x);
+  wait_for_kernel_before();
+  const int64_t row = p.index[place];
+  if (!in_range(row, p.rows)) return;
+  const Spots spots(args, piece);
+  int64_t to[kItems];
+  unsigned column[kItems];
+  Packed<T, kVec> input[kItems], source[kItems];
 #pragma unroll
-    for (int item = 0; item < kItems; ++item) {
-      const Spot spot(args, spots, item);
-      to[item] = spot.valid ? spot.of<kVec>(p.input, row) : -1;
-      column[item] = static_cast<unsigned>(spot.column);
-      if (!spot.valid) continue;
-      input[item] = load<kVec>(static_cast<const T*>(p.input.data) + to[item]);
-      source[item] = load<kVec>(static_cast<const T*>(p.source.data) + spot.of<kVec>(p.source, place));
-    }
-    if (other_place) only = is_only_place(args.places, row, place);
-    if (!only) {  // later: the registers of both ways together are too many
-      repeated = true;
-      return;
-    }
+  for (int item = 0; item < kItems; ++item) {
+    const Spot spot(args, spots, item);
+    to[item] = spot.valid ? spot.of<kVec>(p.input, row) : -1;
+    column[item] = static_cast<unsigned>(spot.column);
+    if (!spot.valid) continue;
+    input[item] = load<kVec>(static_cast<const T*>(p.input.data) + to[item]);
+    source[item] = load<kVec>(static_cast<const T*>(p.source.data) + spot.of<kVec>(p.source, place));
+  }
+  if (!is_only_place(args.places, row, place)) return add_repeated<T, kVec>(args, shared, place, row, piece);
 #pragma unroll
-    for (int item = 0; item < kItems; ++item) {
-      if (to[item] < 0) continue;
-      C sum[kVec], x[kVec], factor[kVec];
-      unpack(input[item], sum);
-      unpack(source[item], x);
-      factor_of(p, column[item], factor);
+  for (int item = 0; item < kItems; ++item) {
+    if (to[item] < 0) continue;
+    C sum[kVec], x[kVec], factor[kVec];
+    unpack(input[item], sum);
+    unpack(source[item], x);
+    factor_of(p, column[item], factor);
 #pragma unroll
-      for (int i = 0; i < kVec; ++i) sum[i] += factor[i] * x[i];
-      store(static_cast<T*>(p.input.data) + to[item], pack<T>(sum));
-    }
-  });
-  if (!repeated) return;
-  args.pieces.for_each([&](int64_t place, int64_t piece, bool other_place) {
-    if (other_place) {
-      row = p.index[place];
-      only = !in_range(row, p.rows) || is_only_place(args.places, row, place);
-    }
-    if (!only) add_repeated<T, kVec>(args, shared, place, row, piece);
-  });
+    for (int i = 0; i < kVec; ++i) sum[i] += factor[i] * x[i];
+    store(static_cast<T*>(p.input.data) + to[item], pack<T>(sum));
+  }
 }
 
 template <class T, int kVec>
 void add(const ScaledIndexAddParams& p, const PlaceIndex& places, cudaStream_t stream) {
-  const int64_t per_width = p.width / kVec;
-  const Pieces<kItems> pieces(p.num_indices, p.middle * per_width);
-  pieces.launch_over(add_rows<T, kVec>,
-                     AddArgs{.p = p,
-                             .places = places,
-                             .pieces = pieces,
-                             .vectors_of_width = static_cast<unsigned>(per_width),
-                             .by_width = Divisor(per_width)},
-                     stream);
+  const int64_t per_width = p.width / kVec, vectors = p.middle * per_width;
+  const int threads = Pieces<kItems>::threads_for(vectors);
+  const Pieces<kItems> pieces(p.num_indices, vectors, threads);
+  launch_after(add_rows<T, kVec>, pieces.all, 1, threads, stream,
+               AddArgs{.p = p,
+                       .places = places,
+                       .pieces = pieces,
+                       .vectors_of_width = static_cast<unsigned>(per_width),
+                       .by_width = Divisor(per_width)});
 }
 
 bool fits(const RowsTensor& t, DType dtype) {

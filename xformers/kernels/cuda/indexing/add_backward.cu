@@ -7,6 +7,7 @@
 
 #include "xformers/kernels/cuda/base/column_sums.h"
 #include "xformers/kernels/cuda/base/device.h"
+#include "xformers/kernels/cuda/base/divide.h"
 #include "xformers/kernels/cuda/base/launch.h"
 #include "xformers/kernels/cuda/base/vector.cuh"
 #include "xformers/kernels/cuda/indexing/indexing_cuda.h"
@@ -22,6 +23,7 @@ constexpr int rows_ahead = sizeof(T) == 8 ? 2 : 4;
 
 struct BackwardArgs {
   ScaledIndexAddBwdParams p;
+  Divisor by_middle;
   int columns = kThreads;  // threads side by side, a power of two; the other threads of a block take other rows
   void* partials = nullptr;
 };
@@ -33,19 +35,19 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
   constexpr int kAhead = rows_ahead<T>;
   __shared__ C shared[kSum ? kThreads * kVec : 1];
   const ScaledIndexAddBwdParams& p = args.p;
-  const int x = threadIdx.x % args.columns, y = threadIdx.x / args.columns, height = kThreads / args.columns;
+  const int x = threadIdx.x & (args.columns - 1), y = threadIdx.x / args.columns, height = kThreads / args.columns;
   const int64_t column = (blockIdx.y * int64_t{args.columns} + x) * kVec;
   const bool valid = column < p.width;
+  const int64_t rows = p.num_indices * p.middle, step = gridDim.x * int64_t{height};
+  const int64_t step_place = args.by_middle.quotient(step), step_middle = step - step_place * p.middle;
+  int64_t row = blockIdx.x * int64_t{height} + y;
+  int64_t place = args.by_middle.quotient(row), middle = row - place * p.middle;
+  wait_for_kernel_before();
   const C alpha = static_cast<C>(p.alpha);
   C factor[kVec];
 #pragma unroll
   for (int i = 0; i < kVec; ++i) factor[i] = 1;
   if (valid && p.scaling) load_as(p.scaling, p.scaling_dtype, column, factor);
-
-  const int64_t rows = p.num_indices * p.middle, step = gridDim.x * int64_t{height};
-  const int64_t step_place = step / p.middle, step_middle = step % p.middle;
-  int64_t row = blockIdx.x * int64_t{height} + y;
-  int64_t place = row / p.middle, middle = row % p.middle;
   const auto advance = [&](int64_t& i, int64_t& m) {
     i += step_place, m += step_middle;
     if (m >= p.middle) m -= p.middle, ++i;
@@ -109,8 +111,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
       for (int i = 0; i < kVec; ++i) sum[i] += shared[(other * args.columns + x) * kVec + i];
     }
     C* const partial = static_cast<C*>(args.partials) + blockIdx.x * p.width + column;
-#pragma unroll
-    for (int i = 0; i < kVec; ++i) partial[i] = sum[i];
+    store(partial, pack<C>(sum));
   }
 }
 
@@ -144,9 +145,10 @@ Layout layout_of(const ScaledIndexAddBwdParams& p) {
 
 template <class T, int kVec>
 void run(const ScaledIndexAddBwdParams& p, const Layout& layout, const Stream& where) {
-  const BackwardArgs args{.p = p, .columns = layout.columns, .partials = where.workspace};
-  launch<0>(p.dscaling ? add_backward<T, kVec, true> : add_backward<T, kVec, false>, layout.blocks, layout.across,
-            kThreads, static_cast<cudaStream_t>(where.stream), args);
+  const BackwardArgs args{
+      .p = p, .by_middle = Divisor(p.middle), .columns = layout.columns, .partials = where.workspace};
+  launch_after(p.dscaling ? add_backward<T, kVec, true> : add_backward<T, kVec, false>, layout.blocks, layout.across,
+               kThreads, static_cast<cudaStream_t>(where.stream), args);
   if (!p.dscaling) return;
   constexpr DType kCompute = sizeof(T) == 8 ? DType::kFloat64 : DType::kFloat32;
   column_sums(where.workspace, kCompute, layout.blocks, p.width, p.dscaling, p.scaling_dtype, where);

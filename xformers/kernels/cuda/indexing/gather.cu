@@ -2,6 +2,7 @@
 // of lanes takes a piece of a row of kItems units per lane.
 #include <algorithm>
 
+#include "xformers/kernels/cuda/base/divide.h"
 #include "xformers/kernels/cuda/base/launch.h"
 #include "xformers/kernels/cuda/base/vector.cuh"
 #include "xformers/kernels/cuda/indexing/indexing_cuda.h"
@@ -18,8 +19,9 @@ struct Source {
   const int64_t* index;
   int64_t stride;  // in units, as the width
   int64_t width, pieces, source_rows, num_rows;
+  Divisor by_pieces;
   int64_t first_block;
-  int team;  // lanes, a power of two
+  int shift;  // 1 << shift lanes are a team
 };
 
 struct GatherArgs {
@@ -27,37 +29,35 @@ struct GatherArgs {
   int count = 0;
 };
 
-__device__ __forceinline__ int64_t divide(int64_t a, int64_t b) {  // both >= 0; mostly of 32 bits, which is much faster
-  return (a | b) >> 32 ? a / b : static_cast<uint32_t>(a) / static_cast<uint32_t>(b);
-}
-
 template <class Unit>
-__global__ void __launch_bounds__(kThreads) gather_rows(const __grid_constant__ GatherArgs args) {
+__global__ void __launch_bounds__(kThreads, 6) gather_rows(const __grid_constant__ GatherArgs args) {
   int which = 0;
   while (which + 1 < args.count && blockIdx.x >= args.sources[which + 1].first_block) ++which;
   const Source& source = args.sources[which];
-  const int lane = threadIdx.x % source.team;
-  const int64_t task = ((blockIdx.x - source.first_block) * kThreads + threadIdx.x) / source.team;
-  const int64_t place = divide(task, source.pieces), piece = task - place * source.pieces;
-  if (place >= source.num_rows) return;
-  const int64_t row = source.index[place];
-  const bool valid = in_range(row, source.source_rows);
-  const int64_t begin = piece * source.team * kItems + lane;
-  const Unit* const from = reinterpret_cast<const Unit*>(source.data) + row * source.stride + begin;
+  const int team = 1 << source.shift, lane = static_cast<int>(threadIdx.x) & (team - 1);
+  const int64_t first_task = (blockIdx.x - source.first_block) * (kThreads >> source.shift);
+  const int64_t task = first_task + (threadIdx.x >> source.shift), place = source.by_pieces.quotient(task);
+  const int64_t begin = ((task - place * source.pieces) * kItems << source.shift) + lane;
   Unit* const to = reinterpret_cast<Unit*>(source.packed) + place * source.width + begin;
+  wait_for_kernel_before();
+  if (place >= source.num_rows) return;
+  const int64_t row = source.index[place], left = source.width - begin;
+  const Unit* const from = reinterpret_cast<const Unit*>(source.data) + row * source.stride + begin;
   Unit units[kItems];
+  if (!in_range(row, source.source_rows)) {
+    memset(units, 0xff, sizeof(units));  // NaN in every floating type
+  } else if (left > (kItems - 1) * team) {
 #pragma unroll
-  for (int i = 0; i < kItems; ++i) {
-    if (begin + i * source.team >= source.width) continue;
-    if (valid) {
-      units[i] = from[i * source.team];
-    } else {
-      memset(&units[i], 0xff, sizeof(Unit));  // NaN in every floating type
+    for (int i = 0; i < kItems; ++i) units[i] = from[i * team];
+  } else {
+#pragma unroll
+    for (int i = 0; i < kItems; ++i) {
+      if (i * team < left) units[i] = from[i * team];
     }
   }
 #pragma unroll
   for (int i = 0; i < kItems; ++i) {
-    if (begin + i * source.team < source.width) to[i * source.team] = units[i];
+    if (i * team < left) to[i * team] = units[i];
   }
 }
 
@@ -88,9 +88,9 @@ void index_select_cat(const IndexSelectCatParams& p, const Stream& where) {
       const RowSelection& s = p.selections[first + i];
       const int64_t width = s.width * element / unit;
       if (width == 0 || s.num_rows == 0) continue;
-      int team = 1;
-      while (team < 32 && team * kItems < width) team *= 2;
-      const int64_t pieces = (width + team * kItems - 1) / (team * kItems);
+      int shift = 0;
+      while (shift < 5 && (kItems << shift) < width) ++shift;
+      const int64_t pieces = (width + (kItems << shift) - 1) / (kItems << shift);
       args.sources[args.count++] = {.data = static_cast<const char*>(s.source),
                                     .packed = static_cast<char*>(s.packed),
                                     .index = s.index,
@@ -99,15 +99,16 @@ void index_select_cat(const IndexSelectCatParams& p, const Stream& where) {
                                     .pieces = pieces,
                                     .source_rows = s.source_rows,
                                     .num_rows = s.num_rows,
+                                    .by_pieces = Divisor(pieces),
                                     .first_block = blocks,
-                                    .team = team};
-      blocks += (s.num_rows * pieces * team + kThreads - 1) / kThreads;
+                                    .shift = shift};
+      blocks += ((s.num_rows * pieces << shift) + kThreads - 1) / kThreads;
     }
     const auto kernel = unit == 16  ? gather_rows<uint4>
                         : unit == 8 ? gather_rows<uint2>
                         : unit == 4 ? gather_rows<unsigned>
                                     : gather_rows<unsigned short>;
-    launch<0>(kernel, blocks, 1, kThreads, static_cast<cudaStream_t>(where.stream), args);
+    launch_after(kernel, blocks, 1, kThreads, static_cast<cudaStream_t>(where.stream), args);
   }
 }
 

@@ -40,11 +40,12 @@ struct RowPlaces {
   bool several;
 };
 
-// `head`: that of the row, where there are lists. By the whole block.
-__device__ __forceinline__ RowPlaces places_of(const PlaceIndex& places, PlacesShared& shared, int64_t row,
-                                               int64_t head) {
-  if (places.head) return {head, head >= 0 && places.next[head] >= 0};
-  __syncthreads();  // of an earlier call
+// By the whole block, once.
+__device__ __forceinline__ RowPlaces places_of(const PlaceIndex& places, PlacesShared& shared, int64_t row) {
+  if (places.head) {
+    const int64_t head = places.head[row];
+    return {head, head >= 0 && places.next[head] >= 0};
+  }
   int count = 0;
   for (int64_t base = 0; base < places.count; base += blockDim.x) {
     const int64_t i = base + threadIdx.x;

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "xformers/kernels/cuda/base/cuda_check.h"
-#include "xformers/kernels/cuda/base/device.h"
+#include "xformers/kernels/cuda/merge/alike_args.h"
 #include "xformers/kernels/cuda/merge/merge_args.h"
 #include "xformers/kernels/cuda/merge/merge_cuda.h"
 
@@ -59,9 +59,14 @@ size_t list_bytes(const MergeShape& shape, int lists) {
   return shape.num_parts > kPartsInArguments ? static_cast<size_t>(lists * shape.num_parts) * sizeof(MergePart) : 0;
 }
 
+struct Launch {
+  void (*any)(const MergeArgs&, cudaStream_t);
+  void (*alike)(const AlikeArgs&, cudaStream_t);
+};
+
 // One launch: rows [batch, + args.shape.batch) x [query, + args.shape.seqlen) of the call.
 void run_piece(MergeArgs args, const MergePart* parts, const MergePart* grads, int64_t batch, int64_t query,
-               const Stream& stream, void (*launch)(const MergeArgs&, cudaStream_t)) {
+               const Stream& stream, const Launch& launch) {
   const MergeShape& s = args.shape;
   const auto to_stream = static_cast<cudaStream_t>(stream.stream);
   move(args.out, batch, query, s.out_dtype);
@@ -90,11 +95,13 @@ void run_piece(MergeArgs args, const MergePart* parts, const MergePart* grads, i
                       (!grads || have_same_strides(grads, s.num_parts));
   place(parts, args.parts, args.few_parts);
   place(grads, args.grads, args.few_grads);
-  launch(args, to_stream);
+  AlikeArgs alike;
+  if (lie_alike(args, alike)) return launch.alike(alike, to_stream);
+  launch.any(args, to_stream);
 }
 
 void run(const MergeArgs& given, const MergePart* parts, const MergePart* grads, const Stream& stream,
-         void (*launch)(const MergeArgs&, cudaStream_t)) {
+         const Launch& launch) {
   MergeArgs args = given;
   const MergeShape& s = given.shape;
   const int64_t heads = s.num_groups * s.heads_per_group;
@@ -103,11 +110,7 @@ void run(const MergeArgs& given, const MergePart* parts, const MergePart* grads,
     throw Error("merge_attentions: 2^30 heads or head_dim or more, expected fewer.  Fix: cut the tensors");
   }
   const auto vectors = static_cast<unsigned>((s.head_dim * static_cast<int64_t>(size_of(s.dtype)) + 15) / 16);
-  // Two vectors per thread, or one where there are too few rows to fill the GPU anyway.
-  const int log_vectors = std::min(static_cast<int>(std::bit_width(std::bit_ceil(vectors))) - 1, 6);
-  const int64_t threads = s.num_rows() << log_vectors;
-  const bool few = threads / 2 < int64_t{512} * current_device().multiprocessors;
-  args.log_lanes = std::clamp(few ? log_vectors : log_vectors - 1, 0, 5);
+  args.log_lanes = std::min(static_cast<int>(std::bit_width(vectors - 1)), 5);
   const int64_t queries = std::min(s.seqlen, kMostRows / heads),
                 batches = std::max<int64_t>(1, std::min(s.batch, kMostRows / heads / queries));
   for (int64_t batch = 0; batch < s.batch; batch += batches) {
@@ -127,13 +130,13 @@ size_t merge_workspace(const MergeBwdParams& params) { return list_bytes(params.
 void merge_forward(const MergeFwdParams& p, const Stream& stream) {
   MergeArgs args;
   args.shape = p.shape, args.out = p.out, args.lse = p.lse;
-  run(args, p.parts, nullptr, stream, launch_merge_forward);
+  run(args, p.parts, nullptr, stream, {launch_merge_forward, launch_alike_forward});
 }
 
 void merge_backward(const MergeBwdParams& p, const Stream& stream) {
   MergeArgs args;
   args.shape = p.shape, args.out = p.dout, args.lse = p.dlse;
-  run(args, p.parts, p.grads, stream, launch_merge_backward);
+  run(args, p.parts, p.grads, stream, {launch_merge_backward, launch_alike_backward});
 }
 
 }  // namespace xformers::cuda

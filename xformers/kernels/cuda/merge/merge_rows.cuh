@@ -1,7 +1,7 @@
 // Rows of the tensors that are merged: who works on which, and reading and writing a thread's share.
 //
 // 2^log_lanes (lanes) neighbouring threads share a row; thread l of them owns the elements [l * kVector, + kVector) of
-// every lanes * kVector, two such vectors at a time. A row is (batch, query, group, head), the last fastest.
+// every lanes * kVector. A row is (batch, query, group, head), the last fastest.
 #pragma once
 
 #include <algorithm>
@@ -15,8 +15,6 @@
 namespace xformers::cuda {
 
 inline constexpr int kMergeThreads = 256;
-
-inline constexpr int kOwnVectors = 2;  // what a row costs beside its elements is then shared by 32 bytes of each part
 
 struct MergeRow {
   int64_t batch, query, group, head;
@@ -154,78 +152,71 @@ __device__ __forceinline__ C share(C x, C origin) {
   }
 }
 
-// How a kernel reads its parts.
-enum class PartAccess { kAny, kAligned, kAlignedSameStrides };
-
-// Blocks that share a multiprocessor: latency is hidden by many threads rather than by many registers.
-enum class MergePass { kForward, kBackward };
-template <MergePass kPass, class C, PartAccess kAccess, int kBatch>
-inline constexpr int kMergeBlocks = std::is_same_v<C, double> || kAccess != PartAccess::kAlignedSameStrides
-                                        ? 2
-                                        : (kBatch == 2 ? 3 : 2) + (kPass == MergePass::kForward ? 1 : 0);
+// Of the largest lse and the sum of all parts' shares of it: what makes weights of shares, and the lse of all.
+template <class C>
+__device__ __forceinline__ C inverse_of(C total) {
+  return total == 0 ? C(0) : 1 / total;
+}
+template <class C>
+__device__ __forceinline__ C merged_lse(C highest, C total) {
+  return total == 0 ? -static_cast<C>(INFINITY) : highest + log(total);
+}
 
 // One row of every part.
-template <class T, PartAccess kAccess>
+template <class T>
 class PartRows {
-  static constexpr bool kSame = kAccess == PartAccess::kAlignedSameStrides;
-
  public:
-  static constexpr bool kAligned = kAccess != PartAccess::kAny;
-
   __device__ __forceinline__ PartRows(const MergePart* many, const PartList& few, const MergeRow& row)
-      : many_(many), few_(few), row_(row) {
-    if constexpr (kSame) out_at_ = row.offset(few.at[0].out), lse_at_ = row.offset(few.at[0].lse);
-  }
-  __device__ __forceinline__ T* out(int part) const {
-    const HeadsTensor& t = at(part).out;
-    return static_cast<T*>(t.data) + (kSame ? out_at_ : row_.offset(t));
-  }
+      : many_(many), few_(few), row_(row) {}
+  __device__ __forceinline__ T* out(int part) const { return row_.in<T>(at(part).out); }
   template <class C>
   __device__ __forceinline__ C lse(int part, DType dtype) const {
     const HeadsTensor& t = at(part).lse;
-    return load_lse<C>(dtype, t.data, kSame ? lse_at_ : row_.offset(t));
+    return load_lse<C>(dtype, t.data, row_.offset(t));
   }
   template <class C>
   __device__ __forceinline__ void set_lse(int part, DType dtype, C x) const {
     const HeadsTensor& t = at(part).lse;
-    store_lse(x, dtype, t.data, kSame ? lse_at_ : row_.offset(t));
+    store_lse(x, dtype, t.data, row_.offset(t));
   }
 
  private:
-  __device__ __forceinline__ const MergePart& at(int part) const {
-    if constexpr (kSame) return few_.at[part];
-    return many_ ? many_[part] : few_.at[part];
-  }
+  __device__ __forceinline__ const MergePart& at(int part) const { return many_ ? many_[part] : few_.at[part]; }
 
   const MergePart* many_;
   const PartList& few_;
   const MergeRow& row_;
-  int64_t out_at_ = 0, lse_at_ = 0;
 };
 
-// KernelOf<T, C, access, batch>: T of the parts; C: what is computed in; `batch` parts are read at once, as many
-// whatever their strides, so that these don't change a bit of the result.
-template <template <class, class, PartAccess, int> class KernelOf>
+// What makes weights of a row's lses.
+template <class C>
+class Shares {
+  C highest_ = -static_cast<C>(INFINITY), total_ = 0, inverse_;
+
+ public:
+  template <class Parts>
+  __device__ __forceinline__ Shares(const Parts& parts, int num_parts, DType lse_dtype) {
+    for (int i = 0; i < num_parts; ++i) highest_ = max(highest_, parts.template lse<C>(i, lse_dtype));
+    for (int i = 0; i < num_parts; ++i) total_ += share(parts.template lse<C>(i, lse_dtype), highest_);
+    inverse_ = inverse_of(total_);
+  }
+  __device__ __forceinline__ C weight(C lse) const { return share(lse, highest_) * inverse_; }
+  __device__ __forceinline__ C lse() const { return merged_lse(highest_, total_); }
+};
+
+// KernelOf<T, C, aligned, batch>: T of the parts; C: what is computed in; `batch` parts are read at once.
+template <template <class, class, bool, int> class KernelOf>
 void launch_merge(const MergeArgs& args, cudaStream_t stream) {
   const MergeShape& s = args.shape;
   const int64_t per_block = kMergeThreads >> args.log_lanes;
   const auto blocks = static_cast<unsigned>((s.num_rows() + per_block - 1) / per_block);
   const bool wide = s.dtype == DType::kFloat64 || s.out_dtype == DType::kFloat64 || s.lse_dtype == DType::kFloat64;
-  const bool two = s.num_parts <= 2;
   with_element(s.dtype, [&](auto type) {
     using T = decltype(type);
-    using enum PartAccess;
     void (*kernel)(MergeArgs) =
-        args.aligned ? KernelOf<T, double, kAligned, 2>::get() : KernelOf<T, double, kAny, 2>::get();
+        args.aligned ? KernelOf<T, double, true, 2>::get() : KernelOf<T, double, false, 2>::get();
     if constexpr (!std::is_same_v<T, double>) {
-      if (!wide && !args.aligned) {
-        kernel = two ? KernelOf<T, float, kAny, 2>::get() : KernelOf<T, float, kAny, 4>::get();
-      } else if (!wide && !args.same_strides) {
-        kernel = two ? KernelOf<T, float, kAligned, 2>::get() : KernelOf<T, float, kAligned, 4>::get();
-      } else if (!wide) {
-        kernel =
-            two ? KernelOf<T, float, kAlignedSameStrides, 2>::get() : KernelOf<T, float, kAlignedSameStrides, 4>::get();
-      }
+      if (!wide) kernel = args.aligned ? KernelOf<T, float, true, 4>::get() : KernelOf<T, float, false, 4>::get();
     }
     kernel<<<blocks, kMergeThreads, 0, stream>>>(args);
   });

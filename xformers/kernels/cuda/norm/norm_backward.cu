@@ -8,6 +8,7 @@
 #include "xformers/kernels/cuda/base/device.h"
 #include "xformers/kernels/cuda/base/launch.h"
 #include "xformers/kernels/cuda/norm/norm_cuda.h"
+#include "xformers/kernels/cuda/norm/row_ring.cuh"
 #include "xformers/kernels/cuda/norm/wide_rows.cuh"
 
 namespace xformers::cuda {
@@ -38,40 +39,42 @@ struct Weights {
   }
 };
 
-// kAhead: the next row is fetched before this one is worked on.
-template <class T, int kVec, int kItems, bool kLayer, bool kAhead>
+template <class T, int kVec, int kItems, bool kLayer>
 __global__ void __maxnreg__(kRegisters) backward_rows(const __grid_constant__ NormBackwardArgs args) {
   using C = Compute<T>;
   using Reduce = GroupReduce<C, kLayer ? 4 : 2>;
+  using Ring = RowRing<T, kVec, kItems>;
   constexpr int kSums = kLayer ? 2 : 1;
   __shared__ typename Reduce::Shared shared;
-  __shared__ C columns[kItems * kVec * kThreads / 2];  // where several groups share a block, each at most half of it
+  extern __shared__ __align__(16) char smem[];
+  wait_for_kernel_before();
   const NormBwdParams& p = args.p;
-  const ThreadGroup group(args.plan.group);
+  const ThreadGroup group(args.plan);
   Reduce reduce(shared, group);
-  const int64_t width = p.shape.width, rows_per_block = args.plan.rows_per_block();
-  const int64_t step = gridDim.x * rows_per_block;
+  const Ring ring(smem);
+  const int width = static_cast<int>(p.shape.width);
+  const int64_t rows_per_block = args.plan.rows_per_block, step = gridDim.x * rows_per_block;
+  const auto fetch = [&](int slot, int64_t row) {
+    ring.template fetch<kLayer>(slot, row_at<const T>(p.x, row), row_at<const T>(p.dout, row), group, width,
+                                row < p.shape.rows);
+  };
+  int64_t row = blockIdx.x * rows_per_block + group.index;
+#pragma unroll
+  for (int ahead = 0; ahead < Ring::kRows; ++ahead) fetch(ahead, row + ahead * step);
 
   C sums[kSums][kItems][kVec] = {};  // of dweight and dbias
   Weights<kVec, kItems, C> weights;
   weights.fetch(p, group);
-  RowShare<T, kVec, kItems> next_x, next_dout;
-  C next_first = 0;  // the row's first element
-  const auto fetch = [&](int64_t row) {
-    next_x.fetch(row_at<const T>(p.x, row), group, width, row < p.shape.rows);
-    next_dout.fetch(row_at<const T>(p.dout, row), group, width, row < p.shape.rows);
-    next_first = kLayer && row < p.shape.rows ? to_compute(row_at<const T>(p.x, row)[0]) : C{0};
-  };
-  int64_t row = blockIdx.x * rows_per_block + group.index;
-  if constexpr (kAhead) fetch(row);
+  int slot = 0;
   for (int64_t first = blockIdx.x * rows_per_block; first < p.shape.rows; first += step, row += step) {
-    if constexpr (!kAhead) fetch(row);
-    RowShare<T, kVec, kItems> x = next_x, dout = next_dout;
-    const C first_x = next_first;
-    if constexpr (kAhead) fetch(row + step);
     const bool valid = row < p.shape.rows;
     const auto for_each = [&](const auto& fn) { for_each_vector<kVec, kItems>(group, width, valid, fn); };
     const auto weigh = [&](int item, int, C(&g)[kVec]) { weights.apply(item, g); };
+    ring.wait();
+    RowShare<T, kVec, kItems> x, dout;
+    ring.take(slot, x, dout);
+    const C first_x = kLayer && valid ? ring.first(slot) : C{0};
+    fetch(slot, row + Ring::kRows * step);
     const RowSums<C> sums_of_row = reduce_row<kVec, kLayer, C>(
         p, group, reduce, first_x, for_each,
         [&](int item, int column, C(&to)[kVec]) { numbers_of(x, item, column, to); },
@@ -92,12 +95,15 @@ __global__ void __maxnreg__(kRegisters) backward_rows(const __grid_constant__ No
         if constexpr (kLayer) sums[1][item][i] += gradient[i];
       }
       if (p.dx.data) store(row_at<T>(p.dx, row) + column, pack<T>(dx));
-      if constexpr (!kAhead) asm volatile("" ::: "memory");  // one vector after the other: registers are full
     });
+    slot = slot + 1 < Ring::kRows ? slot + 1 : 0;
   }
 
   if (!args.partials) return;
-  // The groups of the block one after the other; those of one warp first among themselves.
+  // The groups of the block one after the other, through the memory of the rows; those of one warp first among
+  // themselves.
+  C* const columns = reinterpret_cast<C*>(smem);
+  __syncthreads();
   const int teams = args.plan.threads / max(group.size, 32);
   const int team = group.size < 32 ? threadIdx.x / 32 : group.index;
 #pragma unroll
@@ -117,15 +123,13 @@ __global__ void __maxnreg__(kRegisters) backward_rows(const __grid_constant__ No
     for (int turn = 0; turn < teams; ++turn) {
       if (turn == team && speaks) {
         for_each_vector<kVec, kItems>(group, width, true, [&](int item, int column) {
+          C* const sum = sums[s][item];
+          if (turn > 0) {
 #pragma unroll
-          for (int i = 0; i < kVec; ++i) {
-            const C sum = turn > 0 ? columns[column + i] + sums[s][item][i] : sums[s][item][i];
-            if (turn + 1 < teams) {
-              columns[column + i] = sum;
-            } else {
-              partial[column + i] = sum;
-            }
+            for (int i = 0; i < kVec; ++i) sum[i] += columns[column + i];
           }
+          // Whole accesses: sectors written piecemeal are slow.
+          store((turn + 1 < teams ? columns : partial) + column, pack<C>(sums[s][item]));
         });
       }
       if (teams > 1) __syncthreads();
@@ -159,7 +163,7 @@ Layout layout_of(const NormBwdParams& p) {
   const bool layer = p.shape.kind == NormKind::kLayer;
   layout.items = items_of(layout.vec, layer);
   if (has_long_rows(layout.vec, layer) && count > layout.items * kMaxThreads) layout.items *= 2;
-  layout.plan = plan_rows(count, layout.items, kThreads, kMaxThreads);
+  layout.plan = plan_rows(count, layout.items, kThreads, kMaxThreads, kThreads / 2);
   const int64_t multiprocessors = current_device().multiprocessors;
   const bool sums_wanted = p.dweight || p.dbias;
   layout.sums = layer ? 2 : 1;
@@ -171,7 +175,7 @@ Layout layout_of(const NormBwdParams& p) {
     layout.blocks = std::min<int64_t>(p.shape.rows, 1 << 30);
     const int64_t across = (count + kColumnThreads - 1) / kColumnThreads;
     layout.parts = std::clamp<int64_t>(8 * multiprocessors / across, 1, std::min<int64_t>(p.shape.rows, 65535));
-    layout.statistics_bytes = sums_wanted ? p.shape.rows * 16 : 0;
+    layout.statistics_bytes = sums_wanted ? (p.shape.rows * 16 + 255) / 256 * 256 : 0;
   }
   const int64_t compute_size = dtype == DType::kFloat64 ? 8 : 4;
   layout.partial_bytes = sums_wanted ? layout.parts * layout.sums * p.shape.width * compute_size : 0;
@@ -189,11 +193,15 @@ void run(const NormBwdParams& p, const Layout& layout, const Stream& where) {
   const int threads = layout.plan.threads;
   if (layout.plan.in_registers) {
     constexpr int kItems = items_of(kVec, kLayer);
-    auto kernel = backward_rows<T, kVec, kItems, kLayer, true>;
+    auto kernel = backward_rows<T, kVec, kItems, kLayer>;
+    int bytes = RowRing<T, kVec, kItems>::kThreadBytes;
     if constexpr (has_long_rows(kVec, kLayer)) {
-      if (layout.items > kItems) kernel = backward_rows<T, kVec, 2 * kItems, kLayer, false>;
+      if (layout.items > kItems) {
+        kernel = backward_rows<T, kVec, 2 * kItems, kLayer>;
+        bytes = RowRing<T, kVec, 2 * kItems>::kThreadBytes;
+      }
     }
-    launch<0>(kernel, layout.blocks, 1, threads, stream, args);
+    launch_after(kernel, layout.blocks, 1, threads, stream, args, bytes * threads);
   } else {
     launch<0>(wide_rows<T, kVec, kLayer>, layout.blocks, 1, threads, stream, args);
     if (args.partials) {

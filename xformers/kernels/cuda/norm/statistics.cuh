@@ -5,8 +5,11 @@
 
 namespace xformers::cuda {
 
-// 1 / sqrt(x) to within two units in the last place.
-__device__ __forceinline__ float inverse_root(float x) { return rsqrtf(x); }
+// 1 / sqrt(x) to within a unit in the last place: the GPU's own result, and a step of Newton's.
+__device__ __forceinline__ float inverse_root(float x) {
+  const float y = rsqrtf(x), error = fmaf(-x * y, y, 1.0f);
+  return fabsf(error) < 1e-3f ? fmaf(0.5f * y, error, y) : y;  // not of 0, infinity and NaN
+}
 __device__ __forceinline__ double inverse_root(double x) { return rsqrt(x); }
 
 // sum / count by the reciprocal of count, corrected to the nearest number or its neighbour.
@@ -16,8 +19,8 @@ __device__ __forceinline__ C mean_of(C sum, C count, C reciprocal) {
   return fma(fma(-mean, count, sum), reciprocal, mean);
 }
 
-// Mean and variance of a row from sums over x - guess, as long as the guess (the row's first element) is so near the
-// mean that nothing cancels.
+// Mean and variance of a row from sums over x - guess, as long as the guess (from the row's first elements) is so near
+// the mean that nothing cancels.
 template <class C>
 struct Moments {
   C mean_deviation, variance;

@@ -15,7 +15,7 @@ __global__ void __launch_bounds__(kWideThreads, 1) wide_rows(const __grid_consta
   using Reduce = GroupReduce<C, kLayer ? 4 : 2>;
   __shared__ typename Reduce::Shared shared;
   const NormBwdParams& p = args.p;
-  const ThreadGroup group(args.plan.group);
+  const ThreadGroup group(args.plan);
   Reduce reduce(shared, group);
   for (int64_t row = blockIdx.x; row < p.shape.rows; row += gridDim.x) {
     const T* const x = row_at<const T>(p.x, row);
@@ -66,9 +66,8 @@ __global__ void __launch_bounds__(kColumnThreads) wide_columns(const __grid_cons
   }
 #pragma unroll
   for (int s = 0; s < kSums; ++s) {
-    C* const partial = static_cast<C*>(args.partials) + (blockIdx.y * int64_t{kSums} + s) * p.shape.width + column;
-#pragma unroll
-    for (int i = 0; i < kVec; ++i) partial[i] = sums[s][i];
+    store(static_cast<C*>(args.partials) + (blockIdx.y * int64_t{kSums} + s) * p.shape.width + column,
+          pack<C>(sums[s]));
   }
 }
 

@@ -4,75 +4,99 @@
 
 #include "xformers/kernels/cuda/base/launch.h"
 #include "xformers/kernels/cuda/softmax/softmax_cuda.h"
-#include "xformers/kernels/cuda/softmax/softmax_row.cuh"
+#include "xformers/kernels/cuda/softmax/softmax_long.cuh"
 
 namespace xformers::cuda {
 namespace {
 
-struct BackwardArgs {
-  SoftmaxBwdParams p;
-  SoftmaxRows rows;
-  RowPlan plan;
-};
+template <int kVec>
+constexpr int kBackwardItems = kVec == 1 ? 4 : 2;  // of both rows
 
-template <class T, int kVec, int kItems>
-__global__ void __launch_bounds__(kMaxThreads<T>, 1) backward_rows(const __grid_constant__ BackwardArgs args) {
+template <class T, int kVec, int kItems, bool kCausal>
+__global__ void __maxnreg__((kCausal || sizeof(T) == 8 ? 72 : 48))
+    backward_rows(const __grid_constant__ SoftmaxBackwardArgs args) {
   using C = Compute<T>;
   using Reduce = GroupReduce<C, 1>;
   __shared__ typename Reduce::Shared shared;
-  const ThreadGroup group(args.plan.group);
-  Reduce reduce(shared, group);
-  const int64_t width = args.rows.width, rows_per_block = args.plan.rows_per_block();
-  const bool log = args.rows.log;
-
-  for (int64_t first = blockIdx.x * rows_per_block; first < args.rows.count; first += gridDim.x * rows_per_block) {
-    const int64_t row = first + group.index;
-    const bool valid = row < args.rows.count;
-    const int64_t visible = valid ? args.rows.visible(row) : 0;
-    RowShare<T, kVec, kItems> out, dout;
-    out.fetch(static_cast<const T*>(args.p.out) + row * width, group, visible, valid);
-    dout.fetch(static_cast<const T*>(args.p.dout) + row * width, group, visible, valid);
-
-    C sum[1] = {0};
-    for_each_vector<kVec, kItems>(group, visible, valid, [&](int item, auto column) {
-      C y[kVec], dy[kVec];
-      numbers_of(out, item, column, y);
-      numbers_of(dout, item, column, dy);
+  wait_for_kernel_before();
+  const ThreadGroup group(args.plan);
+  const int64_t row = int64_t{blockIdx.x} * args.plan.rows_per_block + group.index;
+  const bool valid = row < args.rows.count, is_log = args.rows.log;
+  const int width = valid ? static_cast<int>(args.rows.width) : 0;
+  const int visible = kCausal && valid ? static_cast<int>(args.rows.visible(row)) : width;
+  RowShare<T, kVec, kItems> out, dout;
+  out.fetch_or(static_cast<const T*>(args.p.out) + row * args.rows.width, group, visible, to_element<T>(C{0}));
+  dout.fetch_or(static_cast<const T*>(args.p.dout) + row * args.rows.width, group, visible, to_element<T>(C{0}));
+  const auto numbers = [&](int item, C(&y)[kVec], C(&dy)[kVec]) {
+    unpack(out.items[item], y);
+    unpack(dout.items[item], dy);
+    const int column = (item * group.size + group.rank) * kVec;
+    if (kCausal && column + kVec > visible) {  // what is hidden adds nothing
 #pragma unroll
       for (int i = 0; i < kVec; ++i) {
-        const C term = log ? dy[i] : dy[i] * y[i];
-        sum[0] += column + i < visible ? term : C{0};
+        y[i] = column + i < visible ? y[i] : C{0};
+        dy[i] = column + i < visible ? dy[i] : C{0};
       }
-    });
-    reduce(sum, Sum());
-    out.keep_packed();
-    dout.keep_packed();
+    }
+  };
 
-    T* const dx_row = static_cast<T*>(args.p.dx) + row * width;
-    for_each_vector<kVec, kItems>(group, width, valid, [&](int item, auto column) {
-      C dx[kVec] = {};
-      if (column < visible) {
-        C y[kVec], dy[kVec];
-        numbers_of(out, item, column, y);
-        numbers_of(dout, item, column, dy);
+  C sum[1] = {0};
 #pragma unroll
-        for (int i = 0; i < kVec; ++i) {
-          const C x = log ? dy[i] - exp_as<T>(y[i]) * sum[0] : y[i] * (dy[i] - sum[0]);
-          dx[i] = column + i < visible ? x : C{0};
-        }
+  for (int item = 0; item < kItems; ++item) {
+    C y[kVec], dy[kVec];
+    numbers(item, y, dy);
+    if (is_log) {
+#pragma unroll
+      for (int i = 0; i < kVec; ++i) sum[0] += dy[i];
+    } else {
+#pragma unroll
+      for (int i = 0; i < kVec; ++i) sum[0] += dy[i] * y[i];
+    }
+  }
+  Reduce(shared, group)(sum, Sum());
+  out.keep_packed();
+  dout.keep_packed();
+
+  T* const dx_row = static_cast<T*>(args.p.dx) + row * args.rows.width;
+#pragma unroll
+  for (int item = 0; item < kItems; ++item) {
+    const int column = (item * group.size + group.rank) * kVec;
+    if (column >= width) continue;
+    C y[kVec], dy[kVec];
+    numbers(item, y, dy);
+    const bool hidden = kCausal && column >= visible;
+    if (!hidden && is_log) {
+#pragma unroll
+      for (int i = 0; i < kVec; ++i) {
+        dy[i] -= exp_as<T>(y[i]) * sum[0];
+        if constexpr (kCausal) dy[i] = column + i < visible ? dy[i] : C{0};
       }
-      store(dx_row + column, pack<T>(dx));
-    });
+    } else if (!hidden) {
+#pragma unroll
+      for (int i = 0; i < kVec; ++i) dy[i] = y[i] * (dy[i] - sum[0]);
+    }
+    store(dx_row + column, pack<T>(dy));
   }
 }
 
-template <class T, int kVec, int kItems>
+template <class T, int kVec>
 void run(const SoftmaxBwdParams& p, cudaStream_t stream) {
   const SoftmaxRows rows(p.shape);
-  const RowPlan plan = plan_rows((p.shape.width + kVec - 1) / kVec, kItems, kThreads, kMaxThreads<T>);
-  launch<0>(plan.in_registers ? backward_rows<T, kVec, kItems> : backward_rows<T, kVec, 0>,
-            std::min<int64_t>(plan.blocks(rows.count), 1 << 30), 1, plan.threads, stream,
-            BackwardArgs{.p = p, .rows = rows, .plan = plan});
+  const RowPlan plan = plan_rows((p.shape.width + kVec - 1) / kVec, kBackwardItems<kVec>, kThreads, kMaxThreads);
+  const SoftmaxBackwardArgs args{.p = p, .rows = rows, .plan = plan};
+  if (plan.in_registers) {
+    const auto kernel = p.shape.causal ? backward_rows<T, kVec, kBackwardItems<kVec>, true>
+                                       : backward_rows<T, kVec, kBackwardItems<kVec>, false>;
+    launch_after(kernel, plan.blocks(rows.count), 1, plan.threads, stream, args);
+    return;
+  }
+  int bytes = 0;
+  auto kernel = backward_long<T, kVec, false>;
+  if constexpr (kVec > 1) {
+    bytes = bytes_that_stay<T>(p.shape.width);
+    if (bytes) kernel = backward_long<T, kVec, true>;
+  }
+  launch_after(kernel, rows.count, 1, kLongThreads, stream, args, bytes);
 }
 
 }  // namespace
@@ -85,11 +109,11 @@ void softmax_backward(const SoftmaxBwdParams& p, const Stream& where) {
   with_element(s.dtype, [&](auto element) {
     using T = decltype(element);
     if constexpr (sizeof(T) == 8) {
-      run<T, 1, 2>(p, stream);
+      run<T, 1>(p, stream);
     } else if (vectors) {
-      run<T, kVectorOf<T>, 2>(p, stream);
+      run<T, kVectorOf<T>>(p, stream);
     } else {
-      run<T, 1, 4>(p, stream);
+      run<T, 1>(p, stream);
     }
   });
 }

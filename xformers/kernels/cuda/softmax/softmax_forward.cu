@@ -1,133 +1,110 @@
-// Softmax: a group of threads per row, which is read once and stays in registers as it came, together with its mask:
-// powers are cheaper to compute twice than to keep (rows beyond 1024 threads x kItems vectors are read twice, through
-// the L2 cache). Hidden columns have the score -inf. Where all are -inf, or one is NaN, the sum is NaN and with it the
-// whole row.
+// Softmax: a group of threads per row. Each thread takes the maximum of its own scores and the powers relative to that,
+// which stay in registers; then the group agrees on the row's maximum and sum in one exchange. Hidden columns have the
+// score -inf. Where all are -inf, or one is NaN, the sum is NaN and with it the whole row.
 #include <algorithm>
 
 #include "xformers/kernels/cuda/base/launch.h"
 #include "xformers/kernels/cuda/softmax/softmax_cuda.h"
-#include "xformers/kernels/cuda/softmax/softmax_row.cuh"
+#include "xformers/kernels/cuda/softmax/softmax_long.cuh"
 
 namespace xformers::cuda {
 namespace {
 
-struct ForwardArgs {
-  SoftmaxFwdParams p;
-  SoftmaxRows rows;
-  RowPlan plan;
-};
+constexpr int kForwardItems = 4;  // accesses of a row per thread
 
-template <class T, bool kMask>
-constexpr int kForwardThreads = kMask ? 512 : kMaxThreads<T>;  // a mask takes registers too
-
-template <class T, int kVec, int kItems, bool kMask>
-__global__ void __launch_bounds__(kForwardThreads<T, kMask>, 1) forward_rows(const __grid_constant__ ForwardArgs args) {
+template <class T, int kVec, int kItems, bool kMask, bool kCausal>
+__global__ void __maxnreg__((kMask || kCausal ? 96 : 64))
+    forward_rows(const __grid_constant__ SoftmaxForwardArgs args) {
   using C = Compute<T>;
-  using Reduce = GroupReduce<C, 1>;
-  __shared__ typename Reduce::Shared shared;
-  const ThreadGroup group(args.plan.group);
-  Reduce reduce(shared, group);
-  const int64_t width = args.rows.width, rows_per_block = args.plan.rows_per_block();
+  using Merge = SoftmaxMerge<T>;
+  __shared__ typename Merge::Shared shared;
+  wait_for_kernel_before();
+  const ThreadGroup group(args.plan);
+  const int64_t row = int64_t{blockIdx.x} * args.plan.rows_per_block + group.index;
+  const bool valid = row < args.rows.count;
+  const int width = valid ? static_cast<int>(args.rows.width) : 0;
+  const int visible = kCausal && valid ? static_cast<int>(args.rows.visible(row)) : width;
 
-  for (int64_t first = blockIdx.x * rows_per_block; first < args.rows.count; first += gridDim.x * rows_per_block) {
-    const int64_t row = first + group.index;
-    const bool valid = row < args.rows.count;
-    const int64_t visible = valid ? args.rows.visible(row) : 0;
-    const T* const x_row = static_cast<const T*>(args.p.x) + row * width;
-    const T* const mask_row =
-        static_cast<const T*>(args.p.mask.data) + (kMask && valid ? args.rows.mask_offset(args.p.mask, row) : 0);
-    RowShare<T, kVec, kItems> x, mask;
-    x.fetch(x_row, group, visible, valid);
-    if constexpr (kMask) mask.fetch(mask_row, group, visible, valid);
-    const auto score = [&](int item, auto column, C(&to)[kVec]) {
-      if (column < visible) {
-        numbers_of(x, item, column, to);
-        if constexpr (kMask) {
-          C bias[kVec];
-          numbers_of(mask, item, column, bias);
+  RowShare<T, kVec, kItems> x, mask;
+  x.fetch_or(static_cast<const T*>(args.p.x) + row * args.rows.width, group, visible, to_element<T>(lowest<C>()));
+  if constexpr (kMask) {
+    const T* const data = static_cast<const T*>(args.p.mask.data);
+    mask.fetch_or(data + (valid ? args.rows.mask_offset(args.p.mask, row) : 0), group, visible, to_element<T>(C{0}));
+  }
+  C s[kItems][kVec];  // scores; then, but for the logarithm, powers
+  SoftmaxPart<T> part;
 #pragma unroll
-          for (int i = 0; i < kVec; ++i) to[i] += bias[i];
-        }
-      }
-      if (column + kVec <= visible) return;
+  for (int item = 0; item < kItems; ++item) {
+    const int column = (item * group.size + group.rank) * kVec;
+    unpack(x.items[item], s[item]);
+    if constexpr (kMask) {
+      C bias[kVec];
+      unpack(mask.items[item], bias);
 #pragma unroll
-      for (int i = 0; i < kVec; ++i) to[i] = column + i < visible ? to[i] : lowest<C>();
-    };
-    const auto for_each = [&](const auto& fn) { for_each_vector<kVec, kItems>(group, width, valid, fn); };
-    const auto keep_packed = [&] {
-      x.keep_packed();
-      if constexpr (kMask) mask.keep_packed();
-    };
-
-    C top[1] = {lowest<C>()}, sum[1] = {0};
-    if constexpr (kItems > 0) {
-      for_each([&](int item, auto column) {
-        C s[kVec];
-        score(item, column, s);
-#pragma unroll
-        for (int i = 0; i < kVec; ++i) top[0] = max(top[0], s[i]);
-      });
-      reduce(top, Max());
-      keep_packed();
-      for_each([&](int item, auto column) {
-        C s[kVec];
-        score(item, column, s);
-#pragma unroll
-        for (int i = 0; i < kVec; ++i) sum[0] += exp_as<T>(s[i] - top[0]);
-      });
-    } else {  // maximum and sum in one pass, the sum always relative to the maximum so far
-      C own = lowest<C>();
-      for_each([&](int item, auto column) {
-        C s[kVec];
-        score(item, column, s);
-        C higher = own;
-#pragma unroll
-        for (int i = 0; i < kVec; ++i) higher = max(higher, s[i]);
-        if (higher == lowest<C>()) {  // minus itself that would be NaN
-#pragma unroll
-          for (int i = 0; i < kVec; ++i) sum[0] += s[i] != s[i] ? s[i] : C{0};
-          return;
-        }
-        sum[0] *= exp_as<T>(own - higher);
-        own = higher;
-#pragma unroll
-        for (int i = 0; i < kVec; ++i) sum[0] += exp_as<T>(s[i] - own);
-      });
-      top[0] = own;
-      reduce(top, Max());
-      sum[0] *= exp_as<T>(own - top[0]);
+      for (int i = 0; i < kVec; ++i) s[item][i] += bias[i];
     }
-    reduce(sum, Sum());
-    keep_packed();
-
-    T* const out = static_cast<T*>(args.p.out) + row * width;
-    const C factor = C{1} / sum[0], shift = args.rows.log ? log(sum[0]) : C{0};
-    for_each([&](int item, auto column) {
-      C y[kVec];
-      score(item, column, y);
+    if (kCausal && column + kVec > visible) {
 #pragma unroll
-      for (int i = 0; i < kVec; ++i) {
-        y[i] -= top[0];
-        y[i] = args.rows.log ? y[i] - shift : exp_as<T>(y[i]) * factor;
-      }
-      store(out + column, pack<T>(y));
-    });
+      for (int i = 0; i < kVec; ++i) s[item][i] = column + i < visible ? s[item][i] : lowest<C>();
+    }
+#pragma unroll
+    for (int i = 0; i < kVec; ++i) part.top = max(part.top, s[item][i]);
+  }
+  const C base = part.base();
+  const bool is_log = args.rows.log;
+#pragma unroll
+  for (int item = 0; item < kItems; ++item) {
+    if (kCausal && (item * group.size + group.rank) * kVec >= visible) {  // hidden: powers of 0 without computing them
+#pragma unroll
+      for (int i = 0; i < kVec; ++i) s[item][i] = is_log ? lowest<C>() : C{0};
+    } else if (is_log) {
+#pragma unroll
+      for (int i = 0; i < kVec; ++i) part.sum += exp_as<T>(s[item][i] - base);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kVec; ++i) part.sum += s[item][i] = exp_as<T>(s[item][i] - base);
+    }
+  }
+  const SoftmaxPart<T> all = Merge(shared, group)(part);
+
+  T* const out = static_cast<T*>(args.p.out) + row * args.rows.width;
+  // In one form, y = s * factor - offset: powers scaled, or scores less the maximum and the logarithm of the sum.
+  const C factor = is_log ? C{1} : part.relative_to(all.top) / all.sum, shift = is_log ? log(all.sum) : C{0};
+  const C top = is_log ? all.top : C{0};
+#pragma unroll
+  for (int item = 0; item < kItems; ++item) {
+    const int column = (item * group.size + group.rank) * kVec;
+    if (column >= width) continue;
+    C y[kVec];
+#pragma unroll
+    for (int i = 0; i < kVec; ++i) y[i] = (s[item][i] - top) * factor - shift;
+    store(out + column, pack<T>(y));
   }
 }
 
-// Rows with and without a mask are shared out alike, and give the same bits, as far as registers hold both.
-template <class T, int kVec, int kItems, bool kMask>
+template <class T, int kVec, bool kMask>
 void run(const SoftmaxFwdParams& p, cudaStream_t stream) {
   const SoftmaxRows rows(p.shape);
-  const RowPlan plan = plan_rows((p.shape.width + kVec - 1) / kVec, kItems, kThreads, kForwardThreads<T, kMask>);
-  launch<0>(plan.in_registers ? forward_rows<T, kVec, kItems, kMask> : forward_rows<T, kVec, 0, kMask>,
-            std::min<int64_t>(plan.blocks(rows.count), 1 << 30), 1, plan.threads, stream,
-            ForwardArgs{.p = p, .rows = rows, .plan = plan});
+  const RowPlan plan = plan_rows((p.shape.width + kVec - 1) / kVec, kForwardItems, kThreads, kMaxThreads);
+  const SoftmaxForwardArgs args{.p = p, .rows = rows, .plan = plan};
+  if (plan.in_registers) {
+    const auto kernel = p.shape.causal ? forward_rows<T, kVec, kForwardItems, kMask, true>
+                                       : forward_rows<T, kVec, kForwardItems, kMask, false>;
+    launch_after(kernel, plan.blocks(rows.count), 1, plan.threads, stream, args);
+    return;
+  }
+  int bytes = 0;
+  auto kernel = forward_long<T, kVec, false>;
+  if constexpr (kVec > 1) {
+    bytes = bytes_that_stay<T>(p.shape.width);
+    if (bytes) kernel = forward_long<T, kVec, true>;
+  }
+  launch_after(kernel, rows.count, 1, kLongThreads, stream, args, bytes);
 }
 
-template <class T, int kVec, int kItems>
+template <class T, int kVec>
 void run(const SoftmaxFwdParams& p, cudaStream_t stream) {
-  p.mask.data ? run<T, kVec, kItems, true>(p, stream) : run<T, kVec, kItems, false>(p, stream);
+  p.mask.data ? run<T, kVec, true>(p, stream) : run<T, kVec, false>(p, stream);
 }
 
 }  // namespace
@@ -143,11 +120,11 @@ void softmax_forward(const SoftmaxFwdParams& p, const Stream& where) {
   with_element(s.dtype, [&](auto element) {
     using T = decltype(element);
     if constexpr (sizeof(T) == 8) {
-      run<T, 1, 2>(p, stream);
+      run<T, 1>(p, stream);
     } else if (vectors) {
-      run<T, kVectorOf<T>, 4>(p, stream);
+      run<T, kVectorOf<T>>(p, stream);
     } else {
-      run<T, 1, 4>(p, stream);
+      run<T, 1>(p, stream);
     }
   });
 }

@@ -8,9 +8,9 @@
 
 namespace xformers::cuda {
 
-constexpr int kThreads = 256;  // of a block, where a row needs no more
-template <class T>
-constexpr int kMaxThreads = sizeof(T) == 8 ? 512 : 1024;
+// Threads of a block whose rows are in registers: few enough for many blocks per multiprocessor, whose loads, exchanges
+// and stores overlap.
+constexpr int kThreads = 256, kMaxThreads = 512;
 
 // exp(x) as exactly as an element of type T needs it; x <= 0, -inf or NaN.
 template <class T>
@@ -31,6 +31,56 @@ template <class C>
 __device__ __forceinline__ C lowest() {
   return static_cast<C>(-INFINITY);
 }
+
+// What a set of scores contributes to a row: their maximum, and the sum of their powers relative to it. NaN is in the
+// sum alone. Nothing, or only -inf, contributes (-inf, 0).
+template <class T>
+struct SoftmaxPart {
+  using C = Compute<T>;
+  C top = lowest<C>(), sum = 0;
+
+  // What scores are taken relative to: -inf minus itself would be NaN.
+  __device__ __forceinline__ C base() const { return top == lowest<C>() ? C{0} : top; }
+  // Factor for powers relative to base().
+  __device__ __forceinline__ C relative_to(C higher) const {
+    return top == lowest<C>() ? C{1} : exp_as<T>(top - higher);
+  }
+};
+
+// The parts of all threads of a group as one, in one exchange. All threads of a block construct and call it, once.
+template <class T>
+class SoftmaxMerge {
+ public:
+  using C = Compute<T>;
+  struct Shared {
+    C top[32], sum[32];  // one per warp of the block
+  };
+
+  __device__ __forceinline__ SoftmaxMerge(Shared& shared, const ThreadGroup& group) : shared_(shared), group_(group) {}
+
+  __device__ __forceinline__ SoftmaxPart<T> operator()(const SoftmaxPart<T>& own) const {
+    SoftmaxPart<T> all = in_warp(own, group_.size < 32 ? group_.size : 32);
+    if (group_.size <= 32) return all;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = group_.size / 32;
+    if (lane == 0) shared_.top[warp] = all.top, shared_.sum[warp] = all.sum;
+    __syncthreads();
+    const int other = group_.index * warps + lane;
+    all.top = lane < warps ? shared_.top[other] : lowest<C>();
+    all.sum = lane < warps ? shared_.sum[other] : C{0};
+    return in_warp(all, 32);
+  }
+
+ private:
+  static __device__ __forceinline__ SoftmaxPart<T> in_warp(const SoftmaxPart<T>& own, int lanes) {
+    SoftmaxPart<T> all;
+    all.top = warp_reduce(own.top, Max(), lanes);
+    all.sum = warp_reduce(own.sum * own.relative_to(all.top), Sum(), lanes);
+    return all;
+  }
+
+  Shared& shared_;
+  ThreadGroup group_;
+};
 
 struct SoftmaxRows {
   int64_t count = 0, width = 0;  // count = outer0 * outer1 * rows
@@ -59,6 +109,18 @@ struct SoftmaxRows {
     return outer0 * mask.outer0_stride + (outer - outer0 * outer1_size) * mask.outer1_stride +
            (index - outer * rows_size) * mask.row_stride;
   }
+};
+
+struct SoftmaxForwardArgs {
+  SoftmaxFwdParams p;
+  SoftmaxRows rows;
+  RowPlan plan;
+};
+
+struct SoftmaxBackwardArgs {
+  SoftmaxBwdParams p;
+  SoftmaxRows rows;
+  RowPlan plan;
 };
 
 }  // namespace xformers::cuda

@@ -14,6 +14,7 @@
 #include "xformers/kernels/cuda/attention/decode/decode_tile.cuh"
 #include "xformers/kernels/cuda/attention/sm80/tile.cuh"
 #include "xformers/kernels/cuda/base/elements.cuh"
+#include "xformers/kernels/cuda/base/launch.h"
 
 namespace xformers::cuda::decode {
 
@@ -162,8 +163,10 @@ class Decode {
   }
 
   __device__ __forceinline__ void multiply_scores(float (&s)[kKeyTiles][4], uint32_t k) {
+    float odd[kKeyTiles][4] = {};  // every second slice apart: products wait for each other half as long
 #pragma unroll
     for (int d = 0; d < kDim / 16; ++d) {
+      float(&sum)[kKeyTiles][4] = d % 2 ? odd : s;
       uint32_t a[4];
       if constexpr (kPolicy.shares_q()) {
         const uint4 fragment = load_shared_16(smem_q_ + (d * 32 + lane_) * 16);
@@ -175,14 +178,14 @@ class Decode {
       for (int n = 0; n < kKeyTiles; n += 2) {
         uint32_t b[4];
         sm80::load_b<kDim>(b, k, n * 8, d);
-        mma<T>(s[n], a, b[0], b[1]);
-        mma<T>(s[n + 1], a, b[2], b[3]);
+        mma<T>(sum[n], a, b[0], b[1]);
+        mma<T>(sum[n + 1], a, b[2], b[3]);
       }
     }
 #pragma unroll
     for (int n = 0; n < kKeyTiles; ++n)
 #pragma unroll
-      for (int i = 0; i < 4; ++i) s[n][i] *= args_.scale_log2;
+      for (int i = 0; i < 4; ++i) s[n][i] = (s[n][i] + odd[n][i]) * args_.scale_log2;
   }
 
   __device__ __forceinline__ void mask(float (&s)[kKeyTiles][4], int key) {
@@ -258,10 +261,11 @@ class Decode {
     }
   }
 
-  // The warps' results meet in shared memory: sums [warps][16][kDim], then maxima and row sums [warps][16] each.
+  // The warps' results meet in shared memory: sums [warps][16][sum_stride()], then maxima and row sums [warps][16]
+  // each.
   __device__ __forceinline__ void finish() {
     float* const sums = reinterpret_cast<float*>(smem_);
-    float* const maxima = sums + kWarps * kRows * kDim;
+    float* const maxima = sums + kWarps * kRows * kPolicy.sum_stride();
     float* const totals = maxima + kWarps * kRows;
     __syncthreads();  // all warps are done with their rings
 #pragma unroll
@@ -272,7 +276,7 @@ class Decode {
       const int row = lane_ / 4 + half * 8;
       if (row >= tile_.rows) continue;
       if (lane_ % 4 == 0) maxima[warp_ * kRows + row] = row_max_[half], totals[warp_ * kRows + row] = sum;
-      float* const to = sums + (warp_ * kRows + row) * kDim;
+      float* const to = sums + (warp_ * kRows + row) * kPolicy.sum_stride();
 #pragma unroll
       for (int d = 0; d < kDimTiles; ++d) {
         *reinterpret_cast<float2*>(to + (d * 8 + lane_ % 4 * 2)) = {acc_[d][half * 2], acc_[d][half * 2 + 1]};
@@ -289,7 +293,7 @@ class Decode {
 #pragma unroll
       for (int w = 0; w < kWarps; ++w) {
         const float share = most == -INFINITY ? 0.0f : fast_exp2(maxima[w * kRows + row] - most);
-        const float2 pair = *reinterpret_cast<const float2*>(sums + (w * kRows + row) * kDim + at);
+        const float2 pair = *reinterpret_cast<const float2*>(sums + (w * kRows + row) * kPolicy.sum_stride() + at);
         total += share * totals[w * kRows + row];
         x += share * pair.x, y += share * pair.y;
       }
@@ -320,6 +324,7 @@ template <class T, int kHeadDim>
 __global__ void __launch_bounds__(decode_policy(kHeadDim).threads(), kBlocksPerMultiprocessor)
     attention_decode(const __grid_constant__ FwdArgs args) {
   extern __shared__ __align__(128) unsigned char smem[];
+  wait_for_kernel_before();
   const DecodeTile tile = decode_tile(args);
   if (args.p.seq.packed() && blockIdx.y == 0 && tile.slot == 0) clear_ends<T>(args, tile);
   if (tile.rows == 0) return;

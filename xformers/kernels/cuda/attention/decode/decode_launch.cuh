@@ -13,7 +13,8 @@ void launch_decode(const FwdArgs& args, cudaStream_t stream) {
   constexpr DecodePolicy kPolicy = decode_policy(kHeadDim);
   const AttentionShape& shape = args.p.shape;
   const int64_t tiles = shape.batch * shape.num_heads() / args.packed_heads * args.tiles;
-  launch<kPolicy.smem_bytes()>(attention_decode<T, kHeadDim>, tiles, args.num_splits, kPolicy.threads(), stream, args);
+  launch_after(attention_decode<T, kHeadDim>, tiles, args.num_splits, kPolicy.threads(), stream, args,
+               kPolicy.smem_bytes());
   if (args.num_splits > 1) {
     launch_after(combine_splits<T, kHeadDim>, tiles, kRows, 32 * kCombineWarps, stream, args);
   }

@@ -16,8 +16,9 @@ struct DecodePolicy {
   constexpr int step() const { return warps * keys; }                    // keys that a block takes at once
   constexpr int stage_bytes() const { return 2 * 2 * keys * head_dim; }  // K and V
   constexpr int ring_bytes() const { return warps * stages * stage_bytes(); }
+  constexpr int sum_stride() const { return head_dim + 8; }  // so that neighbouring rows fall on different banks
   constexpr int merge_bytes() const {
-    return warps * kRows * (head_dim + 2) * 4;
+    return warps * kRows * (sum_stride() + 2) * 4;
   }  // the warps' results, over the rings
   constexpr bool shares_q() const { return head_dim > 128; }  // Q in shared memory: registers don't hold it
   constexpr int q_bytes() const { return shares_q() ? 2 * kRows * head_dim : 0; }

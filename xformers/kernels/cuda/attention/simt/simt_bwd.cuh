@@ -69,7 +69,7 @@ struct BackwardTile {
     C scores[kPer][kPer] = {}, dprobs[kPer][kPer] = {};
     multiply(scores, q, k, query, key, p.shape.head_dim);
     multiply(dprobs, dout, v, query, key, p.shape.head_dim_v);
-    const DropoutDraws draws(p.dropout);
+    const PhiloxKey philox = dropout_key(p.dropout);
     const uint32_t drop_head = sequence_head(p.shape, tile.sequence, tile.group, tile.head);
     for (int i = 0; i < kPer; ++i)
       for (int j = 0; j < kPer; ++j) {
@@ -85,7 +85,7 @@ struct BackwardTile {
           prob = exponential(s - lse[at_query]);
           C factor = 1;
           if (p.dropout.p > 0) {
-            factor = draws.keeps(at_key, static_cast<uint32_t>(at_query), drop_head) ? static_cast<C>(args.kept) : C(0);
+            factor = keeps(philox, args.drop_rule, drop_head, at_query, at_key) ? static_cast<C>(args.kept) : C(0);
           }
           gradient = prob * (dprobs[i][j] * factor - delta[at_query]);
           prob *= factor;

@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(C) == 4 && kOutChunks == 2 ? 
   const int first_dim_v = static_cast<int>(blockIdx.y) * kOutChunks * kChunkDims;
   const C scale = static_cast<C>(p.softmax_scale);
   const HeadRows<const T> q(p.q, sequence.batch, tile.group, tile.head, sequence.q_begin + tile.first);
-  const DropoutDraws draws(p.dropout);
+  const PhiloxKey philox = dropout_key(p.dropout);
   const uint32_t drop_head = sequence_head(p.shape, sequence, tile.group, tile.head);
 
   C out[kOutChunks][kPer][kDimsPerThread] = {}, row_max[kPer], row_sum[kPer] = {};
@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(C) == 4 && kOutChunks == 2 ? 
         const int at = key + thread_x() + j * kSide;
         C x = exponential(scores[i][j] - from);
         row_sum[i] += x;
-        if (p.dropout.p > 0 && !draws.keeps(at, static_cast<uint32_t>(query), drop_head)) x = 0;
+        if (p.dropout.p > 0 && !keeps(philox, args.drop_rule, drop_head, query, at)) x = 0;
         probs[row * score_pitch<kTile> + thread_x() + j * kSide] = x;
       }
     }

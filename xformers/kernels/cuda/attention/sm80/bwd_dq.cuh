@@ -5,19 +5,21 @@
 #include "xformers/kernels/cuda/arch/mma.cuh"
 #include "xformers/kernels/cuda/attention/sm80/bwd_products.cuh"
 #include "xformers/kernels/cuda/attention/sm80/bwd_scores.cuh"
+#include "xformers/kernels/cuda/base/launch.h"
 
 namespace xformers::cuda::sm80 {
 
-// Where the numbers of one block of dq lie: accumulators, the threads of the block side by side. Of accumulator
-// [row_tile, dim_tile] of the whole block, lane l has rows l / 4, + 8 and columns 2 (l % 4), + 1.
+// Where the numbers of one block of dq_rows() queries lie: accumulators, the threads of the block side by side. Of
+// accumulator [row_tile, dim_tile] of the whole block, lane l has rows l / 4, + 8 and columns 2 (l % 4), + 1.
 template <BwdPolicy kPolicy>
 struct DqOrder {
   static constexpr int kRowWarps = kPolicy.dq_row_warps(), kRowTiles = kPolicy.dq_row_tiles(),
                        kDimTiles = kPolicy.dq_dim_tiles();  // of a warp
   static_assert(kDimTiles % 2 == 0);
 
-  static __device__ __forceinline__ int of_thread(int row_tile, int dim_tile) {  // of the warp
-    return ((row_tile * kDimTiles + dim_tile) * kPolicy.threads() + threadIdx.x) * 4;
+  // Of its warp's accumulators; from where thread * 4 is.
+  static __device__ __forceinline__ constexpr int of_thread(int row_tile, int dim_tile) {
+    return (row_tile * kDimTiles + dim_tile) * kPolicy.threads() * 4;
   }
   static __device__ __forceinline__ int of_lane(int row_tile, int dim_tile, int lane) {  // of the whole
     const int warp = dim_tile / kDimTiles * kRowWarps + row_tile / kRowTiles;
@@ -25,40 +27,6 @@ struct DqOrder {
     return (tile * kPolicy.threads() + warp * 32 + lane) * 4;
   }
 };
-
-// Gradient of the bias: dS [16 queries, 16 keys] as an A operand. The four lanes of a row exchange words, so that each
-// has eight keys of one row: lane 4 r + c of query r + c % 2 * 8, keys from c / 2 * 8.
-template <class T>
-__device__ __forceinline__ void store_dbias(const BwdArgs& args, const BwdTile& tile, const uint32_t (&ds)[4],
-                                            int query, int key) {
-  const int lane = threadIdx.x % 32, c = lane % 4;
-  uint32_t half[4], row[4];
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {  // words of lanes c and c ^ 1: [i] of c & 2 and the other
-    const uint32_t got_low = __shfl_xor_sync(0xffffffffu, c & 1 ? ds[2 * i] : ds[2 * i + 1], 1);
-    half[2 * i] = c & 1 ? got_low : ds[2 * i];
-    half[2 * i + 1] = c & 1 ? ds[2 * i + 1] : got_low;
-  }
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const uint32_t got = __shfl_xor_sync(0xffffffffu, c & 2 ? half[i] : half[2 + i], 2);
-    row[i] = c & 2 ? got : half[i];
-    row[2 + i] = c & 2 ? half[2 + i] : got;
-  }
-  const int at_query = query + c % 2 * 8 + lane / 4, at_key = key + c / 2 * 8;
-  if (at_query >= tile.sequence.seqlen_q || at_key >= tile.keys) return;
-  const ScoreBias& dbias = args.p.dbias;
-  T* const to = static_cast<T*>(dbias.data) + bias_offset(dbias, tile, at_query, tile.first_key + at_key);
-  if (args.aligned_dbias && at_key + 8 <= tile.keys) {
-    *reinterpret_cast<uint4*>(to) = {row[0], row[1], row[2], row[3]};
-  } else {
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const uint32_t word = row[i / 2] >> (i % 2 * 16);
-      if (at_key + i < tile.keys) reinterpret_cast<uint16_t*>(to)[i] = static_cast<uint16_t>(word);
-    }
-  }
-}
 
 // Key tiles add to a block of queries one after the other: the first thread waits for those before this one. They were
 // launched before it.
@@ -71,30 +39,24 @@ __device__ __forceinline__ void await_turn(const BwdStep<kPolicy>& step, const i
   __threadfence();
 }
 
-// dS^T [block_n, block_m] and K [block_n, dim] are in shared memory. `block`: of dq_sum.
+// Queries from `part` dq_rows() on. dS^T [block_n, block_m] and K [block_n, dim] are in shared memory. `block`: of
+// dq_sum.
 template <class T, BwdPolicy kPolicy>
-__device__ __forceinline__ void add_dq(const BwdStep<kPolicy>& step, uint32_t ds, uint32_t k, int64_t block) {
+__device__ __forceinline__ void add_dq(const BwdArgs& args, int part, uint32_t ds, uint32_t k, int64_t block) {
   using Order = DqOrder<kPolicy>;
-  const int warp = threadIdx.x / 32, dim_warp = warp / Order::kRowWarps;
-  const int row_tile = warp % Order::kRowWarps * Order::kRowTiles;
-  const ScoreBias& dbias = step.args.p.dbias;
+  const int thread = thread_again(), lane = thread % 32, warp = thread / 32, dim_warp = warp / Order::kRowWarps;
+  const int row_tile = part * (kPolicy.dq_rows() / 16) + warp % Order::kRowWarps * Order::kRowTiles;
   float acc[Order::kRowTiles][Order::kDimTiles][4] = {};
 #pragma unroll
   for (int n = 0; n < kPolicy.block_n() / 16; ++n) {
     uint32_t a[Order::kRowTiles][4];
 #pragma unroll
-    for (int r = 0; r < Order::kRowTiles; ++r) load_a_transposed<kPolicy.block_m>(a[r], ds, n * 16, row_tile + r);
-    if constexpr (kPolicy.features == Features::kScored) {
-      if (dbias.data && n % (kPolicy.warps / Order::kRowWarps) == dim_warp) {
-#pragma unroll
-        for (int r = 0; r < Order::kRowTiles; ++r)
-          store_dbias<T>(step.args, step.tile, a[r], step.first_query + (row_tile + r) * 16, n * 16);
-      }
-    }
+    for (int r = 0; r < Order::kRowTiles; ++r)
+      load_a_transposed<kPolicy.block_m, ScoreLayout<kPolicy>>(a[r], ds, n * 16, row_tile + r, lane);
 #pragma unroll
     for (int d = 0; d < Order::kDimTiles; d += 2) {
       uint32_t b[4];
-      load_b_transposed<kPolicy.head_dim>(b, k, n * 16, (dim_warp * Order::kDimTiles + d) / 2);
+      load_b_transposed<kPolicy.head_dim>(b, k, n * 16, (dim_warp * Order::kDimTiles + d) / 2, lane);
 #pragma unroll
       for (int r = 0; r < Order::kRowTiles; ++r) {
         mma<T>(acc[r][d], a[r], b[0], b[1]);
@@ -102,7 +64,7 @@ __device__ __forceinline__ void add_dq(const BwdStep<kPolicy>& step, uint32_t ds
       }
     }
   }
-  float* const to = step.args.dq_sum + block * (kPolicy.block_m * kPolicy.head_dim);
+  float* const to = args.dq_sum + block * (kPolicy.dq_rows() * kPolicy.head_dim) + thread * 4;
 #pragma unroll
   for (int r = 0; r < Order::kRowTiles; ++r)
 #pragma unroll
@@ -110,31 +72,47 @@ __device__ __forceinline__ void add_dq(const BwdStep<kPolicy>& step, uint32_t ds
       add_global_4(to + Order::of_thread(r, d), acc[r][d][0], acc[r][d][1], acc[r][d][2], acc[r][d][3]);
 }
 
-// One block per (head, block of queries). A thread turns 8 columns of rows r and r + 8.
+// A head's dq is there when all of its tiles are done. Called after __threadfence() and __syncthreads().
+__device__ __forceinline__ void tile_is_done(const BwdArgs& args, const BwdTile& tile) {
+  if (threadIdx.x == 0) atomicAdd(args.tiles_done + tile.head_of_all, 1);
+}
+__device__ __forceinline__ void await_tiles(const BwdArgs& args, int64_t head_of_all) {
+  if (threadIdx.x == 0) {
+    const volatile int* const done = args.tiles_done + head_of_all;
+    while (*done < args.tiles * args.splits) __nanosleep(200);
+    __threadfence();
+  }
+  __syncthreads();
+}
+
+// One block per (head, block of queries), launched while the last tiles are worked on: the heads whose tiles are done
+// need not wait for the others. A thread turns 8 columns of rows r and r + 8.
 template <class T, int kHeadDim, Features kFeatures>
 __global__ void __launch_bounds__(bwd_policy(kHeadDim, kFeatures, kLargeSmem).threads())
     attention_bwd_dq_sm80(const __grid_constant__ BwdArgs args) {
   constexpr BwdPolicy kPolicy = bwd_policy(kHeadDim, kFeatures, kLargeSmem);
-  constexpr int kDimTiles = kHeadDim / 8, kPieces = kPolicy.block_m / 2 * kDimTiles;
+  constexpr int kDimTiles = kHeadDim / 8, kPieces = kPolicy.dq_rows() / 2 * kDimTiles;
   const AttentionBwdParams& p = args.p;
   const auto blocks = static_cast<unsigned>(args.query_blocks), heads = static_cast<unsigned>(p.shape.num_heads()),
              per_group = static_cast<unsigned>(p.shape.heads_per_group);
   const unsigned head_of_all = blockIdx.x / blocks, head = head_of_all % heads;
+  if (blockIdx.x == gridDim.x - 1) wait_for_kernel_before();  // what comes next on the stream waits for this one alone
+  await_tiles(args, head_of_all);
   int64_t block = blockIdx.x % blocks, place = blockIdx.x;
   Sequence sequence;
   if (p.seq.packed()) {
-    const SequenceTile found = find_tile(block, p.seq.num_sequences, kPolicy.block_m,
+    const SequenceTile found = find_tile(block, p.seq.num_sequences, kPolicy.dq_rows(),
                                          [&](int64_t s) { return int64_t{sequence_at(p.shape, p.seq, s).seqlen_q}; });
     if (found.sequence < 0) return;
     sequence = sequence_at(p.shape, p.seq, found.sequence);
-    block = found.first_row / kPolicy.block_m;
-    place = int64_t{head_of_all} * blocks + first_query_block(p.seq, sequence, kPolicy.block_m) + block;
+    block = found.first_row / kPolicy.dq_rows();
+    place = int64_t{head_of_all} * blocks + first_query_block(p.seq, sequence, kPolicy.dq_rows()) + block;
   } else {
     sequence = sequence_at(p.shape, p.seq, head_of_all / heads);
   }
-  const float* const from = args.dq_sum + place * (kPolicy.block_m * kHeadDim);
+  const float* const from = args.dq_sum + place * (kPolicy.dq_rows() * kHeadDim);
   const float scale = static_cast<float>(p.softmax_scale);
-  const int64_t first_query = block * kPolicy.block_m, dims = p.shape.head_dim;
+  const int64_t first_query = block * kPolicy.dq_rows(), dims = p.shape.head_dim;
   T* const to = static_cast<T*>(p.dq.data) + sequence.batch * p.dq.batch_stride + head / per_group * p.dq.group_stride +
                 head % per_group * p.dq.head_stride + (sequence.q_begin + first_query) * p.dq.seq_stride;
 #pragma unroll 4

@@ -8,9 +8,15 @@
 //
 // Scores are transposed, so that P^T and dS^T are in registers what the products with dO and Q want; only dS passes
 // through shared memory for dq. Where few heads leave the GPU idle, several blocks share a tile and part its queries.
-// Shared memory: K, V, [stages] Q, [stages] dO, dS^T, (P^T where warps share keys), (bias), [stages] lse and delta.
+// With one stage, the next Q is loaded when dK has used this one, and the next dO when dV has. `behind`: half of the
+// warps add dq of the step before ahead of this step's scores, the others after them, so that one half's exponentials
+// run beside the other's products. Shared memory: K, V, [stages] Q, [stages] dO, [ds_tiles] dS^T, (P^T where warps
+// share keys), ([stages] bias), [stages] lse and delta.
 #pragma once
 
+#include <type_traits>
+
+#include "xformers/kernels/cuda/attention/sm80/bwd_bias_gradient.cuh"
 #include "xformers/kernels/cuda/attention/sm80/bwd_dq.cuh"
 #include "xformers/kernels/cuda/attention/sm80/bwd_loads.cuh"
 #include "xformers/kernels/cuda/attention/sm80/bwd_outputs.cuh"
@@ -25,8 +31,8 @@ class Backward {
   using Step = BwdStep<kPolicy>;
   static constexpr int kBlockM = kPolicy.block_m, kBlockN = kPolicy.block_n(), kStages = kPolicy.stages;
   static constexpr int kQueryBytes = kPolicy.tile_bytes(kBlockM), kKeyBytes = kPolicy.tile_bytes(kBlockN);
-  static constexpr int kNone = -1;
   static constexpr bool kScored = kPolicy.features == Features::kScored;
+  static constexpr int kDqParts = kBlockM / kPolicy.dq_rows();
 
   const BwdArgs& args_;
   const AttentionBwdParams& p_;
@@ -44,46 +50,48 @@ class Backward {
     smem_q_ = smem_v_ + kKeyBytes;
     smem_dout_ = smem_q_ + kStages * kQueryBytes;
     smem_ds_ = smem_dout_ + kStages * kQueryBytes;
-    smem_p_ = smem_ds_ + kPolicy.scores_bytes();
-    smem_bias_ = smem_ds_ + (kPolicy.score_tiles() - 1) * kPolicy.scores_bytes();
-    smem_rows_ = smem_ds_ + kPolicy.score_tiles() * kPolicy.scores_bytes();
+    smem_p_ = smem_ds_ + kPolicy.ds_tiles() * kPolicy.scores_bytes();
+    smem_bias_ = smem_ds_ + kPolicy.score_tiles() * kPolicy.scores_bytes();
+    smem_rows_ = smem_bias_ + kPolicy.bias_bytes();
     rows_ = reinterpret_cast<const float*>(smem + (smem_rows_ - smem_k_));
   }
 
-  __device__ __forceinline__ void run(int split) {
+  __device__ __forceinline__ void run() {
     int block = down() ? tile_.last_block - 1 : tile_.first_block;
-    int left = tile_.last_block - tile_.first_block;
-    if (left > 0) {
+    if (is_mine(block)) {
       load_keys(smem_k_, p_.k, p_.shape.head_dim);
+      load_q(block, 0);
+      copy_async_commit();
       load_keys(smem_v_, p_.v, p_.shape.head_dim_v);
-      load_queries(block, 0);
-      if (has_bias()) load_bias<T, kPolicy>(smem_bias_, p_.bias, tile_, block * kBlockM);
+      load_dout(block, 0);
       copy_async_commit();
       int stage = 0;
 #pragma unroll 1
-      for (; left > 0; --left) {
+      while (is_mine(block)) {
         const int next = down() ? block - 1 : block + 1;
-        copy_async_wait<0>();
-        __syncthreads();  // this block is there; everybody is done with the one before
-        if (kStages > 1 && left > 1) load_queries(next, stage ^ 1);
-        copy_async_commit();
-        step(block, stage, left > 1 ? next : kNone);
+        copy_async_wait<kStages == 1 ? 1 : 0>();
+        __syncthreads();  // this block (one stage: its Q) is there; everybody is done with the one before
+        if (kStages > 1) {
+          if (is_mine(next)) load_q(next, stage ^ 1), load_dout(next, stage ^ 1);
+          copy_async_commit();
+        }
+        step(block, stage, next);
         if (kStages > 1) stage ^= 1;
         block = next;
       }
-      if (args_.turns) end_turn(tile_.dq_block + tile_.first_block);
+      if (kPolicy.behind) add_dq_behind(block, stage);
+      if (args_.turns) end_turn(tile_.dq_block + tile_.first_block * kDqParts);
     }
+    __threadfence();  // before tile_is_done()
+    __syncthreads();
+    tile_is_done(args_, tile_);
     if (args_.splits > 1) {
-      float4* const to = partial_sums<kPolicy>(args_, tile_, split);
+      float4* const to = partial_sums<kPolicy>(args_, tile_, tile_.split);
       store_partial<kPolicy>(to, acc_dk_);
       store_partial<kPolicy>(to + Warp::kKeyTiles * Warp::kDimTiles * Warp::kThreads, acc_dv_);
     } else {
-      __syncthreads();  // everybody is done with K
-      stage_keys<T>(smem_k_, warp_, acc_dk_, static_cast<float>(p_.softmax_scale));
-      stage_keys<T>(smem_v_, warp_, acc_dv_, static_cast<float>(args_.kept));
-      __syncthreads();
-      write_keys<T, kPolicy>(args_, tile_, p_.dk, smem_k_, p_.shape.head_dim);
-      write_keys<T, kPolicy>(args_, tile_, p_.dv, smem_v_, p_.shape.head_dim_v);
+      write_keys<T>(args_, tile_, p_.dk, p_.shape.head_dim, warp_, acc_dk_, static_cast<float>(p_.softmax_scale));
+      write_keys<T>(args_, tile_, p_.dv, p_.shape.head_dim_v, warp_, acc_dv_, 1.0f);
     }
   }
 
@@ -91,6 +99,9 @@ class Backward {
   // Where turns are taken, from the last queries to the first: under a causal mask a tile would else wait for all of
   // those before it, which have more to do.
   __device__ __forceinline__ bool down() const { return args_.turns != nullptr; }
+  __device__ __forceinline__ bool is_mine(int block) const {
+    return block >= tile_.first_block && block < tile_.last_block;
+  }
   __device__ __forceinline__ bool has_bias() const { return kScored && p_.bias.data; }
   __device__ __forceinline__ void load_keys(uint32_t to, const HeadsTensor& tensor, int64_t dim) {
     const int64_t first = tile_.sequence.k_begin + tile_.first_key;
@@ -98,94 +109,135 @@ class Backward {
     load_heads<kBlockN, T, kPolicy>(to, args_, from, tensor.seq_stride, tile_.keys, dim);
   }
   // Rows past the sequence are zeros everywhere: they add nothing.
-  __device__ __forceinline__ void load_queries(int block, int stage) {
-    const int first = block * kBlockM, rows = tile_.sequence.seqlen_q - first;
-    const auto load = [&](uint32_t to, const HeadsTensor& tensor, int64_t at, int64_t dim) {
-      const T* from = static_cast<const T*>(tensor.data) + at + first * tensor.seq_stride;
-      load_heads<kBlockM, T, kPolicy>(to + stage * kQueryBytes, args_, from, tensor.seq_stride, rows, dim);
-    };
-    load(smem_q_, p_.q, tile_.q, p_.shape.head_dim);
-    load(smem_dout_, p_.dout, tile_.dout, p_.shape.head_dim_v);
-    load_statistics<kPolicy>(smem_rows_ + stage * 2 * 4 * kBlockM, args_, tile_.row + first, rows);
+  __device__ __forceinline__ void load_queries(uint32_t to, const HeadsTensor& tensor, int64_t at, int64_t dim,
+                                               int block) {
+    const int first = block * kBlockM;
+    const T* from = static_cast<const T*>(tensor.data) + at + first * tensor.seq_stride;
+    load_heads<kBlockM, T, kPolicy>(to, args_, from, tensor.seq_stride, tile_.sequence.seqlen_q - first, dim);
   }
-  // What is read once per step arrives while the last products run.
-  __device__ __forceinline__ void load_next(int block) {
-    if (kStages == 1) load_queries(block, 0);
-    if (has_bias()) load_bias<T, kPolicy>(smem_bias_, p_.bias, tile_, block * kBlockM);
-    copy_async_commit();
+  __device__ __forceinline__ void load_q(int block, int stage) {  // and what else belongs to these queries
+    const int first = block * kBlockM;
+    load_queries(smem_q_ + stage * kQueryBytes, p_.q, tile_.q, p_.shape.head_dim, block);
+    load_statistics<kPolicy>(smem_rows_ + stage * 2 * 4 * kBlockM, args_, tile_.row + first,
+                             tile_.sequence.seqlen_q - first);
+    if (has_bias()) load_bias<T, kPolicy>(bias_of(stage), p_.bias, tile_, first);
+  }
+  __device__ __forceinline__ uint32_t bias_of(int stage) const { return smem_bias_ + stage * kPolicy.scores_bytes(); }
+  __device__ __forceinline__ void load_dout(int block, int stage) {
+    load_queries(smem_dout_ + stage * kQueryBytes, p_.dout, tile_.dout, p_.shape.head_dim_v, block);
   }
 
   __device__ __forceinline__ void step(int block, int stage, int next) {
     const uint32_t q = smem_q_ + stage * kQueryBytes, dout = smem_dout_ + stage * kQueryBytes;
-    const int first_query = block * kBlockM, first_key = tile_.first_key;
+    const int first_query = block * kBlockM;
     const Band& band = tile_.band;
-    const bool full = band.is_full({first_query, first_query + kBlockM}, {first_key, first_key + kBlockN});
-    const Step step{args_, tile_, warp_, band, first_query, full, rows_ + stage * 2 * kBlockM, smem_bias_};
+    const Step step{args_, tile_, warp_, band, first_query, rows_ + stage * 2 * kBlockM, bias_of(stage)};
+    const uint32_t smem_ds = ds_of(stage);
+    const bool early = args_.turns || threadIdx.x < kPolicy.threads() / 2;
+    if (kPolicy.behind && early) add_dq_behind(block, stage);
     typename Warp::Scores scores = {}, dprobs = {};
-    KeptScores kept;
-    multiply_transposed<T>(scores, warp_, smem_k_, q);
-    if (drops()) {
-      draw_beside(dprobs, kept, step, dout);
+    if constexpr (kStages > 1) {
+      with_features([&](auto bias, auto drops) {
+        multiply_transposed<T>(scores, warp_, smem_k_, q);
+        multiply_and_differentiate<bias.value, drops.value>(dprobs, scores, step, dout);
+      });
     } else {
-      multiply_transposed<T>(dprobs, warp_, smem_v_, dout);
+      multiply_transposed<T>(scores, warp_, smem_k_, q);
+      copy_async_wait<0>();
+      __syncthreads();  // dO is there
+      with_features([&](auto bias, auto drops) {
+        multiply_and_differentiate<bias.value, drops.value>(dprobs, scores, step, dout);
+      });
     }
-    differentiate(step, kept, scores, dprobs);
     typename Warp::Packed p, ds;
     pack_all<T>(p, warp_, scores);
     pack_all<T>(ds, warp_, dprobs);
-    store_scores(smem_ds_, warp_, ds);
+    store_scores(smem_ds, warp_, ds);
     if constexpr (kPolicy.sharing == 1) {
       accumulate<T>(acc_dv_, warp_, p, dout);
       accumulate<T>(acc_dk_, warp_, ds, q);
-      sync_in_turn(step, block);  // dS is there, everybody has read the bias
+      sync_in_turn(step, block);  // dS is there
     } else {
       store_scores(smem_p_, warp_, p);
-      sync_in_turn(step, block);  // P and dS are there, everybody has read the bias
+      if (kPolicy.behind && !early) add_dq_behind(block, stage);
+      sync_in_turn(step, block);  // P and dS are there
+      accumulate<T>(acc_dk_, warp_, smem_ds, q);
+      if (kStages == 1) {
+        __syncthreads();  // everybody is done with Q
+        if (is_mine(next)) load_q(next, 0);
+        copy_async_commit();
+      }
       accumulate<T>(acc_dv_, warp_, smem_p_, dout);
-      accumulate<T>(acc_dk_, warp_, smem_ds_, q);
+      if (kStages == 1) {
+        __syncthreads();  // everybody is done with dO
+        if (is_mine(next)) load_dout(next, 0);
+        copy_async_commit();
+      }
     }
-    if (next != kNone && (kStages == 1 || kScored)) {
-      if (kStages == 1) __syncthreads();  // everybody is done with Q and dO
-      load_next(next);
+    if (!kPolicy.behind) add_dq(block, smem_ds);
+  }
+  __device__ __forceinline__ uint32_t ds_of(int stage) const {
+    return smem_ds_ + (kPolicy.behind ? stage * kPolicy.scores_bytes() : 0);
+  }
+  // And the gradient of the bias, of the same dS.
+  __device__ __forceinline__ void add_dq(int block, uint32_t ds) {
+    if constexpr (kScored) {
+      if (p_.dbias.data) store_dbias<T, kPolicy>(args_, tile_, block * kBlockM, ds);
     }
-    add_dq<T>(step, smem_ds_, smem_k_, tile_.dq_block + block);
+#pragma unroll 1
+    for (int part = 0; part < kDqParts; ++part) {
+      if (block * kBlockM + part * kPolicy.dq_rows() < tile_.sequence.seqlen_q)
+        sm80::add_dq<T, kPolicy>(args_, part, ds, smem_k_, tile_.dq_block + block * kDqParts + part);
+    }
+  }
+  // Of the step before this one.
+  __device__ __forceinline__ void add_dq_behind(int block, int stage) {
+    const int before = down() ? block + 1 : block - 1;
+    if (is_mine(before)) add_dq(before, ds_of(stage ^ 1));
   }
 
-  __device__ __forceinline__ bool drops() const { return kPolicy.features != Features::kPlain && p_.dropout.p > 0; }
-  // dP, and between its products what dropout keeps: Philox runs where the tensor cores leave time.
-  __device__ __forceinline__ void draw_beside(typename Warp::Scores& dprobs, KeptScores& kept, const Step& step,
-                                              uint32_t dout) {
-    constexpr int kSlices = Warp::kDim / 16, kTiles = Warp::kQueryTiles;
+  // fn(bias, drops): what this call asks for, as constants. One branch around both products: these then overlap.
+  template <class Fn>
+  __device__ __forceinline__ void with_features(const Fn& fn) {
+    constexpr std::bool_constant<kPolicy.features != Features::kPlain> kMaybe;
+    constexpr std::false_type kNo;
+    if (kPolicy.features == Features::kPlain || !(p_.dropout.p > 0)) {
+      fn(kMaybe, kNo);
+    } else if (kScored && !has_bias()) {
+      fn(kNo, kMaybe);
+    } else {
+      fn(kMaybe, kMaybe);
+    }
+  }
+  // dP, and between the slices of this product scores -> P; then what dropout keeps, and dS.
+  template <bool kBias, bool kDrops>
+  __device__ __forceinline__ void multiply_and_differentiate(typename Warp::Scores& dprobs,
+                                                             typename Warp::Scores& scores, const Step& step,
+                                                             uint32_t dout) {
+    constexpr bool kLate = kPolicy.features == Features::kGeneral;  // bias elements are read one by one
+    constexpr int kSlices = Warp::kDim / 16, kPairs = Warp::kQueryTiles / 2;
     multiply_transposed<T>(dprobs, warp_, smem_v_, dout, [&](int d) {
 #pragma unroll
-      for (int m = d * kTiles / kSlices; m < (d + 1) * kTiles / kSlices; ++m)
-        kept.draw(m, tile_.dropout, tile_.first_key + warp_.key, step.first_query + warp_.query);
+      for (int pair = 0; pair < kPairs; ++pair) {
+        if (d == (kLate ? kSlices - 1 : pair * kSlices / kPairs)) exponentiate<kBias, T>(step, scores, 2 * pair);
+      }
     });
-    kept.exchange();
-  }
-
-  __device__ __forceinline__ void differentiate(const Step& step, const KeptScores& kept, typename Warp::Scores& scores,
-                                                typename Warp::Scores& dprobs) {
-    if constexpr (kPolicy.features == Features::kPlain) {
-      sm80::differentiate<false, false, T>(step, kept, scores, dprobs);
-    } else if (!drops()) {
-      sm80::differentiate<true, false, T>(step, kept, scores, dprobs);
-    } else if (kScored && !p_.bias.data) {
-      sm80::differentiate<false, true, T>(step, kept, scores, dprobs);
-    } else {
-      sm80::differentiate<true, true, T>(step, kept, scores, dprobs);
-    }
+    if (!step.is_full()) mask(step, scores);
+    KeptScores<Warp::kQueryTiles> kept;
+    if constexpr (kDrops)
+      kept.draw(tile_.dropout, args_.drop_rule, tile_.first_key + warp_.key, step.first_query + warp_.query);
+    differentiate<kDrops, T>(step, kept, scores, dprobs);
   }
 
   // __syncthreads(). Where turns are taken, this step's has come then, and that of the step before ends: what it added
   // has had the time of these products to arrive.
   __device__ __forceinline__ void sync_in_turn(const Step& step, int block) {
     if (!args_.turns) return __syncthreads();
-    int* const turn = args_.turns + tile_.dq_block + block;
+    int* const turn = args_.turns + tile_.dq_block + block * kDqParts;
     __threadfence();
     if (threadIdx.x == 0) await_turn(step, turn);
     __syncthreads();
-    if (threadIdx.x == 0 && block + 1 < tile_.last_block) atomicAdd(turn + 1, 1);
+    if (threadIdx.x == 0 && block + 1 < tile_.last_block) atomicAdd(turn + kDqParts, 1);
   }
   __device__ __forceinline__ void end_turn(int64_t block) {
     __threadfence();
@@ -203,12 +255,13 @@ __global__ void __launch_bounds__(bwd_policy(kHeadDim, kFeatures, kLargeSmem).th
   __shared__ BwdTile tile;  // not in registers
   const BlockPlace place = block_place(args);
   BwdTile found = bwd_tile_at<kPolicy.block_n()>(args, place.head_of_all, place.tile);
-  if (found.keys <= 0) return;
-  find_queries<kPolicy.block_m>(args, place.split, found);
+  let_next_kernel_start();
+  if (found.keys <= 0) return tile_is_done(args, found);
+  find_queries<kPolicy>(args, place.split, found);
   if (threadIdx.x == 0) tile = found;
   __syncthreads();
   Backward<T, kPolicy> backward(args, tile, smem);
-  backward.run(place.split);
+  backward.run();
 }
 
 }  // namespace xformers::cuda::sm80

@@ -1,4 +1,4 @@
-// Launches one backward instance: the products; dk and dv where they are in parts; dq out of its sums.
+// Launches one backward instance: the products; dq out of its sums; dk and dv where they are in parts.
 #pragma once
 
 #include "xformers/kernels/cuda/attention/instances.h"
@@ -18,12 +18,16 @@ void launch_backward_as(const BwdArgs& args, cudaStream_t stream) {
   } else {
     launch<kSmall.smem_bytes()>(attention_bwd_sm80<T, kHeadDim, kFeatures>, blocks, 1, kSmall.threads(), stream, args);
   }
-  if (args.splits > 1) {
-    launch<kLarge.tile_bytes(kLarge.block_n())>(attention_bwd_dkv_sm80<T, kHeadDim, kFeatures>, heads * args.tiles, 2,
-                                                kLarge.threads(), stream, args);
+  // Without any query nothing was zeroed by which to count tiles. (Packed sequences still have blocks of queries then.)
+  const int64_t query_blocks = args.p.shape.seqlen_q > 0 ? heads * args.query_blocks : 0;
+  if (blocks == 0 || args.splits > 1) {
+    launch<0>(attention_bwd_dq_sm80<T, kHeadDim, kFeatures>, query_blocks, 1, kLarge.threads(), stream, args);
+  } else {
+    launch_after(attention_bwd_dq_sm80<T, kHeadDim, kFeatures>, query_blocks, 1, kLarge.threads(), stream, args);
   }
-  launch<0>(attention_bwd_dq_sm80<T, kHeadDim, kFeatures>, heads * args.query_blocks, 1, kLarge.threads(), stream,
-            args);
+  if (args.splits > 1) {
+    launch<0>(attention_bwd_dkv_sm80<T, kHeadDim, kFeatures>, heads * args.tiles, 2, kLarge.threads(), stream, args);
+  }
 }
 
 template <class T, int kHeadDim>

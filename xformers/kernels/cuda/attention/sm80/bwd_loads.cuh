@@ -41,14 +41,21 @@ __device__ __forceinline__ int64_t bias_offset(const ScoreBias& bias, const BwdT
 // Bias of queries from `query` and the tile's keys, [block_m][block_n].
 template <class T, BwdPolicy kPolicy>
 __device__ __forceinline__ void load_bias(uint32_t to, const ScoreBias& bias, const BwdTile& tile, int query) {
-  const T* from = static_cast<const T*>(bias.data) + bias_offset(bias, tile, query, tile.first_key);
-  const int rows = tile.sequence.seqlen_q - query;
-  for_each_chunk<kPolicy.block_m, kPolicy.block_n(), kPolicy.threads()>(to, [&](int row, int chunk, uint32_t to) {
-    const int keys = tile.keys - chunk * kChunk;
-    const bool valid = row < rows && keys > 0;
-    copy_async_part(to, valid ? from + row * bias.q_stride + chunk * kChunk : from,
-                    valid ? min(keys, kChunk) * static_cast<int>(sizeof(T)) : 0);
-  });
+  using Layout = TileLayout<kPolicy.block_n()>;
+  constexpr int kStep = kPolicy.threads() / Layout::kChunks;  // rows at once
+  static_assert(kPolicy.block_m % kStep == 0 && kStep % 8 == 0);
+  const int thread = thread_again(), row = thread / Layout::kChunks, chunk = thread % Layout::kChunks;
+  const int keys = min(max(tile.keys - chunk * kChunk, 0), kChunk);
+  const int left = keys > 0 ? tile.sequence.seqlen_q - query - row : 0;
+  const T* const begin = static_cast<const T*>(bias.data);
+  const T* at = begin + bias_offset(bias, tile, query + row, tile.first_key + chunk * kChunk);
+  to += Layout::offset(row, chunk);
+#pragma unroll
+  for (int i = 0; i < kPolicy.block_m; i += kStep) {
+    const bool valid = i < left;
+    copy_async_part(to + i * Layout::kRowBytes, valid ? at : begin, valid ? keys * static_cast<int>(sizeof(T)) : 0);
+    at += kStep * bias.q_stride;
+  }
 }
 
 }  // namespace xformers::cuda::sm80

@@ -1,5 +1,4 @@
-// dk and dv out of the accumulators, through shared memory; where the queries of a tile were split, by way of partial
-// sums in fp32.
+// dk and dv out of the accumulators; where the queries of a tile were split, by way of partial sums in fp32.
 #pragma once
 
 #include "xformers/kernels/cuda/arch/mma.cuh"
@@ -7,38 +6,57 @@
 
 namespace xformers::cuda::sm80 {
 
-// Into a tile [block_n, dim].
-template <class T, BwdPolicy kPolicy>
-__device__ __forceinline__ void stage_keys(uint32_t to, const BwdWarp<kPolicy>& warp,
-                                           const typename BwdWarp<kPolicy>::Sums& acc, float factor) {
-  const int lane = threadIdx.x % 32;
+// Four words of each of the four lanes of a quad, transposed: lane c gets word c of all lanes, in their order.
+__device__ __forceinline__ void transpose_quad(uint32_t (&words)[4], int lane) {
 #pragma unroll
-  for (int k = 0; k < BwdWarp<kPolicy>::kKeyTiles; ++k)
+  for (int i = 0; i < 4; i += 2) {
+    const uint32_t got = __shfl_xor_sync(0xffffffffu, lane & 1 ? words[i] : words[i + 1], 1);
+    words[i] = lane & 1 ? got : words[i];
+    words[i + 1] = lane & 1 ? words[i + 1] : got;
+  }
 #pragma unroll
-    for (int half = 0; half < 2; ++half)
-#pragma unroll
-      for (int d = 0; d < BwdWarp<kPolicy>::kDimTiles; ++d) {
-        const int row = warp.key + k * 16 + half * 8 + lane / 4, chunk = 2 * warp.chunk2 + d;
-        store_shared_4(to + TileLayout<kPolicy.head_dim>::offset(row, chunk) + lane % 4 * 4,
-                       pack<T>(acc[k][d][half * 2] * factor, acc[k][d][half * 2 + 1] * factor));
-      }
+  for (int i = 0; i < 2; ++i) {
+    const uint32_t got = __shfl_xor_sync(0xffffffffu, lane & 2 ? words[i] : words[i + 2], 2);
+    words[i] = lane & 2 ? got : words[i];
+    words[i + 2] = lane & 2 ? words[i + 2] : got;
+  }
 }
+
+// factor * acc. The lanes of a quad, which have two columns each of a row, exchange them: each stores eight of one
+// tile.
 template <class T, BwdPolicy kPolicy>
 __device__ __forceinline__ void write_keys(const BwdArgs& args, const BwdTile& tile, const HeadsTensor& tensor,
-                                           uint32_t from, int64_t dim) {
+                                           int64_t dim, const BwdWarp<kPolicy>& warp,
+                                           const typename BwdWarp<kPolicy>::Sums& acc, float factor) {
+  constexpr int kTiles = BwdWarp<kPolicy>::kDimTiles;
   T* const to = static_cast<T*>(tensor.data) + heads_offset(tensor, tile) +
                 (tile.sequence.k_begin + tile.first_key) * tensor.seq_stride;
-  for_each_chunk<kPolicy.block_n(), kPolicy.head_dim, kPolicy.threads(), 4>(
-      from, [&](int row, int chunk, uint32_t address) {
-        if (row >= tile.keys || chunk * kChunk >= dim) return;
-        T* const at = to + row * tensor.seq_stride + chunk * kChunk;
-        const uint4 eight = load_shared_16(address);
-        if (args.aligned_dkv) {
-          *reinterpret_cast<uint4*>(at) = eight;
-        } else {
-          for (int i = 0; i < kChunk && chunk * kChunk + i < dim; ++i) at[i] = reinterpret_cast<const T*>(&eight)[i];
+  const int lane = thread_again() % 32;
+#pragma unroll
+  for (int half = 0; half < 2; ++half)
+#pragma unroll
+    for (int first = 0; first < BwdWarp<kPolicy>::kKeyTiles * kTiles; first += 4) {  // of tiles [keys, dims]
+      uint32_t words[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float(&four)[4] = acc[(first + i) / kTiles][(first + i) % kTiles];
+        words[i] = pack<T>(four[half * 2] * factor, four[half * 2 + 1] * factor);
+      }
+      transpose_quad(words, lane);
+      const int mine = first + lane % 4;
+      const int row = warp.key + mine / kTiles * 16 + half * 8 + lane / 4, chunk = 2 * warp.chunk2 + mine % kTiles;
+      if (row >= tile.keys || chunk * kChunk >= dim) continue;
+      T* const at = to + row * tensor.seq_stride + chunk * kChunk;
+      if (args.aligned_dkv) {
+        *reinterpret_cast<uint4*>(at) = {words[0], words[1], words[2], words[3]};
+      } else {
+#pragma unroll
+        for (int i = 0; i < kChunk; ++i) {
+          const auto bits = static_cast<uint16_t>(words[i / 2] >> (i % 2 * 16));
+          if (chunk * kChunk + i < dim) reinterpret_cast<uint16_t*>(at)[i] = bits;
         }
-      });
+      }
+    }
 }
 
 // The partial sums of one split of a tile: dk, then dv; a thread's fours, the threads of the block side by side.
@@ -76,7 +94,6 @@ __global__ void __launch_bounds__(bwd_policy(kHeadDim, kFeatures, kLargeSmem).th
     attention_bwd_dkv_sm80(const __grid_constant__ BwdArgs args) {
   constexpr BwdPolicy kPolicy = bwd_policy(kHeadDim, kFeatures, kLargeSmem);
   using Warp = BwdWarp<kPolicy>;
-  extern __shared__ __align__(128) unsigned char smem[];
   const auto tiles = static_cast<unsigned>(args.tiles);
   const BwdTile tile =
       bwd_tile_at<kPolicy.block_n()>(args, static_cast<int>(blockIdx.x / tiles), static_cast<int>(blockIdx.x % tiles));
@@ -88,10 +105,8 @@ __global__ void __launch_bounds__(bwd_policy(kHeadDim, kFeatures, kLargeSmem).th
                                   (second ? Warp::kKeyTiles * Warp::kDimTiles * Warp::kThreads : 0));
   }
   const AttentionBwdParams& p = args.p;
-  stage_keys<T>(shared_address(smem), Warp(), acc, static_cast<float>(second ? args.kept : p.softmax_scale));
-  __syncthreads();
-  write_keys<T, kPolicy>(args, tile, second ? p.dv : p.dk, shared_address(smem),
-                         second ? p.shape.head_dim_v : p.shape.head_dim);
+  write_keys<T, kPolicy>(args, tile, second ? p.dv : p.dk, second ? p.shape.head_dim_v : p.shape.head_dim, Warp(), acc,
+                         second ? 1.0f : static_cast<float>(p.softmax_scale));
 }
 
 }  // namespace xformers::cuda::sm80

@@ -10,8 +10,9 @@ struct BwdPolicy {
   int warps;
   int sharing;  // warps that share 32 keys, and part the queries of the scores and the dims of dk and dv
   int block_m;  // queries per step
-  int stages;   // tiles of q and dout in shared memory
+  int stages;   // tiles of q and dout in shared memory; 1: each is loaded anew while the products with the other run
   Features features;
+  bool behind;  // dq is added a step later, by half of the warps before this step's scores, by the others after them
 
   static constexpr int kKeyTiles = 2;  // of 16 keys, per warp
 
@@ -19,25 +20,30 @@ struct BwdPolicy {
   constexpr int threads() const { return 32 * warps; }
   constexpr int tile_bytes(int rows) const { return 2 * head_dim * rows; }
   constexpr int scores_bytes() const { return 2 * block_n() * block_m; }
-  constexpr int score_tiles() const { return (sharing > 1 ? 2 : 1) + (features == Features::kScored ? 1 : 0); }
+  constexpr int ds_tiles() const { return behind ? 2 : 1; }
+  constexpr int score_tiles() const { return ds_tiles() + (sharing > 1 ? 1 : 0); }  // and P
+  constexpr int bias_bytes() const { return features == Features::kScored ? stages * scores_bytes() : 0; }
   constexpr int smem_bytes() const {
     return 2 * tile_bytes(block_n()) + 2 * stages * tile_bytes(block_m) + score_tiles() * scores_bytes() +
-           stages * 2 * 4 * block_m;
+           bias_bytes() + stages * 2 * 4 * block_m;
   }
   // Blocks that share a multiprocessor: what the registers allow.
   constexpr int blocks_per_sm() const { return warps == 4 ? 2 : 1; }
-  // dq = dS k: warps over queries and over dims.
+  // dq = dS k, in blocks of so many queries: warps over queries and over dims.
+  constexpr int dq_rows() const { return block_m < 64 ? block_m : 64; }
   constexpr int dq_row_warps() const { return head_dim / 8 % (warps / 2 * 2) == 0 ? 2 : 4; }  // dims: pairs of tiles
-  constexpr int dq_row_tiles() const { return block_m / 16 / dq_row_warps(); }
+  constexpr int dq_row_tiles() const { return dq_rows() / 16 / dq_row_warps(); }
   constexpr int dq_dim_tiles() const { return head_dim / 8 / (warps / dq_row_warps()); }
 };
 
 // A key tile's dk and dv stay in registers. `large`: 227 KiB of shared memory (compute capability 9.0), else 163.
-// Block sizes don't depend on it.
+// block_n() and dq_rows() don't depend on it. Wide heads: scores of 32 queries per warp instead of 16 need a third
+// fewer fragments, but leave room for one tile of q and dout.
 constexpr BwdPolicy bwd_policy(int head_dim, Features features, bool large) {
-  if (head_dim <= 64) return {head_dim, 4, 1, 32, 2, features};
-  if (head_dim <= 128) return {head_dim, 8, 2, 64, large || features != Features::kScored ? 2 : 1, features};
-  return {head_dim, 8, 4, 64, large ? 2 : 1, features};
+  if (head_dim <= 64) return {head_dim, 4, 1, 32, 2, features, false};
+  if (head_dim <= 128) return {head_dim, 8, 2, 64, large || features != Features::kScored ? 2 : 1, features, large};
+  if (large && features == Features::kPlain) return {head_dim, 8, 4, 128, 1, features, false};
+  return {head_dim, 8, 4, 64, large ? 2 : 1, features, false};
 }
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900

@@ -16,15 +16,16 @@ __device__ __forceinline__ void multiply_transposed(typename BwdWarp<kPolicy>::S
                                                     const BwdWarp<kPolicy>& warp, uint32_t left, uint32_t right,
                                                     const Between& between = {}) {
   using Warp = BwdWarp<kPolicy>;
+  const int lane = lane_of_scores<kPolicy>();
 #pragma unroll
   for (int d = 0; d < Warp::kDim / 16; ++d) {
     uint32_t a[Warp::kKeyTiles][4];
 #pragma unroll
-    for (int k = 0; k < Warp::kKeyTiles; ++k) load_a<Warp::kDim>(a[k], left, warp.key + k * 16, d);
+    for (int k = 0; k < Warp::kKeyTiles; ++k) load_a<Warp::kDim>(a[k], left, warp.key + k * 16, d, lane);
 #pragma unroll
     for (int m = 0; m < Warp::kQueryTiles; m += 2) {
       uint32_t b[4];
-      load_b<Warp::kDim>(b, right, warp.query + m * 8, d);
+      load_b<Warp::kDim>(b, right, warp.query + m * 8, d, lane);
 #pragma unroll
       for (int k = 0; k < Warp::kKeyTiles; ++k) {
         mma<T>(scores[k][m], a[k], b[0], b[1]);
@@ -47,11 +48,16 @@ __device__ __forceinline__ void pack_all(typename BwdWarp<kPolicy>::Packed& to, 
     }
 }
 
+// Of dS^T and P^T, [block_n, block_m]. Where there may be a bias, rows of queries are read from dS^T too.
+template <BwdPolicy kPolicy>
+using ScoreLayout = std::conditional_t<kPolicy.features == Features::kScored, SpreadTileLayout<kPolicy.block_m>,
+                                       TileLayout<kPolicy.block_m>>;
+
 // Into a tile [block_n, block_m].
 template <BwdPolicy kPolicy>
 __device__ __forceinline__ void store_scores(uint32_t to, const BwdWarp<kPolicy>& warp,
                                              const typename BwdWarp<kPolicy>::Packed& from) {
-  const int lane = threadIdx.x % 32;
+  const int lane = lane_of_scores<kPolicy>();
 #pragma unroll
   for (int k = 0; k < BwdWarp<kPolicy>::kKeyTiles; ++k)
 #pragma unroll
@@ -59,7 +65,7 @@ __device__ __forceinline__ void store_scores(uint32_t to, const BwdWarp<kPolicy>
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int row = warp.key + k * 16 + half * 8 + lane / 4, chunk = warp.query / 8 + m;
-        store_shared_4(to + TileLayout<kPolicy.block_m>::offset(row, chunk) + lane % 4 * 4, from[k][m][half]);
+        store_shared_4(to + ScoreLayout<kPolicy>::offset(row, chunk) + lane % 4 * 4, from[k][m][half]);
       }
 }
 
@@ -68,12 +74,13 @@ template <class T, BwdPolicy kPolicy>
 __device__ __forceinline__ void accumulate(typename BwdWarp<kPolicy>::Sums& acc, const BwdWarp<kPolicy>&,
                                            const typename BwdWarp<kPolicy>::Packed& left, uint32_t right) {
   using Warp = BwdWarp<kPolicy>;
+  const int lane = lane_of_sums<kPolicy>();
 #pragma unroll
   for (int m = 0; m < Warp::kQueryTiles; m += 2) {
 #pragma unroll
     for (int d = 0; d < Warp::kDimTiles; d += 2) {
       uint32_t b[4];
-      load_b_transposed<Warp::kDim>(b, right, m * 8, d / 2);
+      load_b_transposed<Warp::kDim>(b, right, m * 8, d / 2, lane);
 #pragma unroll
       for (int k = 0; k < Warp::kKeyTiles; ++k) {
         const uint32_t a[4] = {left[k][m][0], left[k][m][1], left[k][m + 1][0], left[k][m + 1][1]};
@@ -89,15 +96,17 @@ template <class T, BwdPolicy kPolicy>
 __device__ __forceinline__ void accumulate(typename BwdWarp<kPolicy>::Sums& acc, const BwdWarp<kPolicy>& warp,
                                            uint32_t left, uint32_t right) {
   using Warp = BwdWarp<kPolicy>;
+  const int lane = lane_of_sums<kPolicy>();
 #pragma unroll
   for (int m = 0; m < Warp::kBlockM / 16; ++m) {
     uint32_t a[Warp::kKeyTiles][4];
 #pragma unroll
-    for (int k = 0; k < Warp::kKeyTiles; ++k) load_a<Warp::kBlockM>(a[k], left, warp.key + k * 16, m);
+    for (int k = 0; k < Warp::kKeyTiles; ++k)
+      load_a<Warp::kBlockM, ScoreLayout<kPolicy>>(a[k], left, warp.key + k * 16, m, lane);
 #pragma unroll
     for (int d = 0; d < Warp::kDimTiles; d += 2) {
       uint32_t b[4];
-      load_b_transposed<Warp::kDim>(b, right, m * 16, warp.chunk2 + d / 2);
+      load_b_transposed<Warp::kDim>(b, right, m * 16, warp.chunk2 + d / 2, lane);
 #pragma unroll
       for (int k = 0; k < Warp::kKeyTiles; ++k) {
         mma<T>(acc[k][d], a[k], b[0], b[1]);

@@ -16,17 +16,18 @@ struct BwdTile {
   int first_key, keys;
   int index;                    // of the tile, in [0, args.tiles)
   int first_block, last_block;  // blocks of queries that see these keys: [first, last)
+  int split;                    // which part of all such blocks
   Band band;
   int64_t q, dout, row, dq_block;  // where the first query is in q, dout, lse and dq_sum
   DropoutState dropout;            // where there is dropout
 };
 
-// The tile of index `tile` of a head of all.
+// The tile of index `tile` of a head of all; keys are 0 where there is none.
 template <int kBlockN>
 __device__ __forceinline__ BwdTile bwd_tile_at(const BwdArgs& args, int head_of_all, int tile) {
+  BwdTile result;
   const AttentionShape& shape = args.p.shape;
   const int heads = static_cast<int>(shape.num_heads()), per_group = static_cast<int>(shape.heads_per_group);
-  BwdTile result;
   result.first_key = result.keys = 0;
   result.head_of_all = head_of_all;
   result.index = tile;
@@ -64,8 +65,8 @@ __device__ __forceinline__ BlockPlace block_place(const BwdArgs& args) {
 }
 
 // The first block of queries of a sequence in dq_sum; blocks of different sequences do not meet.
-__device__ __forceinline__ int64_t first_query_block(const SeqLayout& seq, const Sequence& sequence, int block_m) {
-  return seq.packed() ? sequence.q_begin / block_m + sequence.index : 0;
+__device__ __forceinline__ int64_t first_query_block(const SeqLayout& seq, const Sequence& sequence, int dq_rows) {
+  return seq.packed() ? sequence.q_begin / dq_rows + sequence.index : 0;
 }
 
 __device__ __forceinline__ int64_t heads_offset(const HeadsTensor& tensor, const BwdTile& tile) {
@@ -73,23 +74,38 @@ __device__ __forceinline__ int64_t heads_offset(const HeadsTensor& tensor, const
 }
 
 // A split's part of the blocks of queries that see the tile's keys, and where these queries are.
-template <int kBlockM>
+template <BwdPolicy kPolicy>
 __device__ __forceinline__ void find_queries(const BwdArgs& args, int split, BwdTile& tile) {
   const AttentionBwdParams& p = args.p;
   tile.band = Band(p.band, tile.sequence);
   const Range queries = tile.band.query_range({tile.first_key, tile.first_key + tile.keys});
+  constexpr int kBlockM = kPolicy.block_m;
   const int first = queries.begin / kBlockM, last = queries.empty() ? first : ceil_div(queries.end, kBlockM);
   const int share = ceil_div(last - first, args.splits);
+  tile.split = split;
   tile.first_block = first + split * share;
   tile.last_block = min(last, tile.first_block + share);
   tile.q = heads_offset(p.q, tile) + tile.sequence.q_begin * p.q.seq_stride;
   tile.dout = heads_offset(p.dout, tile) + tile.sequence.q_begin * p.dout.seq_stride;
   tile.row = tile.head_of_all * p.shape.seqlen_q + tile.sequence.q_begin;
   if (p.dropout.p > 0) {
-    tile.dropout = dropout_state(p.dropout, static_cast<uint32_t>(tile.sequence.index * p.shape.num_heads() +
-                                                                  tile.head_of_all % p.shape.num_heads()));
+    tile.dropout = {dropout_key(p.dropout), static_cast<uint32_t>(tile.sequence.index * p.shape.num_heads() +
+                                                                  tile.head_of_all % p.shape.num_heads())};
   }
-  tile.dq_block = tile.head_of_all * args.query_blocks + first_query_block(p.seq, tile.sequence, kBlockM);
+  tile.dq_block = tile.head_of_all * args.query_blocks + first_query_block(p.seq, tile.sequence, kPolicy.dq_rows());
+}
+
+// The lane, for products that end in scores and in sums: read anew where addresses made of it would fill registers
+// across the loop over queries.
+template <BwdPolicy kPolicy>
+__device__ __forceinline__ int lane_of_scores() {
+  if constexpr (kPolicy.head_dim > 128 || kPolicy.stages == 1) return thread_again() % 32;
+  return threadIdx.x % 32;
+}
+template <BwdPolicy kPolicy>
+__device__ __forceinline__ int lane_of_sums() {
+  if constexpr (kPolicy.features != Features::kPlain) return thread_again() % 32;
+  return lane_of_scores<kPolicy>();
 }
 
 // A warp's part of the tile.
@@ -108,11 +124,12 @@ struct BwdWarp {
 
   int key, query, chunk2;  // the first ones; of pairs of chunks of dims
   __device__ __forceinline__ BwdWarp() {
-    const int warp = threadIdx.x / 32;
+    // Warps w and w + 4, which have one scheduler, differ in their keys where two share these, else in their part.
     constexpr int kKeyWarps = kPolicy.warps / kSharing;
-    key = warp % kKeyWarps * kKeys;
-    query = warp / kKeyWarps * kQueries;
-    chunk2 = warp / kKeyWarps * (kDims / 16);
+    const int warp = threadIdx.x / 32, part = kSharing == 2 ? warp % 2 : warp / kKeyWarps;
+    key = (kSharing == 2 ? warp / 2 : warp % kKeyWarps) * kKeys;
+    query = part * kQueries;
+    chunk2 = part * (kDims / 16);
   }
 };
 

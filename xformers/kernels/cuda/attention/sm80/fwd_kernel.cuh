@@ -8,6 +8,8 @@
 // scores and the dims of the output between them.
 #pragma once
 
+#include <type_traits>
+
 #include "xformers/kernels/cuda/attention/sm80/fwd_dropout.cuh"
 #include "xformers/kernels/cuda/attention/sm80/fwd_output.cuh"
 #include "xformers/kernels/cuda/attention/sm80/fwd_scores.cuh"
@@ -29,19 +31,27 @@ struct FwdMemory {
         shared_scores(shared_rows + kPolicy.shared_row_bytes()) {}
 };
 
-// O += P V with the step's scores as probabilities. `key`: the warp's first one.
-template <class T, FwdPolicy kPolicy>
+// O += P V with the step's scores as probabilities. `key`: the warp's first one. `meanwhile` is called when the first
+// products are on their way.
+template <class T, FwdPolicy kPolicy, class Meanwhile>
 __device__ __forceinline__ void accumulate_step(typename WarpPart<kPolicy>::Output& out,
                                                 const typename WarpPart<kPolicy>::Scores& s, const FwdGrid& args,
                                                 const FwdTile& tile, const WarpPart<kPolicy>& warp,
-                                                const FwdMemory<kPolicy>& memory, int key) {
+                                                const FwdMemory<kPolicy>& memory, int key, const Meanwhile& meanwhile) {
   constexpr bool kAlone = kPolicy.sharers == 1;
+  const ValueOperand<kPolicy> v(memory.v, warp);
   if constexpr (kPolicy.features == Features::kPlain && kAlone) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    constexpr int kThen = 16;
+#else
+    constexpr int kThen = 0;  // later, sm_80's schedule spills
+#endif
 #pragma unroll
     for (int i = 0; i < kPolicy.warp_keys(); i += 16) {
       uint32_t probabilities[kPolicy.row_tiles][4];
       to_probabilities<T, kPolicy>(probabilities, s, i / 16);
-      accumulate<T, kPolicy>(out, probabilities, memory.v, i, warp);
+      accumulate<T, kPolicy>(out, probabilities, v, i);
+      if (i == kThen) meanwhile();
     }
     return;
   }
@@ -53,13 +63,14 @@ __device__ __forceinline__ void accumulate_step(typename WarpPart<kPolicy>::Outp
     for (int i = 0; i < kPolicy.warp_keys(); i += 32) {
       drop<kPolicy>(&probabilities[i / 16], args, tile, warp, key + i);
       if constexpr (kAlone) {  // the draws of the next 32 keys fill the gaps between these products
-        accumulate<T, kPolicy>(out, probabilities[i / 16], memory.v, i, warp);
-        accumulate<T, kPolicy>(out, probabilities[i / 16 + 1], memory.v, i + 16, warp);
+        accumulate<T, kPolicy>(out, probabilities[i / 16], v, i);
+        accumulate<T, kPolicy>(out, probabilities[i / 16 + 1], v, i + 16);
+        if (i == 0) meanwhile();
       }
     }
     if constexpr (kAlone) return;
   }
-  accumulate_all<T, kPolicy>(out, probabilities, memory.v, memory.shared_scores, warp);
+  accumulate_all<T, kPolicy>(out, probabilities, v, memory.shared_scores, warp, meanwhile);
 }
 
 template <class T, FwdPolicy kPolicy>
@@ -93,39 +104,55 @@ __device__ __forceinline__ void forward(const FwdGrid& args, const FwdTile& tile
     copy_async_commit();
     load_bias(blocks.begin);
   }
-#pragma unroll 1
-  for (int block = blocks.begin; block < blocks.end; ++block) {
+  // `kEdge`: some row may not see all of these keys.
+  const auto step = [&]<bool kEdge>(int block, std::bool_constant<kEdge>) {
     const int key = block * kKeys;
+    const auto load_v = [&] {
+      v.load(memory.v, key);
+      copy_async_commit();
+    };
+    const auto load_next = [&] {
+      k.load(memory.k, key + kKeys, block + 1 < blocks.end);
+      copy_async_commit();
+      load_bias(block + 1);
+    };
     copy_async_wait<kScored ? 1 : 0>();
     __syncthreads();  // K is there; everybody is done with V
-    v.load(memory.v, key);
-    copy_async_commit();
     typename WarpPart<kPolicy>::Scores s;
-    multiply_scores<T, kPolicy>(s, warp, memory.q, memory.k);
+    multiply_scores<T, kPolicy>(s, warp, memory.q, memory.k, load_v);
     copy_async_wait<0>();
     __syncthreads();  // V is there; everybody is done with K
-    if (block + 1 < blocks.end) k.load(memory.k, key + kKeys);
-    copy_async_commit();
 
     // Warps that share rows stay in step with the others: their own barriers are passed by all or by none.
-    const bool sees = kPolicy.sharers > 1 || warp_keys<kPolicy>(args, tile, warp).sees(block);
-    if (sees) {
-      if constexpr (kGeneral) add_any_bias<T, kPolicy>(s, args, tile, warp, key + warp.key(), softmax_scale);
-      if constexpr (kScored) {
-        if (bias.present()) {
-          add_bias<T, kPolicy>(s, bias.tile(), softmax_scale);
-          __syncwarp();
-        } else if (scale_first) {
-          multiply<kPolicy>(s, softmax_scale);
-        }
+    if (kEdge && kPolicy.sharers == 1 && !warp_keys<kPolicy>(args, tile, warp).sees(block)) {
+      load_next();
+      return;  // this warp's rows see none of these keys
+    }
+    if constexpr (kGeneral) add_any_bias<T, kPolicy>(s, args, tile, warp, key + warp.key(), softmax_scale);
+    if constexpr (kScored) {
+      if (bias.present()) {
+        add_bias<T, kPolicy>(s, bias.tile(), softmax_scale);
+        __syncwarp();
+      } else if (scale_first) {
+        multiply<kPolicy>(s, softmax_scale);
       }
     }
-    load_bias(block + 1);
-    if (!sees) continue;  // this warp's rows see none of these keys
-    const Range full = warp_keys<kPolicy>(args, tile, warp).full;
-    if (key < full.begin || key + kKeys > full.end) mask<kPolicy>(s, args, tile, warp, key + warp.key());
+    if constexpr (kEdge) {
+      const Range full = warp_keys<kPolicy>(args, tile, warp).full;
+      if (key < full.begin || key + kKeys > full.end) mask<kPolicy>(s, args, tile, warp, key + warp.key());
+    }
     softmax.apply(s, out, scale);
-    accumulate_step<T, kPolicy>(out, s, args, tile, warp, memory, key + warp.key());
+    accumulate_step<T, kPolicy>(out, s, args, tile, warp, memory, key + warp.key(), load_next);
+  };
+#pragma unroll 1
+  for (int block = blocks.begin; block < blocks.end; ++block) {
+    // Twice the code pays where a step is little but products.
+    constexpr bool kApart = kPolicy.features == Features::kPlain && kPolicy.sharers == 1;
+    if (kApart && block >= tile.full.begin && block < tile.full.end) {
+      step(block, std::bool_constant<!kApart>());
+    } else {
+      step(block, std::true_type());
+    }
   }
   softmax.finish();
   OutputWriter<T, kPolicy>(args, tile, warp).write(out, softmax, scale, memory.q);

@@ -46,15 +46,16 @@ class KeyTiles {
         dim_(dim),
         aligned_(args.aligned_kv) {}
 
-  __device__ __forceinline__ void load(uint32_t to, int first_key) const {
+  // Not `wanted`: nothing is read, without a branch that would keep the code before it and behind it apart.
+  __device__ __forceinline__ void load(uint32_t to, int first_key, bool wanted = true) const {
     if constexpr (kPolicy.features != Features::kGeneral) {
       const T* from =
           static_cast<const T*>(tensor_.data) + origin_ + (tile_.sequence.k_begin + first_key) * tensor_.seq_stride;
       load_rows<kPolicy.block_n, kPolicy.head_dim, kPolicy.threads()>(
-          to, from, tensor_.seq_stride, tile_.sequence.seqlen_k - first_key, static_cast<int>(dim_));
-    } else if (p_.quantization.format == KvFormat::kPlain) {
+          to, from, tensor_.seq_stride, wanted ? tile_.sequence.seqlen_k - first_key : 0, static_cast<int>(dim_));
+    } else if (wanted && p_.quantization.format == KvFormat::kPlain) {
       load_any(to, first_key);
-    } else {
+    } else if (wanted) {
       load_quantised(to, first_key);
     }
   }

@@ -1,10 +1,9 @@
 // O += P V, and what is left to do at the end: the division by the sums, out, lse, partial results.
 #pragma once
 
-#include <type_traits>
-
 #include "xformers/kernels/cuda/attention/sm80/fwd_load.cuh"
 #include "xformers/kernels/cuda/attention/sm80/fwd_softmax.cuh"
+#include "xformers/kernels/cuda/attention/sm80/operand.cuh"
 
 namespace xformers::cuda::sm80 {
 
@@ -21,16 +20,28 @@ __device__ __forceinline__ void to_probabilities(uint32_t (&p)[kPolicy.row_tiles
     }
 }
 
+// A warp's dims of the tile of V.
+template <FwdPolicy kPolicy>
+struct ValueOperand {
+  // They begin with a group of permuted chunks.
+  static constexpr bool kGrouped = kPolicy.sharers == 1 || kPolicy.warp_dims() % 64 == 0;
+  TileOperand<kPolicy.head_dim, Lanes::kRowsFirst> rows;
+  int pair;  // of chunks, the first one
+
+  __device__ __forceinline__ ValueOperand(uint32_t smem_v, const WarpPart<kPolicy>& warp)
+      : rows(smem_v + (kGrouped ? 2 * warp.dim() : 0), 0), pair(kGrouped ? 0 : warp.dim() / 16) {}
+};
+
 // Keys [key, + 16) of the tile of V.
 template <class T, FwdPolicy kPolicy>
 __device__ __forceinline__ void accumulate(typename WarpPart<kPolicy>::Output& out,
-                                           const uint32_t (&p)[kPolicy.row_tiles][4], uint32_t smem_v, int key,
-                                           const WarpPart<kPolicy>& warp) {
+                                           const uint32_t (&p)[kPolicy.row_tiles][4], const ValueOperand<kPolicy>& v,
+                                           int key) {
   using Part = WarpPart<kPolicy>;
 #pragma unroll
   for (int d = 0; d < Part::kDimTiles; d += 2) {
     uint32_t b[4];
-    load_b_transposed<kPolicy.head_dim>(b, smem_v, key, warp.dim() / 16 + d / 2);
+    v.rows.load_transposed(b, key, v.pair + d / 2);
 #pragma unroll
     for (int r = 0; r < Part::kRowTiles; ++r) {
       mma<T>(out[r][d], p[r], b[0], b[1]);
@@ -41,10 +52,11 @@ __device__ __forceinline__ void accumulate(typename WarpPart<kPolicy>::Output& o
 
 // All keys of the step. Warps that share rows hand each other their probabilities through shared memory, fragment by
 // fragment as they lie in registers, while they work on their own.
-template <class T, FwdPolicy kPolicy>
+template <class T, FwdPolicy kPolicy, class Meanwhile>
 __device__ __forceinline__ void accumulate_all(typename WarpPart<kPolicy>::Output& out,
-                                               const typename WarpPart<kPolicy>::Probabilities& p, uint32_t smem_v,
-                                               uint32_t smem_shared, const WarpPart<kPolicy>& warp) {
+                                               const typename WarpPart<kPolicy>::Probabilities& p,
+                                               const ValueOperand<kPolicy>& v, uint32_t smem_shared,
+                                               const WarpPart<kPolicy>& warp, const Meanwhile& meanwhile) {
   using Part = WarpPart<kPolicy>;
   constexpr int kSteps = Part::kKeyTiles / 2, kFragmentBytes = 32 * 16;
   const auto place = [&](int warp_index, int k, int r) {
@@ -59,7 +71,10 @@ __device__ __forceinline__ void accumulate_all(typename WarpPart<kPolicy>::Outpu
       }
   }
 #pragma unroll
-  for (int k = 0; k < kSteps; ++k) accumulate<T, kPolicy>(out, p[k], smem_v, warp.key() + k * 16, warp);
+  for (int k = 0; k < kSteps; ++k) {
+    accumulate<T, kPolicy>(out, p[k], v, warp.key() + k * 16);
+    if (k == 0) meanwhile();
+  }
   if constexpr (kPolicy.sharers > 1) {
     static_assert(kPolicy.sharers == 2);
     sync_sharers<kPolicy>(warp);
@@ -71,7 +86,7 @@ __device__ __forceinline__ void accumulate_all(typename WarpPart<kPolicy>::Outpu
         const uint4 got = load_shared_16(place(warp.warp ^ 1, k, r));
         other[r][0] = got.x, other[r][1] = got.y, other[r][2] = got.z, other[r][3] = got.w;
       }
-      accumulate<T, kPolicy>(out, other, smem_v, (1 - warp.part) * kPolicy.warp_keys() + k * 16, warp);
+      accumulate<T, kPolicy>(out, other, v, (1 - warp.part) * kPolicy.warp_keys() + k * 16);
     }
   }
 }
@@ -80,6 +95,7 @@ template <class T, FwdPolicy kPolicy>
 class OutputWriter {
   using Part = WarpPart<kPolicy>;
   using Output = typename Part::Output;
+  using Values = ValueOperand<kPolicy>;
 
  public:
   __device__ __forceinline__ OutputWriter(const FwdGrid& args, const FwdTile& tile, const Part& warp)
@@ -88,93 +104,128 @@ class OutputWriter {
   // `smem`: a tile like that of Q, which nobody needs any more.
   __device__ __forceinline__ void write(const Output& out, const OnlineSoftmax<kPolicy>& softmax, float scale,
                                         uint32_t smem) const {
-    const bool pairs = args_.aligned_out && dim_v_ % 2 == 0;
+    float factor[Part::kRowTiles][2];
 #pragma unroll
     for (int r = 0; r < Part::kRowTiles; ++r) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const int row = tile_.first_row + warp_.lane_row(r, half);
-        if (!tile_.inside(row)) continue;
         const float sum = softmax.sum(r, half);
-        const float factor = sum > 0 ? static_cast<float>(args_.kept) / sum : 0.0f;
-        const float lse = softmax.lse(r, half, scale);
-        const bool writes_lse = threadIdx.x % 4 == 0 && warp_.part == 0;
-        const int64_t query = tile_.sequence.q_begin + query_of(args_, row), batch = tile_.sequence.batch;
-        const int head = head_of(args_, tile_, row);
-        if (kPolicy.features == Features::kGeneral && args_.out_partial) {
-          const int64_t at =
-              blockIdx.y * args_.total_rows +
-              ((batch * p_.shape.num_groups + tile_.group) * p_.shape.heads_per_group + head) * p_.shape.seqlen_q +
-              query;
-          if (writes_lse) args_.lse_partial[at] = lse;
-          write_row(args_.out_partial + at * dim_v_, out, r, half, factor, dim_v_ % 2 == 0);
-          continue;
-        }
-        if (writes_lse && p_.lse.data) {
-          static_cast<float*>(p_.lse.data)[batch * p_.lse.batch_stride + tile_.group * p_.lse.group_stride +
-                                           head * p_.lse.head_stride + query] = lse;
-        }
-        if (args_.chunked_out) {
-          stage_row(smem, out, r, half, factor);
-          continue;
-        }
-        const int64_t at = batch * p_.out.batch_stride + query * p_.out.seq_stride + tile_.group * p_.out.group_stride +
-                           head * p_.out.head_stride;
-        if (p_.wide_out) {
-          write_row(static_cast<float*>(p_.out.data) + at, out, r, half, factor, pairs);
-        } else {
-          write_row(static_cast<T*>(p_.out.data) + at, out, r, half, factor, pairs);
-        }
+        factor[r][half] = sum == 0 ? 0.0f : static_cast<float>(args_.kept) / sum;
+        write_lse(tile_.first_row + warp_.lane_row(r, half), softmax.lse(r, half, scale));
       }
     }
-    if (args_.chunked_out && (kPolicy.features != Features::kGeneral || !args_.out_partial)) write_staged_rows(smem);
+    if (args_.out_partial && tile_.blocks.empty()) return;  // its lse says that there is nothing to read
+    const int64_t group = tile_.sequence.batch * p_.shape.num_groups + tile_.group;
+    const int64_t query = tile_.sequence.q_begin, head = args_.packed_heads == 1 ? tile_.first_head : 0;
+    const int64_t origin = tile_.sequence.batch * p_.out.batch_stride + query * p_.out.seq_stride +
+                           tile_.group * p_.out.group_stride + head * p_.out.head_stride;
+    if (!args_.out_partial && !p_.wide_out) {
+      write_rows(Rows<T>{static_cast<T*>(p_.out.data) + origin, p_.out.seq_stride, p_.out.head_stride}, out, factor,
+                 smem, args_.chunked_out);
+      return;
+    }
+    Rows<float> rows{static_cast<float*>(p_.out.data) + origin, p_.out.seq_stride, p_.out.head_stride};
+    if (args_.out_partial) {  // [num_splits, batch, groups, heads, seqlen_q, head_dim_v]
+      const int64_t row = blockIdx.y * args_.total_rows + (group * p_.shape.heads_per_group + head) * p_.shape.seqlen_q;
+      rows = {args_.out_partial + (row + query) * dim_v_, dim_v_, p_.shape.seqlen_q * dim_v_};
+    }
+    write_rows(rows, out, factor, smem, args_.out_partial ? dim_v_ % 4 == 0 : args_.chunked_out);
   }
 
  private:
-  // Results as rows in shared memory, from where they leave in units of 16 bytes.
-  __device__ __forceinline__ void stage_row(uint32_t smem, const Output& out, int r, int half, float factor) const {
-#pragma unroll
-    for (int d = 0; d < Part::kDimTiles; ++d) {
-      store_shared_4(smem + TileLayout<kPolicy.head_dim>::offset(warp_.lane_row(r, half), warp_.dim() / kChunk + d) +
-                         threadIdx.x % 4 * 4,
-                     pack<T>(out[r][d][half * 2] * factor, out[r][d][half * 2 + 1] * factor));
-    }
-  }
-  __device__ __forceinline__ void write_staged_rows(uint32_t smem) const {
-    constexpr int kChunks = Part::kDimTiles;  // per row of this warp
-    __syncwarp();
-    T* const out = static_cast<T*>(p_.out.data) + tile_.sequence.batch * p_.out.batch_stride +
-                   tile_.group * p_.out.group_stride + tile_.sequence.q_begin * p_.out.seq_stride;
-#pragma unroll 4
-    for (int index = threadIdx.x % 32; index < kPolicy.warp_rows() * kChunks; index += 32) {
-      const int local = warp_.row + index / kChunks, chunk = warp_.dim() / kChunk + index % kChunks;
-      const int row = tile_.first_row + local;
-      if (!tile_.inside(row) || chunk * kChunk >= dim_v_) continue;
-      T* const to = out + query_of(args_, row) * p_.out.seq_stride + head_of(args_, tile_, row) * p_.out.head_stride +
-                    chunk * kChunk;
-      *reinterpret_cast<uint4*>(to) = load_shared_16(smem + TileLayout<kPolicy.head_dim>::offset(local, chunk));
+  // Where results go: of query 0 and head 0 of the tile's sequence and group (or of its head).
+  template <class Element>
+  struct Rows {
+    Element* first;
+    int64_t query_stride, head_stride;
+  };
+
+  __device__ __forceinline__ void write_lse(int row, float lse) const {
+    if (threadIdx.x % 4 != 0 || warp_.part != 0 || !tile_.inside(row)) return;
+    if (args_.out_partial) {
+      const int64_t group = tile_.sequence.batch * p_.shape.num_groups + tile_.group;
+      args_.lse_partial[blockIdx.y * args_.total_rows +
+                        (group * p_.shape.heads_per_group + head_of(args_, tile_, row)) * p_.shape.seqlen_q +
+                        tile_.sequence.q_begin + query_of(args_, row)] = lse;
+    } else if (p_.lse.data) {
+      static_cast<float*>(p_.lse.data)[tile_.sequence.batch * p_.lse.batch_stride + tile_.group * p_.lse.group_stride +
+                                       head_of(args_, tile_, row) * p_.lse.head_stride + tile_.sequence.q_begin +
+                                       query_of(args_, row)] = lse;
     }
   }
 
-  // `pairs`: in units of two elements.
+  // Results pass through the warp's own rows and dims of `smem`, fp32 in two halves, so that they leave in units of 16
+  // bytes (`chunked`).
   template <class Element>
-  __device__ __forceinline__ void write_row(Element* to, const Output& out, int r, int half, float factor,
-                                            bool pairs) const {
-    const int first = warp_.dim() + threadIdx.x % 4 * 2;
-    to += first;
+  __device__ __forceinline__ void write_rows(const Rows<Element>& rows, const Output& out,
+                                             const float (&factor)[Part::kRowTiles][2], uint32_t smem,
+                                             bool chunked) const {
+    constexpr bool kWide = sizeof(Element) == 4;
+    constexpr int kPasses = kWide ? 2 : 1, kTiles = Part::kDimTiles / kPasses;
+    // A lane holds two of every eight dims: 4 bytes of a chunk, or 8 of two.
+    const int i = threadIdx.x % 4;
+    const TileChunks<kPolicy.head_dim, Values::kGrouped> place(smem, warp_.lane_row(0, 0),
+                                                               warp_.dim() / kChunk + (kWide ? i / 2 : 0));
 #pragma unroll
-    for (int d = 0; d < Part::kDimTiles; ++d, to += 8) {
-      const int dims = dim_v_ - first - d * 8;
-      const float x = out[r][d][half * 2] * factor, y = out[r][d][half * 2 + 1] * factor;
-      if (!pairs) {
-        if (dims > 0) to[0] = to_element<Element>(x);
-        if (dims > 1) to[1] = to_element<Element>(y);
-      } else if (dims > 0) {
-        if constexpr (std::is_same_v<Element, float>) {
-          *reinterpret_cast<float2*>(to) = {x, y};
-        } else {
-          *reinterpret_cast<uint32_t*>(to) = pack<T>(x, y);
-        }
+    for (int pass = 0; pass < kPasses; ++pass) {
+      __syncwarp();
+#pragma unroll
+      for (int d = 0; d < kTiles; ++d)
+#pragma unroll
+        for (int r = 0; r < Part::kRowTiles; ++r)
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            const float* const at = &out[r][pass * kTiles + d][half * 2];
+            const float x = at[0] * factor[r][half], y = at[1] * factor[r][half];
+            const uint32_t to =
+                kWide ? place.at(r * 16 + half * 8, 2 * d) + i % 2 * 8 : place.at(r * 16 + half * 8, d) + i * 4;
+            if constexpr (kWide) {
+              store_shared_8(to, {__float_as_uint(x), __float_as_uint(y)});
+            } else {
+              store_shared_4(to, pack<T>(x, y));
+            }
+          }
+      __syncwarp();
+      const int first = warp_.dim() + pass * kTiles * 8;
+      if (chunked) {
+        copy_staged<4>(rows, smem, first,
+                       [](Element* to, const uint4& chunk, int) { *reinterpret_cast<uint4*>(to) = chunk; });
+      } else {
+        copy_staged<1>(rows, smem, first, [](Element* to, const uint4& chunk, int dims) {
+          const uint32_t words[4] = {chunk.x, chunk.y, chunk.z, chunk.w};
+#pragma unroll
+          for (int i = 0; i < 16 / static_cast<int>(sizeof(Element)); ++i) {
+            if (i >= dims) continue;
+            if constexpr (sizeof(Element) == 4) {
+              to[i] = __uint_as_float(words[i]);
+            } else {
+              reinterpret_cast<uint16_t*>(to)[i] = static_cast<uint16_t>(words[i / 2] >> i % 2 * 16);
+            }
+          }
+        });
+      }
+    }
+  }
+
+  // write(where, 16 bytes, dims from there on) for all that the warp has staged; `first`: dim.
+  template <int kUnroll, class Element, class Write>
+  __device__ __forceinline__ void copy_staged(const Rows<Element>& rows, uint32_t smem, int first,
+                                              const Write& write) const {
+    constexpr int kChunks = Part::kDimTiles, kDims = 16 / sizeof(Element);  // per row; per chunk
+    constexpr int kAcross = kChunks & -kChunks;  // neighbouring lanes in a row: a power of two
+    const int lane = threadIdx.x % 32;
+#pragma unroll 1
+    for (int chunk = lane % kAcross; chunk < kChunks; chunk += kAcross) {
+      const int dim = first + chunk * kDims;
+      if (dim >= dim_v_) break;
+#pragma unroll kUnroll
+      for (int row = warp_.row + lane / kAcross; row < warp_.row + kPolicy.warp_rows(); row += 32 / kAcross) {
+        if (row >= tile_.rows) break;
+        const int at = tile_.first_row + row, query = query_of(args_, at);
+        Element* to = rows.first + query * rows.query_stride + dim;
+        if (args_.packed_heads > 1) to += (at - query * args_.packed_heads) * rows.head_stride;
+        write(to, load_shared_16(smem + TileLayout<kPolicy.head_dim>::offset(row, warp_.dim() / kChunk + chunk)),
+              dim_v_ - dim);
       }
     }
   }

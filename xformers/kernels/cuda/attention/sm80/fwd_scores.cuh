@@ -3,12 +3,14 @@
 
 #include "xformers/kernels/cuda/arch/mma.cuh"
 #include "xformers/kernels/cuda/attention/sm80/fwd_load.cuh"
+#include "xformers/kernels/cuda/attention/sm80/operand.cuh"
 
 namespace xformers::cuda::sm80 {
 
-template <class T, FwdPolicy kPolicy>
+// `meanwhile` is called when the first products are on their way.
+template <class T, FwdPolicy kPolicy, class Meanwhile>
 __device__ __forceinline__ void multiply_scores(typename WarpPart<kPolicy>::Scores& s, const WarpPart<kPolicy>& warp,
-                                                uint32_t smem_q, uint32_t smem_k) {
+                                                uint32_t smem_q, uint32_t smem_k, const Meanwhile& meanwhile) {
   using Part = WarpPart<kPolicy>;
 #pragma unroll
   for (int r = 0; r < Part::kRowTiles; ++r)
@@ -16,21 +18,24 @@ __device__ __forceinline__ void multiply_scores(typename WarpPart<kPolicy>::Scor
     for (int n = 0; n < Part::kKeyTiles; ++n)
 #pragma unroll
       for (int i = 0; i < 4; ++i) s[r][n][i] = 0;
+  const TileOperand<kPolicy.head_dim, Lanes::kRowsFirst> q(smem_q, warp.row);
+  const TileOperand<kPolicy.head_dim, Lanes::kChunksFirst> k(smem_k, warp.key());
 #pragma unroll
   for (int d = 0; d < kPolicy.head_dim / 16; ++d) {
     uint32_t a[Part::kRowTiles][4];
 #pragma unroll
-    for (int r = 0; r < Part::kRowTiles; ++r) load_a<kPolicy.head_dim>(a[r], smem_q, warp.row + r * 16, d);
+    for (int r = 0; r < Part::kRowTiles; ++r) q.load(a[r], r * 16, d);
 #pragma unroll
     for (int n = 0; n < Part::kKeyTiles; n += 2) {
       uint32_t b[4];
-      load_b<kPolicy.head_dim>(b, smem_k, warp.key() + n * 8, d);
+      k.load(b, n * 8, d);
 #pragma unroll
       for (int r = 0; r < Part::kRowTiles; ++r) {
         mma<T>(s[r][n], a[r], b[0], b[1]);
         mma<T>(s[r][n + 1], a[r], b[2], b[3]);
       }
     }
+    if (d == 0) meanwhile();
   }
 }
 

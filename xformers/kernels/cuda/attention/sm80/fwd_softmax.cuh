@@ -97,7 +97,7 @@ class OnlineSoftmax {
   // Natural log-sum-exp.
   __device__ __forceinline__ float lse(int r, int half, float scale) const {
     constexpr float kLn2 = 0.6931471805599453f;
-    return sum_[r][half] > 0 ? (max_[r][half] * scale + __log2f(sum_[r][half])) * kLn2 : -INFINITY;
+    return sum_[r][half] == 0 ? -INFINITY : (max_[r][half] * scale + __log2f(sum_[r][half])) * kLn2;
   }
 
  private:

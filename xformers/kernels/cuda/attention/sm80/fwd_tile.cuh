@@ -67,9 +67,9 @@ struct FwdTile {
   int first_row, rows;                      // of the sequence's seqlen_q * packed_heads; rows inside
   int64_t k_origin, v_origin, bias_origin;  // of batch row, group and first head
   Band band;
-  Range blocks;         // of block_n keys
-  PhiloxKey philox;     // where dropout is on
-  uint32_t drop_below;  // threshold of the draws, twice
+  Range blocks, full;  // of block_n keys; those that all block_m rows see
+  PhiloxKey philox;    // where there is dropout
+  uint32_t drop_head;
 
   __device__ __forceinline__ bool inside(int row) const { return row < first_row + rows; }
 };
@@ -90,10 +90,13 @@ template <FwdPolicy kPolicy>
 __device__ __forceinline__ Range key_blocks(const FwdGrid& args, const FwdTile& tile) {
   const Range keys = tile.band.key_range(queries_of(args, tile.first_row, tile.rows));
   Range blocks{keys.begin / kPolicy.block_n, ceil_div(keys.end, kPolicy.block_n)};
-  if (kPolicy.features == Features::kGeneral && args.out_partial) {
-    const int per_split = ceil_div(max(blocks.end - blocks.begin, 0), args.num_splits);
-    blocks.begin += static_cast<int>(blockIdx.y) * per_split;
-    blocks.end = min(blocks.end, blocks.begin + per_split);
+  if (args.out_partial) {
+    const int all = max(blocks.end - blocks.begin, 0);
+    const int per_split = args.part_steps > 0 ? args.part_steps : ceil_div(all, args.num_splits);
+    const int split = static_cast<int>(blockIdx.y);
+    blocks.begin += split * per_split;
+    // The last part takes what is left: the host knows a tile's steps but for one.
+    if (split + 1 < args.num_splits) blocks.end = min(blocks.end, blocks.begin + per_split);
   }
   return blocks;
 }
@@ -127,9 +130,15 @@ __device__ __forceinline__ FwdTile fwd_tile(const FwdGrid& args) {
   result.rows = min(kPolicy.block_m(), result.sequence.seqlen_q * args.packed_heads - result.first_row);
   result.band = Band(args.p.band, result.sequence);
   result.blocks = key_blocks<kPolicy>(args, result);
+  result.full = {0, 0};
+  if (result.rows == kPolicy.block_m()) {
+    const Range keys = result.band.full_range(queries_of(args, result.first_row, result.rows));
+    result.full = {ceil_div(max(keys.begin, 0), kPolicy.block_n), keys.end / kPolicy.block_n};
+  }
   if (kPolicy.features != Features::kPlain && args.p.dropout.p > 0) {
-    const DropoutDraws draws(args.p.dropout);
-    result.philox = draws.philox, result.drop_below = draws.threshold | draws.threshold << 16;
+    result.philox = dropout_key(args.p.dropout);
+    result.drop_head = static_cast<uint32_t>(result.sequence.index * shape.num_heads() +
+                                             result.group * shape.heads_per_group + result.first_head);
   }
   return result;
 }

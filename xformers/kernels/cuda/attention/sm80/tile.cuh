@@ -20,29 +20,39 @@ struct TileLayout {
   }
 };
 
-// Registers of an A operand [16, 16] (rows from `row`, columns from 2 `chunk2` chunks), of two B operands [16, 8] whose
-// columns are rows of the tile, and of two B operands whose columns are columns of the tile.
+// The same for tiles that are also read by rows 8 i + j and 8 i + j + 1, i < 4, j even: these, too, fall on different
+// banks.
 template <int kDim>
-__device__ __forceinline__ void load_a(uint32_t (&a)[4], uint32_t tile, int row, int chunk2) {
-  const int lane = threadIdx.x % 32;
-  load_matrices(a, tile + TileLayout<kDim>::offset(row + (lane & 15), 2 * chunk2 + (lane >> 4)));
+struct SpreadTileLayout : TileLayout<kDim> {
+  static_assert(kDim == 32 || kDim == 64);
+  static __device__ __forceinline__ uint32_t offset(int row, int chunk) {
+    return TileLayout<kDim>::offset(row, chunk ^ (row >> 3 & 3) * (kDim / 32));
+  }
+};
+
+// Registers of an A operand [16, 16] (rows from `row`, columns from 2 `chunk2` chunks), of two B operands [16, 8] whose
+// columns are rows of the tile, and of two B operands whose columns are columns of the tile. `lane`: for a caller that
+// reads it anew, lest addresses fill registers across a loop.
+template <int kDim, class Layout = TileLayout<kDim>>
+__device__ __forceinline__ void load_a(uint32_t (&a)[4], uint32_t tile, int row, int chunk2,
+                                       int lane = threadIdx.x % 32) {
+  load_matrices(a, tile + Layout::offset(row + (lane & 15), 2 * chunk2 + (lane >> 4)));
 }
 template <int kDim>
-__device__ __forceinline__ void load_b(uint32_t (&b)[4], uint32_t tile, int row, int chunk2) {
-  const int lane = threadIdx.x % 32;
+__device__ __forceinline__ void load_b(uint32_t (&b)[4], uint32_t tile, int row, int chunk2,
+                                       int lane = threadIdx.x % 32) {
   load_matrices(b, tile + TileLayout<kDim>::offset(row + (lane & 7) + (lane >> 4) * 8, 2 * chunk2 + (lane >> 3 & 1)));
 }
 template <int kDim>
-__device__ __forceinline__ void load_b_transposed(uint32_t (&b)[4], uint32_t tile, int row, int chunk2) {
-  const int lane = threadIdx.x % 32;
+__device__ __forceinline__ void load_b_transposed(uint32_t (&b)[4], uint32_t tile, int row, int chunk2,
+                                                  int lane = threadIdx.x % 32) {
   load_matrices_transposed(b, tile + TileLayout<kDim>::offset(row + (lane & 15), 2 * chunk2 + (lane >> 4)));
 }
 // An A operand from a tile that holds its transpose: rows of the operand are columns of the tile.
-template <int kDim>
-__device__ __forceinline__ void load_a_transposed(uint32_t (&a)[4], uint32_t tile, int row, int chunk2) {
-  const int lane = threadIdx.x % 32;
-  load_matrices_transposed(
-      a, tile + TileLayout<kDim>::offset(row + (lane & 7) + (lane >> 4) * 8, 2 * chunk2 + (lane >> 3 & 1)));
+template <int kDim, class Layout = TileLayout<kDim>>
+__device__ __forceinline__ void load_a_transposed(uint32_t (&a)[4], uint32_t tile, int row, int chunk2,
+                                                  int lane = threadIdx.x % 32) {
+  load_matrices_transposed(a, tile + Layout::offset(row + (lane & 7) + (lane >> 4) * 8, 2 * chunk2 + (lane >> 3 & 1)));
 }
 
 // Fills a tile: visit(row, chunk, address) for every chunk, spread over the block's threads.
@@ -76,8 +86,7 @@ __device__ __forceinline__ void load_rows(uint32_t tile, const T* from, int64_t 
       const char* at = reinterpret_cast<const char*>(from + first_row * stride + chunk * kChunk);
 #pragma unroll
       for (int row = 0; row < kRows; row += kStep) {
-        const bool valid = row < left;
-        copy_async_16(to + row * Layout::kRowBytes, valid ? at : reinterpret_cast<const char*>(from), valid);
+        copy_async_16(to + row * Layout::kRowBytes, at, row < left);  // `at` is not followed elsewhere
         at += step;
       }
     }

@@ -1,19 +1,21 @@
-// Backward in fp32 on tensor cores (three TF32 products, mma_tf32.cuh), one block per tile of keys of one head:
+// Backward in fp32 on tensor cores (three products of halves, mma_half2.cuh), one block per tile of keys of one head:
 //
-//   load K, V
+//   load K, V and split them
 //   for blocks of queries that see them:
-//     load the next Q, dO | S^T = K Q^T | bias, mask, dropout;  P^T | dV += P^T dO
+//     split Q, dO;  load the next | S^T = K Q^T | bias, mask, dropout;  P^T | dV += P^T dO
 //     dP^T = V dO^T | dS^T | dK += dS^T Q,  dq += scale dS K
 //   write dK, dV
 //
 // Scores are transposed, so that P^T and dS^T are in registers what the products with dO and Q want; only dS passes
 // through shared memory for dq. A lane holds keys lane / 4 and + 8 of its warp's 16. dq, zeros before, is summed in
 // global memory by all key tiles: in any order, or, where args.turns is given, in the order of the tiles.
-// Shared memory: K, V, [stages] Q, [stages] dO, dS, [stages] lse and delta.
+// Shared memory: K, V, [stages] Q, [stages] dO, dS, and the struct Rows.
+//
+// Halves want numbers of known size (halves.cuh): each warp scales its P and dS of a step, and sums over them are
+// scaled back.
 #pragma once
 
-#include "xformers/kernels/cuda/attention/sm80_fp32/bwd_scores.cuh"
-#include "xformers/kernels/cuda/attention/sm80_fp32/tile.cuh"
+#include "xformers/kernels/cuda/attention/sm80_fp32/bwd_products.cuh"
 
 namespace xformers::cuda::sm80_fp32 {
 
@@ -23,202 +25,240 @@ __device__ __forceinline__ int64_t first_query_block(const SeqLayout& seq, const
 }
 
 template <BwdPolicy kPolicy>
-class Backward : BackwardScores<kPolicy> {
-  using Base = BackwardScores<kPolicy>;
-  using Base::args_, Base::p_, Base::tile_, Base::band_, Base::warp_key_;
+class Backward : BackwardProducts<kPolicy> {
+  using Base = BackwardProducts<kPolicy>;
+  using Base::args_, Base::p_, Base::tile_, Base::band_, Base::warp_key_, Base::rows_;
   using Base::kBlockM, Base::kBlockN, Base::kQueryTiles, Base::kScored;
+  using Base::kDim, Base::kSteps, Base::accumulate, Base::multiply_transposed, Base::to_operands;
   using Base::key_of, Base::is_dropped;
-  using typename Base::Scores;
-  static constexpr int kDim = kPolicy.head_dim, kDims32 = kDim / 32;
+  using typename Base::Gradient, typename Base::Scores;
   static constexpr int kStages = kPolicy.stages, kThreads = kPolicy.threads();
-  using Gradient = float[kDims32][4][4];  // [16 keys, dims], columns in the order of Sums
+  using KeyTile = HalvesTile<kBlockN, kDim, kThreads>;
+  using QueryTile = HalvesTile<kBlockM, kDim, kThreads>;
 
+  const BwdPlace& place_;
   uint32_t smem_k_, smem_v_, smem_q_, smem_dout_, smem_ds_, smem_rows_;
-  const float *q_, *dout_;  // this thread's part of the next block
-  int64_t head_;            // of the whole: (batch * num_groups + group) * heads_per_group + head
-  Gradient dk_ = {}, dv_ = {};
+  QueryTile q_tile_, dout_tile_;
+  float dout_scale_ = kUsualScale;
+  Gradient dk_ = {}, dv_ = {};  // dk: in units of softmax_scale / kUsualScale
 
  public:
-  __device__ __forceinline__ Backward(const BwdArgs& args, const BwdTile& tile, unsigned char* smem)
-      : Base(args, tile, reinterpret_cast<const float*>(smem + kPolicy.rows_offset())) {
+  __device__ __forceinline__ Backward(const BwdArgs& args, const BwdPlace& place, unsigned char* smem)
+      : Base(args, place, reinterpret_cast<typename Base::Rows*>(smem + kPolicy.rows_offset())), place_(place) {
     smem_k_ = shared_address(smem);
     smem_v_ = smem_k_ + kPolicy.tile_bytes(kBlockN);
     smem_q_ = smem_v_ + kPolicy.tile_bytes(kBlockN);
     smem_dout_ = smem_q_ + kStages * kPolicy.tile_bytes(kBlockM);
     smem_ds_ = smem_dout_ + kStages * kPolicy.tile_bytes(kBlockM);
     smem_rows_ = smem_k_ + kPolicy.rows_offset();
-    const AttentionShape& shape = p_.shape;
-    head_ = (tile.sequence.batch * shape.num_groups + tile.group) * shape.heads_per_group + tile.head;
   }
 
   __device__ __forceinline__ void run() {
-    const Range queries = band_.query_range({tile_.first_key, tile_.first_key + tile_.keys});
-    const int first = queries.begin / kBlockM, last = queries.empty() ? 0 : ceil_div(queries.end, kBlockM);
-    if (first < last) {
+    const int first = place_.queries.begin / kBlockM;  // block of queries
+    if (!place_.queries.empty()) {
       load_keys(smem_k_, p_.k, p_.shape.head_dim);
       load_keys(smem_v_, p_.v, p_.shape.head_dim_v);
-      q_ = part_of(p_.q, tile_.sequence.q_begin + first * kBlockM);
-      dout_ = part_of(p_.dout, tile_.sequence.q_begin + first * kBlockM);
       load_queries(first, 0);
       copy_async_commit();
+      copy_async_wait<0>();
+      bool unusual_keys = KeyTile().split(smem_k_, rows_->k);
+      unusual_keys |= KeyTile().split(smem_v_, rows_->v);
+      unusual_keys = __syncthreads_or(unusual_keys);
       int stage = 0;
 #pragma unroll 1
-      for (int block = first; block < last; ++block) {
+      for (int block = first; is_block(block); ++block) {
         copy_async_wait<0>();
-        __syncthreads();  // this block is there; everybody is done with the one before
-        if (kStages > 1 && block + 1 < last) load_queries(block + 1, stage ^ 1);
+        const bool unusual = split_queries(stage) || unusual_keys;  // everybody is done with the block before
+        if (kStages > 1 && is_block(block + 1)) load_queries(block + 1, stage ^ 1);
         copy_async_commit();
-        step(block, stage);
+        step(block, stage, unusual);
         if (kStages > 1) {
           stage ^= 1;
-        } else if (block + 1 < last) {
+        } else if (is_block(block + 1)) {
           __syncthreads();
           load_queries(block + 1, 0);
           copy_async_commit();
         }
       }
     }
-    write_keys(p_.dk, dk_, static_cast<float>(p_.softmax_scale), p_.shape.head_dim);
+    write_keys(p_.dk, dk_, static_cast<float>(p_.softmax_scale) / kUsualScale, p_.shape.head_dim);
     write_keys(p_.dv, dv_, static_cast<float>(args_.kept), p_.shape.head_dim_v);
   }
 
  private:
-  // This thread's part of the first of a tile's rows.
-  __device__ __forceinline__ const float* part_of(const HeadsTensor& tensor, int64_t first_row) const {
-    return thread_part<kDim, kThreads>(
-        static_cast<const float*>(tensor.data) + tile_.heads_offset(tensor) + first_row * tensor.seq_stride,
-        tensor.seq_stride);
+  __device__ __forceinline__ bool is_block(int block) const { return block * kBlockM < place_.queries.end; }
+
+  // `first`: the first of `rows` rows.
+  template <int kRows>
+  __device__ __forceinline__ void load(uint32_t to, const float* first, int64_t stride, int rows, int64_t dim) {
+    load_rows<kRows, kDim, kThreads>(to, thread_part<kDim, kThreads>(first, stride), stride, rows,
+                                     static_cast<int>(dim), args_.aligned);
   }
   __device__ __forceinline__ void load_keys(uint32_t to, const HeadsTensor& tensor, int64_t dim) {
-    load_rows<kBlockN, kDim, kThreads>(to, part_of(tensor, tile_.sequence.k_begin + tile_.first_key), tensor.seq_stride,
-                                       tile_.keys, static_cast<int>(dim), args_.aligned);
+    const float* first = static_cast<const float*>(tensor.data) + tile_.heads_offset(tensor) +
+                         (tile_.sequence.k_begin + tile_.first_key) * tensor.seq_stride;
+    load<kBlockN>(to, first, tensor.seq_stride, tile_.keys, dim);
   }
-  // The next block. Rows past the sequence are zeros everywhere: they add nothing.
+  // Rows past the sequence are zeros everywhere: they add nothing.
   __device__ __forceinline__ void load_queries(int block, int stage) {
-    const int rows = tile_.sequence.seqlen_q - block * kBlockM;
-    const int64_t first = tile_.sequence.q_begin + block * kBlockM;
-    load_rows<kBlockM, kDim, kThreads>(smem_q_ + stage * kPolicy.tile_bytes(kBlockM), q_, p_.q.seq_stride, rows,
-                                       static_cast<int>(p_.shape.head_dim), args_.aligned);
-    load_rows<kBlockM, kDim, kThreads>(smem_dout_ + stage * kPolicy.tile_bytes(kBlockM), dout_, p_.dout.seq_stride,
-                                       rows, static_cast<int>(p_.shape.head_dim_v), args_.aligned);
-    q_ += kBlockM * p_.q.seq_stride;
-    dout_ += kBlockM * p_.dout.seq_stride;
+    const int query = block * kBlockM, rows = tile_.sequence.seqlen_q - query;
+    const int64_t first = tile_.sequence.q_begin + query;
+    load<kBlockM>(smem_q_ + stage * kPolicy.tile_bytes(kBlockM), place_.q + query * p_.q.seq_stride, p_.q.seq_stride,
+                  rows, p_.shape.head_dim);
+    load<kBlockM>(smem_dout_ + stage * kPolicy.tile_bytes(kBlockM), place_.dout + query * p_.dout.seq_stride,
+                  p_.dout.seq_stride, rows, p_.shape.head_dim_v);
     const int row = threadIdx.x % kBlockM, which = threadIdx.x / kBlockM;
     if (which < 2) {
-      const float* from = static_cast<const float*>(which ? args_.delta : args_.lse) + head_ * p_.shape.seqlen_q;
+      const float* from = static_cast<const float*>(which ? args_.delta : args_.lse) + place_.head * p_.shape.seqlen_q;
       const bool valid = row < rows;
       copy_async_4(smem_rows_ + 4 * ((stage * 2 + which) * kBlockM + row), valid ? from + first + row : from, valid);
     }
   }
 
-  __device__ __forceinline__ void step(int block, int stage) {
+  // Returns whether there are ratios other than 1. The scale of dO follows its size, which may be anything.
+  __device__ __forceinline__ bool split_queries(int stage) {
+    bool unusual = q_tile_.split(smem_q_ + stage * kPolicy.tile_bytes(kBlockM), rows_->q[stage]);
+    unusual |= dout_tile_.split(smem_dout_ + stage * kPolicy.tile_bytes(kBlockM), rows_->dout[stage], dout_scale_);
+    if (threadIdx.x % 32 == 0) rows_->largest_dout[threadIdx.x / 32] = dout_tile_.largest;
+    unusual = __syncthreads_or(unusual);
+    this->dp_scale_ = inverse_power(dout_scale_) / kUsualScale;
+    this->dout_unit_ = inverse_power(dout_scale_);
+    if (unusual) {
+      float largest = 0;
+#pragma unroll
+      for (int warp = 0; warp < kThreads / 32; ++warp) largest = fmaxf(largest, rows_->largest_dout[warp]);
+      if (largest > 0) dout_scale_ = scale_to(largest, 11);
+    }
+    return unusual;
+  }
+
+  __device__ __forceinline__ void step(int block, int stage, bool unusual) {
     const uint32_t q = smem_q_ + stage * kPolicy.tile_bytes(kBlockM);
     const uint32_t dout = smem_dout_ + stage * kPolicy.tile_bytes(kBlockM);
     Scores probs, ds;
     multiply_transposed(probs, smem_k_, q);
-    if constexpr (kScored) this->scale_and_add_bias(probs, block);
+    if (unusual) this->scale_keys(probs, rows_->k), this->scale_queries(probs, rows_->q[stage]);
+    this->scale_and_add_bias(probs, block);
     this->to_probabilities(probs, block, stage);
     const uint32_t dropped = kScored && p_.dropout.p > 0 ? this->draw(block) : 0;
-    accumulate(dv_, probs, dout, dropped);
+    {
+      Scores left;
+#pragma unroll
+      for (int m = 0; m < kQueryTiles; ++m)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) left[m][i] = kScored && is_dropped(dropped, m, i) ? 0.0f : probs[m][i];
+      if (unusual) this->scale_queries(left, rows_->dout[stage]);
+      float units[2];
+      this->suit_keys(left, units);
+      units[0] *= this->dout_unit_, units[1] *= this->dout_unit_;
+      HalvesA a[kSteps];
+      to_operands(a, left);
+      accumulate(dv_, a, dout, units);
+    }
     multiply_transposed(ds, smem_v_, dout);
+    if (unusual) this->scale_keys(ds, rows_->v), this->scale_queries(ds, rows_->dout[stage]);
     this->differentiate(ds, probs, dropped, block, stage);
-    store_ds(ds);
-    accumulate(dk_, ds, q, 0);
+    HalvesA a[kSteps];
+#pragma unroll
+    for (int m = 0; m < kQueryTiles; ++m)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) probs[m][i] = ds[m][i];
+    if (unusual) this->scale_keys(probs, rows_->k), this->scale_queries(ds, rows_->q[stage]);
+    this->suit_queries(probs, unusual);
+    to_operands(a, probs);
+    store_ds(a);
+    float units[2];
+    this->suit_keys(ds, units);
+    to_operands(a, ds);
+    accumulate(dk_, a, q, units);
     __syncthreads();  // dS is there
     add_dq(block);
   }
 
-  // scores[keys, queries] = left[keys, dim] right[queries, dim]^T of this warp's keys, 64 dims at a time: longer sums
-  // would lose bits, see SumTf32.
-  __device__ __forceinline__ void multiply_transposed(Scores& scores, uint32_t left, uint32_t right) {
-    const uint32_t keys = lane_a<kDim>(left) + warp_key_ * TileLayout<kDim>::kRowBytes, queries = lane_b<kDim>(right);
+  // Into a tile [block_n, block_m] of halves, big ones first.
+  __device__ __forceinline__ void store_ds(const HalvesA (&ds)[kSteps]) {
+    const int lane = threadIdx.x % 32;
 #pragma unroll
-    for (int first = 0; first < kDim; first += 64) {
-      SumTf32 sums[kQueryTiles];
-#pragma unroll
-      for (int d = first / 16; d < first / 16 + 4; ++d) {
-        const SplitTf32<4> a0 = load_a<kDim>(keys, 0, 2 * d), a1 = load_a<kDim>(keys, 0, 2 * d + 1);
-#pragma unroll
-        for (int m = 0; m < kQueryTiles; ++m) {
-          const SplitTf32<4> b = load_b<kDim>(queries, m * 8, d);
-          multiply<0>(sums[m], a0, b);
-          multiply<2>(sums[m], a1, b);
-        }
-      }
-#pragma unroll
-      for (int m = 0; m < kQueryTiles; ++m)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) scores[m][i] = first == 0 ? sums[m][i] : scores[m][i] + sums[m][i];
-    }
-  }
-
-  // Into a tile [block_m, block_n], keys of eight in the order of load_b_rows.
-  __device__ __forceinline__ void store_ds(const Scores& ds) {
-    const int lane = threadIdx.x % 32, key = lane / 4, place = key / 2 + key % 2 * 4;
-#pragma unroll
-    for (int m = 0; m < kQueryTiles; ++m)
+    for (int k = 0; k < kSteps; ++k)
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int row = m * 8 + lane % 4 * 2 + i % 2, column = warp_key_ + i / 2 * 8 + place;
-        store_shared_4(smem_ds_ + TileLayout<kBlockN>::offset(row, column / kChunk) + column % kChunk * 4,
-                       __float_as_uint(ds[m][i]));
+        const int row = warp_key_ + lane / 4 + i % 2 * 8, chunk = 2 * k + i / 2;
+        const uint32_t at = smem_ds_ + lane % 4 * 4;
+        store_shared_4(at + TileLayout<kBlockM>::offset(row, chunk), ds[k].big[i]);
+        store_shared_4(at + TileLayout<kBlockM>::offset(row, chunk + kBlockM / 8), ds[k].small[i]);
       }
-  }
-
-  // acc[keys, dims] += left[keys, queries] right[queries, dims], without what is dropped
-  __device__ __forceinline__ void accumulate(Gradient& acc, const Scores& left, uint32_t right, uint32_t dropped) {
-    const uint32_t rows = lane_b_rows<kDim>(right);
-#pragma unroll
-    for (int d = 0; d < kDims32; ++d) {
-      Sums sums;
-#pragma unroll
-      for (int m = 0; m < kQueryTiles; ++m) {
-        float x[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) x[i] = kScored && is_dropped(dropped, m, i) ? 0.0f : left[m][i];
-        sums.add(to_a(x), load_b_rows<kDim>(rows, m * 8, d));
-      }
-      sums.add_to(acc[d]);
-    }
   }
 
   // dq[queries, dims] += softmax_scale dS[queries, keys] K[keys, dims]
   __device__ __forceinline__ void add_dq(int block) {
     constexpr int kRowTiles = kPolicy.dq_row_tiles(), kDimWarps = kPolicy.dq_dim_warps();
-    static_assert(kRowTiles > 0 && kDimWarps == kDims32 && kQueryTiles == kSumSteps);
+    static_assert(kRowTiles > 0 && kDimWarps == kDim / 32);
     const int warp = threadIdx.x / 32, dims32 = warp % kDimWarps, row_tile = warp / kDimWarps * kRowTiles;
-    const uint32_t keys = lane_b_rows<kDim>(smem_k_) + dims32 * 128;
-    const uint32_t ds = lane_a<kBlockN>(smem_ds_) + row_tile * 16 * TileLayout<kBlockN>::kRowBytes;
+    const uint32_t keys = advance<kDim>(lane_a<kDim>(smem_k_), 0, dims32 * 4);
+    const uint32_t ds = advance<kBlockM>(lane_halves_b<kBlockM>(smem_ds_), 0, row_tile * 2);
     float acc[kRowTiles][4][4] = {};
+#pragma unroll 1
+    for (int n = 0; n < kBlockN; n += 16) {
+      HalvesA a[kRowTiles];
+      HalvesB b[2];
+      float sums[kRowTiles][4][4] = {};
 #pragma unroll
-    for (int first = 0; first < kBlockN / 8; first += kSumSteps) {
-      Sums sums[kRowTiles];
-#pragma unroll
-      for (int n = first; n < first + kSumSteps; ++n) {
-        const SplitTf32<8> b = load_b_rows<kDim>(keys, n * 8, 0);
-#pragma unroll
-        for (int r = 0; r < kRowTiles; ++r) sums[r].add(load_a<kBlockN>(ds, r * 16, n), b);
+      for (int r = 0; r < kRowTiles; ++r) {
+        load_matrices_transposed(a[r].big, advance<kBlockM>(ds, n, 2 * r));
+        load_matrices_transposed(a[r].small, advance<kBlockM>(ds, n, 2 * r + kBlockM / 8));
       }
 #pragma unroll
-      for (int r = 0; r < kRowTiles; ++r) sums[r].add_to(acc[r]);
+      for (int j = 0; j < 2; ++j) b[j] = load_halves_b_rows<kDim>(keys, n, j);
+#pragma unroll
+      for (int j = 0; j < 4; ++j)
+#pragma unroll
+        for (int r = 0; r < kRowTiles; ++r) {
+          mma_halves(sums[r][j], a[r].small, b[j / 2].big[j % 2 * 2], b[j / 2].big[j % 2 * 2 + 1]);
+        }
+#pragma unroll
+      for (int j = 0; j < 4; ++j)
+#pragma unroll
+        for (int r = 0; r < kRowTiles; ++r) {
+          mma_halves(sums[r][j], a[r].big, b[j / 2].small[j % 2 * 2], b[j / 2].small[j % 2 * 2 + 1]);
+        }
+#pragma unroll
+      for (int j = 0; j < 4; ++j)
+#pragma unroll
+        for (int r = 0; r < kRowTiles; ++r) {
+          mma_halves(sums[r][j], a[r].big, b[j / 2].big[j % 2 * 2], b[j / 2].big[j % 2 * 2 + 1]);
+        }
+#pragma unroll
+      for (int r = 0; r < kRowTiles; ++r)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const float unit = rows_->ds_units[n / 16][(row_tile + r) * 16 + half * 8 + threadIdx.x % 32 / 4];
+#pragma unroll
+          for (int j = 0; j < 4; ++j)
+#pragma unroll
+            for (int i = half * 2; i < half * 2 + 2; ++i) acc[r][j][i] = fmaf(sums[r][j][i], unit, acc[r][j][i]);
+        }
     }
     int* turn = nullptr;
     if (args_.turns) {
-      turn = args_.turns + head_ * args_.query_blocks + first_query_block(p_.seq, tile_.sequence, kBlockM) + block;
+      turn =
+          args_.turns + place_.head * args_.query_blocks + first_query_block(p_.seq, tile_.sequence, kBlockM) + block;
       await_turn(turn, block);
     }
-    const float scale = static_cast<float>(p_.softmax_scale);
+    const float scale = static_cast<float>(p_.softmax_scale) / kUsualScale;
     const int dim = static_cast<int>(p_.shape.head_dim);
     float* const dq = static_cast<float*>(p_.dq.data) + tile_.heads_offset(p_.dq);
 #pragma unroll
     for (int r = 0; r < kRowTiles; ++r)
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int query = block * kBlockM + (row_tile + r) * 16 + i / 2 * 8 + threadIdx.x % 32 / 4;
+      for (int half = 0; half < 2; ++half) {
+        const int query = block * kBlockM + (row_tile + r) * 16 + half * 8 + threadIdx.x % 32 / 4;
         if (query >= tile_.sequence.seqlen_q) continue;
-        const auto& sum = acc[r];
-        add_4(dq + (tile_.sequence.q_begin + query) * p_.dq.seq_stride, 32 * dims32 + sum_column(i), dim, args_.aligned,
-              {sum[0][i] * scale, sum[1][i] * scale, sum[2][i] * scale, sum[3][i] * scale});
+        float* const row = dq + (tile_.sequence.q_begin + query) * p_.dq.seq_stride;
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          add_2(row, 32 * dims32 + 8 * j + threadIdx.x % 4 * 2, dim, args_.aligned,
+                {acc[r][j][half * 2] * scale, acc[r][j][half * 2 + 1] * scale});
+        }
       }
     if (turn) {
       __threadfence();
@@ -241,15 +281,16 @@ class Backward : BackwardScores<kPolicy> {
   __device__ __forceinline__ void write_keys(const HeadsTensor& tensor, const Gradient& acc, float factor,
                                              int64_t dim) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int key = key_of(i);
+    for (int half = 0; half < 2; ++half) {
+      const int key = key_of(2 * half);
       if (key >= tile_.first_key + tile_.keys) continue;
       float* const row = static_cast<float*>(tensor.data) + tile_.heads_offset(tensor) +
                          (tile_.sequence.k_begin + key) * tensor.seq_stride;
 #pragma unroll
-      for (int d = 0; d < kDims32; ++d)
-        store_4(row, 32 * d + sum_column(i), static_cast<int>(dim), args_.aligned,
-                {acc[d][0][i] * factor, acc[d][1][i] * factor, acc[d][2][i] * factor, acc[d][3][i] * factor});
+      for (int d = 0; d < kDim / 8; ++d) {
+        store_2(row, 8 * d + threadIdx.x % 4 * 2, static_cast<int>(dim), args_.aligned,
+                {acc[d][2 * half] * factor, acc[d][2 * half + 1] * factor});
+      }
     }
   }
 };
@@ -259,12 +300,12 @@ __global__ void __launch_bounds__(bwd_policy(kHeadDim, kScored).threads(), bwd_p
     attention_bwd_sm80_fp32(const __grid_constant__ BwdArgs args) {
   constexpr BwdPolicy kPolicy = bwd_policy(kHeadDim, kScored);
   extern __shared__ __align__(128) unsigned char smem[];
-  __shared__ BwdTile tile;  // read again and again: it would take registers
-  const BwdTile found = bwd_tile<kPolicy.block_n()>(args);
-  if (threadIdx.x == 0) tile = found;
-  __syncthreads();
+  __shared__ BwdPlace place;
+  const BwdTile tile = bwd_tile<kPolicy.block_n()>(args);
   if (tile.keys <= 0) return;
-  Backward<kPolicy> backward(args, tile, smem);
+  if (threadIdx.x == 0) place = bwd_place(args, tile);
+  __syncthreads();
+  Backward<kPolicy> backward(args, place, smem);
   backward.run();
 }
 

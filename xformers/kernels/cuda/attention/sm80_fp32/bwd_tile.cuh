@@ -2,6 +2,7 @@
 #pragma once
 
 #include "xformers/kernels/cuda/attention/bwd_args.h"
+#include "xformers/kernels/cuda/attention/mask.cuh"
 #include "xformers/kernels/cuda/attention/seqlen.cuh"
 #include "xformers/kernels/cuda/attention/sm80_fp32/order.cuh"
 
@@ -16,6 +17,29 @@ struct BwdTile {
     return sequence.batch * tensor.batch_stride + group * tensor.group_stride + head * tensor.head_stride;
   }
 };
+
+// What is seldom read again: it would take registers.
+struct BwdPlace {
+  BwdTile tile;
+  Band band;
+  Range queries;          // that see any of the keys
+  int64_t head;           // of the whole: (batch * num_groups + group) * heads_per_group + head
+  const float *q, *dout;  // the first query
+};
+__device__ __forceinline__ BwdPlace bwd_place(const BwdArgs& args, const BwdTile& tile) {
+  const AttentionShape& shape = args.p.shape;
+  const Band band(args.p.band, tile.sequence);
+  const auto first = [&](const HeadsTensor& tensor) {
+    return static_cast<const float*>(tensor.data) + tile.heads_offset(tensor) +
+           tile.sequence.q_begin * tensor.seq_stride;
+  };
+  return {tile,
+          band,
+          band.query_range({tile.first_key, tile.first_key + tile.keys}),
+          (tile.sequence.batch * shape.num_groups + tile.group) * shape.heads_per_group + tile.head,
+          first(args.p.q),
+          first(args.p.dout)};
+}
 
 template <int kBlockN>
 __device__ __forceinline__ BwdTile bwd_tile(const BwdArgs& args) {

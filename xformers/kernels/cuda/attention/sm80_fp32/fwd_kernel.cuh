@@ -1,66 +1,96 @@
-// Forward in fp32 on tensor cores (three TF32 products, mma_tf32.cuh), one block per tile of query rows:
+// Forward in fp32 on tensor cores (three products of halves, mma_half2.cuh), one block per tile of query rows:
 //
-//   load Q
-//   for blocks of keys:  load V | S = Q K^T;  load the next K | bias, mask, online softmax, dropout;  O += P V
+//   load Q and split it
+//   for blocks of keys:
+//     split K;  load V | S = Q K^T;  split V;  load the next K | bias, mask, online softmax, dropout;  O += P V
 //   write out and lse
 //
-// Each warp owns 16 * row_tiles rows and all keys; a lane holds rows lane / 4 and + 8 of each row tile. Operands are
-// split when they reach registers. Shared memory: Q, K, V.
+// Each warp owns 16 * row_tiles rows and all keys; a lane holds rows lane / 4 and + 8 of each row tile. Shared memory:
+// Q, K, V, running maxima, and the ratios of rows (halves.cuh), which nobody reads while numbers are of usual size.
 #pragma once
 
 #include "xformers/kernels/cuda/attention/sm80_fp32/fwd_rows.cuh"
 
 namespace xformers::cuda::sm80_fp32 {
 
+// What is seldom read again: it would take registers.
+struct FwdPlace {
+  FwdTile tile;
+  Band band;
+  Range keys, full;    // that any row sees; that all rows see
+  const float *k, *v;  // the first key
+  bool unusual_q;      // rows of Q have ratios (halves.cuh)
+};
+__device__ __forceinline__ FwdPlace fwd_place(const FwdArgs& args, const FwdTile& tile) {
+  const Band band(args.p.band, tile.sequence);
+  const Range queries{tile.first_row / args.packed_heads, (tile.first_row + tile.rows - 1) / args.packed_heads + 1};
+  return {
+      tile, band, band.key_range(queries), band.full_range(queries), tile.first_key(args.p.k), tile.first_key(args.p.v),
+      false};
+}
+
 template <FwdPolicy kPolicy>
 class Forward : ForwardRows<kPolicy> {
   using Rows = ForwardRows<kPolicy>;
   using Rows::args_, Rows::p_, Rows::tile_, Rows::band_, Rows::warp_row_, Rows::acc_o_;
-  using Rows::kDim, Rows::kKeys, Rows::kRowTiles, Rows::kKeyTiles, Rows::kDims32, Rows::kScored;
+  using Rows::kDim, Rows::kKeys, Rows::kRowTiles, Rows::kKeyTiles, Rows::kScored;
   using Rows::query_of, Rows::head_of;
   using typename Rows::Scores;
-  static constexpr int kThreads = kPolicy.threads();
+  static constexpr int kThreads = kPolicy.threads(), kRows = kPolicy.block_m();
+  using QTile = HalvesTile<kRows, kDim, kThreads>;
+  using KeyTile = HalvesTile<kKeys, kDim, kThreads>;
 
+  FwdPlace& place_;
   uint32_t smem_q_, smem_k_, smem_v_;
+  float *ratios_q_, *ratios_k_, *ratios_v_;
 
  public:
-  __device__ __forceinline__ Forward(const FwdArgs& args, const FwdTile& tile, uint32_t smem) : Rows(args, tile) {
-    smem_q_ = smem;
-    smem_k_ = smem_q_ + 4 * kDim * kPolicy.block_m();
+  __device__ __forceinline__ Forward(const FwdArgs& args, FwdPlace& place, unsigned char* smem)
+      : Rows(args, place.tile, place.band, reinterpret_cast<float*>(smem + kPolicy.rows_offset())), place_(place) {
+    smem_q_ = shared_address(smem);
+    smem_k_ = smem_q_ + 4 * kDim * kRows;
     smem_v_ = smem_k_ + 4 * kDim * kKeys;
+    ratios_q_ = this->row_max_ + kRows;
+    ratios_k_ = ratios_q_ + kRows;
+    ratios_v_ = ratios_k_ + kKeys;
   }
 
   __device__ __forceinline__ void run() {
-    const Range queries{query_of(tile_.first_row), query_of(tile_.first_row + tile_.rows - 1) + 1};
-    const Range keys = band_.key_range(queries);
-    const int first = keys.begin / kKeys, last = ceil_div(keys.end, kKeys);  // blocks of keys
-    if (first < last) {
-      const float *k = lane_key(p_.k, first * kKeys), *v = lane_key(p_.v, first * kKeys);
+    const int first_key = place_.keys.begin / kKeys * kKeys;
+    if (!place_.keys.empty()) {
+      KeyTile tile_k, tile_v;
       load_q();
-      load_keys(smem_k_, p_.k, k, first * kKeys, p_.shape.head_dim);
       copy_async_commit();
+      load_keys(smem_k_, place_.k, p_.k, first_key, p_.shape.head_dim);
+      copy_async_commit();
+      copy_async_wait<1>();
+      if (QTile().split(smem_q_, ratios_q_)) place_.unusual_q = true;
 #pragma unroll 1
-      for (int block = first; block < last; ++block) {
-        const int key = block * kKeys;
+      for (int key = first_key; key < place_.keys.end; key += kKeys) {
         copy_async_wait<0>();
-        __syncthreads();  // K is there; everybody is done with V
-        load_keys(smem_v_, p_.v, v, key, p_.shape.head_dim_v);
+        const bool unusual_k =
+            __syncthreads_or(tile_k.split(smem_k_, ratios_k_));  // K is there; everybody is done with V
+        load_keys(smem_v_, place_.v, p_.v, key, p_.shape.head_dim_v);
         copy_async_commit();
         Scores scores;
         multiply_scores(scores);
+        if (unusual_k || place_.unusual_q) this->scale_columns(scores, ratios_k_), this->scale_rows(scores, ratios_q_);
         copy_async_wait<0>();
-        __syncthreads();  // V is there; everybody is done with K
-        if (block + 1 < last) {
-          load_keys(smem_k_, p_.k, k, key + kKeys, p_.shape.head_dim);
+        const bool unusual_v =
+            __syncthreads_or(tile_v.split(smem_v_, ratios_v_));  // V is there; everybody is done with K
+        if (key + kKeys < place_.keys.end) {
+          load_keys(smem_k_, place_.k, p_.k, key + kKeys, p_.shape.head_dim);
           copy_async_commit();
         }
         if constexpr (kScored) this->scale_and_add_bias(scores, key);
-        if (!band_.is_full(queries, {key, key + kKeys})) this->mask(scores, key);
+        if (key < place_.full.begin || key + kKeys > place_.full.end) this->mask(scores, key);
         this->softmax(scores);
         if constexpr (kScored) {
           if (p_.dropout.p > 0) this->drop(scores, key);
         }
-        accumulate(scores);
+        float units[kRowTiles][2];
+        this->suit_to_values(scores, units, unusual_v ? ratios_v_ : nullptr);
+        accumulate(scores, units);
       }
     }
     this->finish();
@@ -70,72 +100,108 @@ class Forward : ForwardRows<kPolicy> {
   __device__ __forceinline__ void load_q() {
     const float* q = static_cast<const float*>(p_.q.data) + tile_.sequence.batch * p_.q.batch_stride +
                      tile_.group * p_.q.group_stride;
-    load_tile<kPolicy.block_m(), kDim, kThreads>(
+    load_tile<kRows, kDim, kThreads>(
         smem_q_, tile_.rows, static_cast<int>(p_.shape.head_dim), args_.aligned_q, q, [&](int row) {
           const int at = tile_.first_row + row;
           return q + (tile_.sequence.q_begin + query_of(at)) * p_.q.seq_stride + head_of(at) * p_.q.head_stride;
         });
   }
-  // This thread's part of the first of a block's rows.
-  __device__ __forceinline__ const float* lane_key(const HeadsTensor& tensor, int first_key) const {
-    return thread_part<kDim, kThreads>(static_cast<const float*>(tensor.data) +
-                                           tile_.sequence.batch * tensor.batch_stride +
-                                           tile_.group * tensor.group_stride + tile_.first_head * tensor.head_stride +
-                                           (tile_.sequence.k_begin + first_key) * tensor.seq_stride,
-                                       tensor.seq_stride);
-  }
-  __device__ __forceinline__ void load_keys(uint32_t to, const HeadsTensor& tensor, const float*& lane, int first_key,
+  // `keys` begins with the sequence.
+  __device__ __forceinline__ void load_keys(uint32_t to, const float* keys, const HeadsTensor& tensor, int first_key,
                                             int64_t dim) {
-    load_rows<kKeys, kDim, kThreads>(to, lane, tensor.seq_stride, tile_.sequence.seqlen_k - first_key,
+    const float* part = thread_part<kDim, kThreads>(keys + first_key * tensor.seq_stride, tensor.seq_stride);
+    load_rows<kKeys, kDim, kThreads>(to, part, tensor.seq_stride, tile_.sequence.seqlen_k - first_key,
                                      static_cast<int>(dim), args_.aligned_kv);
-    lane += kKeys * tensor.seq_stride;
   }
 
-  // Sums of 64 dims at a time: longer ones would lose bits, see SumTf32.
   __device__ __forceinline__ void multiply_scores(Scores& scores) {
-    const uint32_t q = lane_a<kDim>(smem_q_) + warp_row_ * TileLayout<kDim>::kRowBytes, k = lane_b<kDim>(smem_k_);
+    const int thread = threadIdx.x, lane = thread % 32;
+    uint32_t q = lane_a<kDim>(smem_q_, lane) + thread / 32 * 16 * kRowTiles * TileLayout<kDim>::kRowBytes;
+    uint32_t k = lane_halves_b<kDim>(smem_k_, lane);
+    Scores rest = {};  // sums of small products, apart: the tensor core would cut them to the size of the large ones
 #pragma unroll
-    for (int first = 0; first < kDim; first += 64) {
-      SumTf32 sums[kRowTiles][kKeyTiles];
+    for (int r = 0; r < kRowTiles; ++r)
 #pragma unroll
-      for (int d = first / 16; d < first / 16 + 4; ++d) {
-        SplitTf32<4> a[kRowTiles][2];
+      for (int n = 0; n < kKeyTiles; ++n)
 #pragma unroll
-        for (int r = 0; r < kRowTiles; ++r)
+        for (int i = 0; i < 4; ++i) scores[r][n][i] = 0;
 #pragma unroll
-          for (int part = 0; part < 2; ++part) a[r][part] = load_a<kDim>(q, r * 16, 2 * d + part);
+    for (int dim = 0; dim < kDim; dim += 64, q += 128, k += 128) {
 #pragma unroll
-        for (int n = 0; n < kKeyTiles; ++n) {
-          const SplitTf32<4> b = load_b<kDim>(k, n * 8, d);
+      for (int d = 0; d < 4; ++d) {
+        HalvesA a[kRowTiles];
 #pragma unroll
-          for (int r = 0; r < kRowTiles; ++r) multiply<0>(sums[r][n], a[r][0], b), multiply<2>(sums[r][n], a[r][1], b);
+        for (int r = 0; r < kRowTiles; ++r) a[r] = load_halves_a<kDim>(q, r * 16, d);
+#pragma unroll
+        for (int n = 0; n < kKeyTiles; n += 2) {
+          const HalvesB b = load_halves_b<kDim>(k, n * 8, d);
+#pragma unroll
+          for (int j = 0; j < 2; ++j)
+#pragma unroll
+            for (int r = 0; r < kRowTiles; ++r) mma_halves(rest[r][n + j], a[r].small, b.big[2 * j], b.big[2 * j + 1]);
+#pragma unroll
+          for (int j = 0; j < 2; ++j)
+#pragma unroll
+            for (int r = 0; r < kRowTiles; ++r) mma_halves(scores[r][n + j], a[r].big, b.big[2 * j], b.big[2 * j + 1]);
+#pragma unroll
+          for (int j = 0; j < 2; ++j)
+#pragma unroll
+            for (int r = 0; r < kRowTiles; ++r)
+              mma_halves(rest[r][n + j], a[r].big, b.small[2 * j], b.small[2 * j + 1]);
         }
       }
+    }
+#pragma unroll
+    for (int r = 0; r < kRowTiles; ++r)
+#pragma unroll
+      for (int n = 0; n < kKeyTiles; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) scores[r][n][i] += rest[r][n][i];
+  }
+
+  // Sums of 32 keys, small products first: the tensor core cuts off what is small next to a sum, and longer sums would
+  // drift towards zero.
+  __device__ __forceinline__ void accumulate(const Scores& probs, const float (&units)[kRowTiles][2]) {
+    constexpr int kSteps = 2, kTiles = 2;  // of 16 keys; of 8 dims at a time
+    const uint32_t v = lane_a<kDim>(smem_v_);
+#pragma unroll
+    for (int first = 0; first < kKeyTiles; first += 2 * kSteps) {
+      HalvesA a[kRowTiles][kSteps];
 #pragma unroll
       for (int r = 0; r < kRowTiles; ++r)
 #pragma unroll
-        for (int n = 0; n < kKeyTiles; ++n)
+        for (int k = 0; k < kSteps; ++k) a[r][k] = to_halves(probs[r][first + 2 * k], probs[r][first + 2 * k + 1]);
 #pragma unroll
-          for (int i = 0; i < 4; ++i) scores[r][n][i] = first == 0 ? sums[r][n][i] : scores[r][n][i] + sums[r][n][i];
-    }
-  }
-
-  __device__ __forceinline__ void accumulate(const Scores& probs) {
-    const uint32_t v = lane_b_rows<kDim>(smem_v_);
+      for (int d = 0; d < kDim / 8; d += kTiles) {
+        HalvesB b[kSteps][kTiles / 2];
+        float sums[kRowTiles][kTiles][4] = {};
 #pragma unroll
-    for (int d = 0; d < kDims32; ++d)
+        for (int k = 0; k < kSteps; ++k)
 #pragma unroll
-      for (int first = 0; first < kKeyTiles; first += kSumSteps) {
-        Sums sums[kRowTiles];
+          for (int j = 0; j < kTiles / 2; ++j) b[k][j] = load_halves_b_rows<kDim>(v, (first + 2 * k) * 8, d / 2 + j);
+        const auto add = [&](int k, auto left, auto right) {
 #pragma unroll
-        for (int n = first; n < first + kSumSteps; ++n) {
-          const SplitTf32<8> b = load_b_rows<kDim>(v, n * 8, d);
+          for (int j = 0; j < kTiles; ++j)
 #pragma unroll
-          for (int r = 0; r < kRowTiles; ++r) sums[r].add(to_a(probs[r][n]), b);
-        }
+            for (int r = 0; r < kRowTiles; ++r) {
+              const auto& columns = right(b[k][j / 2]);
+              mma_halves(sums[r][j], left(a[r][k]), columns[j % 2 * 2], columns[j % 2 * 2 + 1]);
+            }
+        };
+        const auto big = [](const auto& x) -> const auto& { return x.big; };
+        const auto small = [](const auto& x) -> const auto& { return x.small; };
 #pragma unroll
-        for (int r = 0; r < kRowTiles; ++r) sums[r].add_to(acc_o_[r][d]);
+        for (int k = 0; k < kSteps; ++k) add(k, small, big), add(k, big, small);
+#pragma unroll
+        for (int k = 0; k < kSteps; ++k) add(k, big, big);
+#pragma unroll
+        for (int r = 0; r < kRowTiles; ++r)
+#pragma unroll
+          for (int j = 0; j < kTiles; ++j)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) acc_o_[r][d + j][i] = fmaf(sums[r][j][i], units[r][i / 2], acc_o_[r][d + j][i]);
       }
+    }
   }
 };
 
@@ -145,12 +211,12 @@ __global__ void __launch_bounds__(fwd_policy(kHeadDim, kScored).threads(), fwd_p
     attention_fwd_sm80_fp32(const __grid_constant__ FwdArgs args) {
   constexpr FwdPolicy kPolicy = fwd_policy(kHeadDim, kScored);
   extern __shared__ __align__(128) unsigned char smem[];
-  __shared__ FwdTile tile;  // read again at the end: it would take registers
-  const FwdTile found = fwd_tile<kPolicy.block_m()>(args);
-  if (threadIdx.x == 0) tile = found;
-  __syncthreads();
+  __shared__ FwdPlace place;
+  const FwdTile tile = fwd_tile<kPolicy.block_m()>(args);
   if (tile.rows <= 0) return;
-  Forward<kPolicy> forward(args, tile, shared_address(smem));
+  if (threadIdx.x == 0) place = fwd_place(args, tile);
+  __syncthreads();
+  Forward<kPolicy> forward(args, place, smem);
   forward.run();
 }
 

@@ -6,8 +6,8 @@
 #include "xformers/kernels/cuda/attention/dropout.cuh"
 #include "xformers/kernels/cuda/attention/mask.cuh"
 #include "xformers/kernels/cuda/attention/sm80_fp32/fwd_tile.cuh"
+#include "xformers/kernels/cuda/attention/sm80_fp32/halves.cuh"
 #include "xformers/kernels/cuda/attention/sm80_fp32/policy.h"
-#include "xformers/kernels/cuda/attention/sm80_fp32/tile.cuh"
 
 namespace xformers::cuda::sm80_fp32 {
 
@@ -17,26 +17,34 @@ template <FwdPolicy kPolicy>
 class ForwardRows {
  protected:
   static constexpr int kDim = kPolicy.head_dim, kKeys = kPolicy.block_n;
-  static constexpr int kRowTiles = kPolicy.row_tiles, kKeyTiles = kKeys / 8, kDims32 = kDim / 32;
+  static constexpr int kRowTiles = kPolicy.row_tiles, kKeyTiles = kKeys / 8, kDimTiles = kDim / 8;
   static constexpr bool kScored = kPolicy.scored;
+  static constexpr int kRaised = 6;  // probabilities are 2^6 times as large, up to 2^14, which suits halves
   using Scores = float[kRowTiles][kKeyTiles][4];
 
   const FwdArgs& args_;
   const AttentionFwdParams& p_;
   const FwdTile& tile_;
-  const Band band_;
-  int warp_row_;                                              // first row of this warp in the tile
-  float acc_o_[kRowTiles][kDims32][4][4] = {};                // columns in the order of Sums
-  float row_max_[kRowTiles][2], row_sum_[kRowTiles][2] = {};  // of scores in units of 1 / scale_log2 (scored: of 1)
+  const Band& band_;
+  int warp_row_;                               // first row of this warp in the tile
+  float scale_log2_;                           // of products of Q and K as they are split
+  float acc_o_[kRowTiles][kDimTiles][4] = {};  // in units of 1 / (kUsualScale 2^kRaised)
+  float row_sum_[kRowTiles][2] = {};
+  // [block_m], in shared memory, since it seldom changes: a score near the running maximum, in units of 1 / scale_log2_
+  // (scored: of 1).
+  float* row_max_;
 
-  __device__ __forceinline__ ForwardRows(const FwdArgs& args, const FwdTile& tile)
+  __device__ __forceinline__ ForwardRows(const FwdArgs& args, const FwdTile& tile, const Band& band, float* row_max)
       : args_(args),
         p_(args.p),
         tile_(tile),
-        band_(args.p.band, tile.sequence),
-        warp_row_(static_cast<int>(threadIdx.x) / 32 * 16 * kRowTiles) {
+        band_(band),
+        warp_row_(static_cast<int>(threadIdx.x) / 32 * 16 * kRowTiles),
+        scale_log2_(args.scale_log2 * (1 / (kUsualScale * kUsualScale))),
+        row_max_(row_max) {
 #pragma unroll
-    for (int r = 0; r < kRowTiles; ++r) row_max_[r][0] = row_max_[r][1] = -INFINITY;
+    for (int r = 0; r < kRowTiles; ++r) row_max[tile_row(r, 0)] = row_max[tile_row(r, 1)] = -INFINITY;
+    __syncwarp();
   }
 
   __device__ __forceinline__ int query_of(int row) const {
@@ -45,11 +53,62 @@ class ForwardRows {
   __device__ __forceinline__ int head_of(int row) const {
     return args_.packed_heads == 1 ? tile_.first_head : row % args_.packed_heads;
   }
-  // Row of the sequence that this lane holds.
+  // Row that this lane holds: of the tile; of the sequence.
+  __device__ __forceinline__ int tile_row(int row_tile, int half) const {
+    const int thread = thread_again();
+    return thread / 32 * 16 * kRowTiles + thread % 32 / 4 + row_tile * 16 + half * 8;
+  }
   __device__ __forceinline__ int lane_row(int row_tile, int half) const {
-    return tile_.first_row + warp_row_ + row_tile * 16 + half * 8 + threadIdx.x % 32 / 4;
+    return tile_.first_row + tile_row(row_tile, half);
   }
   __device__ __forceinline__ bool inside(int row) const { return row < tile_.first_row + tile_.rows; }
+
+  // Ratios of rows of K or V, and of Q (halves.cuh).
+  __device__ __forceinline__ void scale_columns(Scores& scores, const float* ratios) {
+#pragma unroll
+    for (int n = 0; n < kKeyTiles; ++n)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const float ratio = ratios[n * 8 + threadIdx.x % 4 * 2 + i];
+#pragma unroll
+        for (int r = 0; r < kRowTiles; ++r) scores[r][n][i] *= ratio, scores[r][n][2 + i] *= ratio;
+      }
+  }
+  __device__ __forceinline__ void scale_rows(Scores& scores, const float* ratios) {
+#pragma unroll
+    for (int r = 0; r < kRowTiles; ++r)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float ratio = ratios[tile_row(r, half)];
+#pragma unroll
+        for (int n = 0; n < kKeyTiles; ++n) scores[r][n][half * 2] *= ratio, scores[r][n][half * 2 + 1] *= ratio;
+      }
+  }
+
+  // The ratios of V, where there are any, go to the probabilities. Those of a row are then scaled by a power of two, so
+  // that the largest is near the end of what halves can hold; its results are to be multiplied by `units`.
+  __device__ __forceinline__ void suit_to_values(Scores& probs, float (&units)[kRowTiles][2], const float* ratios) {
+#pragma unroll
+    for (int r = 0; r < kRowTiles; ++r) units[r][0] = units[r][1] = 1;
+    if (!ratios) return;
+    scale_columns(probs, ratios);
+#pragma unroll
+    for (int r = 0; r < kRowTiles; ++r)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float largest = 0;
+#pragma unroll
+        for (int n = 0; n < kKeyTiles; ++n) {
+          largest = fmaxf(largest, fmaxf(probs[r][n][half * 2], probs[r][n][half * 2 + 1]));
+        }
+        largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
+        largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 2));
+        const float scale = scale_to(largest, 13);
+#pragma unroll
+        for (int n = 0; n < kKeyTiles; ++n) probs[r][n][half * 2] *= scale, probs[r][n][half * 2 + 1] *= scale;
+        units[r][half] = inverse_power(scale);
+      }
+  }
 
   // The scores are scaled here, since a bias comes between, or the scale may be negative.
   __device__ __forceinline__ void scale_and_add_bias(Scores& scores, int key) {
@@ -71,7 +130,7 @@ class ForwardRows {
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
             float& s = scores[r][n][half * 2 + i];
-            s *= args_.scale_log2;
+            s *= scale_log2_;
             if (has_bias && first + n * 8 + i < tile_.sequence.seqlen_k) {
               s = fmaf(bias[i * p_.bias.k_stride], kLog2e, s);
             }
@@ -104,40 +163,38 @@ class ForwardRows {
   // only where the maximum has grown by more than a factor of 2^8.
   __device__ __forceinline__ void softmax(Scores& scores) {
     constexpr float kRoom = 8;
-    const float scale = kScored ? 1.0f : args_.scale_log2;
-    float largest[kRowTiles][2];
+    const float scale = kScored ? 1.0f : scale_log2_;
+    float maximum[kRowTiles][2], largest[kRowTiles][2];
     bool grown = false;
 #pragma unroll
     for (int r = 0; r < kRowTiles; ++r)
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        float m = row_max_[r][half];
+        float m = maximum[r][half] = row_max_[tile_row(r, half)];
 #pragma unroll
         for (int n = 0; n < kKeyTiles; ++n) m = fmaxf(m, fmaxf(scores[r][n][half * 2], scores[r][n][half * 2 + 1]));
         m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 1));
         m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 2));
         largest[r][half] = m;
-        grown |= m * scale > row_max_[r][half] * scale + kRoom;
+        grown |= m * scale > maximum[r][half] * scale + kRoom;
       }
     if (__any_sync(0xffffffffu, grown)) {
 #pragma unroll
       for (int r = 0; r < kRowTiles; ++r)
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          const float shrink = fast_exp2(row_max_[r][half] * scale - origin(largest[r][half]) * scale);
-          row_max_[r][half] = largest[r][half];
+          const float shrink = fast_exp2((maximum[r][half] - origin(largest[r][half])) * scale);
+          maximum[r][half] = row_max_[tile_row(r, half)] = largest[r][half];
           row_sum_[r][half] *= shrink;
 #pragma unroll
-          for (int d = 0; d < kDims32; ++d)
-#pragma unroll
-            for (int j = 0; j < 4; ++j) acc_o_[r][d][j][half * 2] *= shrink, acc_o_[r][d][j][half * 2 + 1] *= shrink;
+          for (int d = 0; d < kDimTiles; ++d) acc_o_[r][d][half * 2] *= shrink, acc_o_[r][d][half * 2 + 1] *= shrink;
         }
     }
 #pragma unroll
     for (int r = 0; r < kRowTiles; ++r)
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const float from = origin(row_max_[r][half]) * scale;
+        const float from = origin(maximum[r][half]) * scale - kRaised;
         float sum = 0;
 #pragma unroll
         for (int n = 0; n < kKeyTiles; ++n) {
@@ -156,31 +213,30 @@ class ForwardRows {
 
   __device__ __forceinline__ void drop(Scores& scores, int key) {
     static_assert(kKeys % 32 == 0);
-    const DropoutDraws draws(p_.dropout);
+    const PhiloxKey philox = dropout_key(p_.dropout);
+    const auto sequence_head = static_cast<uint32_t>(tile_.sequence.index * p_.shape.num_heads() +
+                                                     tile_.group * p_.shape.heads_per_group + tile_.first_head);
 #pragma unroll
-    for (int r = 0; r < kRowTiles; ++r) {
-      uint32_t query[2], sequence_head[2];
+    for (int n = 0; n < kKeyTiles; n += 4) {
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int row = lane_row(r, half);
-        query[half] = static_cast<uint32_t>(query_of(row));
-        sequence_head[half] = static_cast<uint32_t>(tile_.sequence.index * p_.shape.num_heads() +
-                                                    tile_.group * p_.shape.heads_per_group + head_of(row));
-      }
+      for (int i = 0; i < 2; ++i) {
+        KeptByLane<16 * kRowTiles, false> kept;
+        kept.draw(i, philox, args_.drop_rule, sequence_head, tile_.first_row + warp_row_, key + n * 8);
 #pragma unroll
-      for (int n = 0; n < kKeyTiles; n += 4) {
-        const AccumulatorDraws kept(draws, key + n * 8, query, sequence_head);
+        for (int r = 0; r < kRowTiles; ++r)
 #pragma unroll
-        for (int part = 0; part < 4; ++part)
+          for (int half = 0; half < 2; ++half)
 #pragma unroll
-          for (int i = 0; i < 4; ++i) scores[r][n + part][i] = kept.keeps(part, i) ? scores[r][n + part][i] : 0.0f;
+            for (int part = 0; part < 4; ++part)
+              if (!kept.keeps(i, 2 * r + half, part)) scores[r][n + part][half * 2 + i] = 0;
       }
     }
   }
 
   __device__ __forceinline__ void finish() {
+    constexpr float kLowered = 1 / float{1 << kRaised};
+    const float scale = kScored ? 1.0f : scale_log2_;
     const int dim_v = static_cast<int>(p_.shape.head_dim_v);
-    const float scale = kScored ? 1.0f : args_.scale_log2;
 #pragma unroll
     for (int r = 0; r < kRowTiles; ++r)
 #pragma unroll
@@ -190,24 +246,21 @@ class ForwardRows {
         sum += __shfl_xor_sync(0xffffffffu, sum, 2);
         const int row = lane_row(r, half);
         if (!inside(row)) continue;
-        const float inverse = sum > 0 ? static_cast<float>(args_.kept) / sum : 0.0f;
+        const float inverse = sum > 0 ? static_cast<float>(args_.kept) / (kUsualScale * sum) : 0.0f;
         const int64_t query = tile_.sequence.q_begin + query_of(row), batch = tile_.sequence.batch;
         const int head = head_of(row);
         if (threadIdx.x % 4 == 0 && p_.lse.data) {
           static_cast<float*>(p_.lse.data)[batch * p_.lse.batch_stride + tile_.group * p_.lse.group_stride +
                                            head * p_.lse.head_stride + query] =
-              sum > 0 ? (row_max_[r][half] * scale + __log2f(sum)) * kLn2 : -INFINITY;
+              sum > 0 ? (row_max_[tile_row(r, half)] * scale + __log2f(sum * kLowered)) * kLn2 : -INFINITY;
         }
         float* const out = static_cast<float*>(p_.out.data) + batch * p_.out.batch_stride + query * p_.out.seq_stride +
                            tile_.group * p_.out.group_stride + head * p_.out.head_stride;
 #pragma unroll
-        for (int d = 0; d < kDims32; ++d)
-#pragma unroll
-          for (int i = half * 2; i < half * 2 + 2; ++i) {
-            const auto& acc = acc_o_[r][d];
-            store_4(out, 32 * d + sum_column(i), dim_v, args_.aligned_out,
-                    {acc[0][i] * inverse, acc[1][i] * inverse, acc[2][i] * inverse, acc[3][i] * inverse});
-          }
+        for (int d = 0; d < kDimTiles; ++d) {
+          store_2(out, 8 * d + threadIdx.x % 4 * 2, dim_v, args_.aligned_out,
+                  {acc_o_[r][d][half * 2] * inverse, acc_o_[r][d][half * 2 + 1] * inverse});
+        }
       }
   }
 };

@@ -12,6 +12,12 @@ struct FwdTile {
   Sequence sequence;
   int group, first_head;  // of the group; all heads of the group if packed
   int first_row, rows;    // of the sequence's seqlen_q * packed_heads; rows inside
+
+  // The first key of these heads in K or V.
+  __device__ __forceinline__ const float* first_key(const HeadsTensor& tensor) const {
+    return static_cast<const float*>(tensor.data) + sequence.batch * tensor.batch_stride + group * tensor.group_stride +
+           first_head * tensor.head_stride + sequence.k_begin * tensor.seq_stride;
+  }
 };
 
 template <int kBlockM>

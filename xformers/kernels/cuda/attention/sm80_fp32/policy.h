@@ -14,7 +14,8 @@ struct FwdPolicy {
 
   constexpr int block_m() const { return 16 * kWarps * row_tiles; }
   constexpr int threads() const { return 32 * kWarps; }
-  constexpr int smem_bytes() const { return 4 * head_dim * (block_m() + 2 * block_n); }
+  constexpr int rows_offset() const { return 4 * head_dim * (block_m() + 2 * block_n); }
+  constexpr int smem_bytes() const { return rows_offset() + 4 * 2 * (block_m() + block_n); }
 };
 
 // Measured on an H200, TFLOP/s at S 4096 full and causal:
@@ -22,7 +23,7 @@ struct FwdPolicy {
 //   head_dim 128  64 keys: 60, 57; 32 keys and three blocks per multiprocessor: 61, 56
 constexpr FwdPolicy fwd_policy(int head_dim, bool scored) {
   if (head_dim <= 64) return {head_dim, 2, 32, 2, scored};
-  return {head_dim, 1, 64, 2, scored};
+  return {head_dim, 2, 32, 2, scored};
 }
 
 struct BwdPolicy {
@@ -40,7 +41,8 @@ struct BwdPolicy {
   constexpr int rows_offset() const {
     return 2 * tile_bytes(block_n()) + 2 * stages * tile_bytes(block_m) + scores_bytes();
   }
-  constexpr int smem_bytes() const { return rows_offset() + stages * 2 * 4 * block_m; }
+  constexpr int rows_bytes() const { return 4 * (4 * stages * block_m + 2 * block_n() + warps + warps * block_m); }
+  constexpr int smem_bytes() const { return rows_offset() + rows_bytes(); }
   // dq = dS k: a warp has 32 dims and as many tiles of 16 queries as there are.
   constexpr int dq_dim_warps() const { return head_dim / 32 < warps ? head_dim / 32 : warps; }
   constexpr int dq_row_warps() const { return warps / dq_dim_warps(); }

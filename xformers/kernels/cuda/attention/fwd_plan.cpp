@@ -1,0 +1,111 @@
+#include "xformers/kernels/cuda/attention/fwd_plan.h"
+
+#include <algorithm>
+
+#include "xformers/kernels/cuda/attention/call_facts.h"
+#include "xformers/kernels/cuda/attention/sm80/fwd_policy.h"
+#include "xformers/kernels/cuda/attention/tiles.h"
+#include "xformers/kernels/cuda/base/device.h"
+
+namespace xformers::cuda {
+namespace {
+
+constexpr int64_t kMostSplits = 128;
+
+// Times in steps of a block among as many as the GPU holds (3.3 us on an H200, at any head_dim), measured there.
+constexpr double kStart = 1;          // of a block: Q and the first K arrive, results leave
+constexpr double kMerge = 1.5;        // the second launch
+constexpr double kMergePart = 0.011;  // of a tile's fp32 results at head_dim 128 or below, written and read again
+constexpr double kAlone = 0.66;       // a step where one block has a multiprocessor to itself
+constexpr int64_t kRounds = 3;        // with more rounds of blocks than this, splitting is not considered
+constexpr int64_t kFewestSteps = 2;   // of a part
+
+constexpr int64_t ceil_of(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// The steps that the row tiles of a head take, by up to kSamples of them.
+struct TileSteps {
+  static constexpr int kSamples = 16;
+  int steps[kSamples];
+  int samples = 0, most = 1, sum = 0;
+
+  int parts(int part_steps) const {  // of all samples; an empty tile is a part too
+    int parts = 0;
+    for (int i = 0; i < samples; ++i) parts += std::max((steps[i] + part_steps - 1) / part_steps, 1);
+    return parts;
+  }
+};
+
+bool is_banded(const MaskBand& band) { return band.window_left != kUnbounded || band.window_right != kUnbounded; }
+
+// Sequences of packed layouts are taken for equally long: lengths are known on the GPU alone.
+TileSteps tile_steps(const AttentionFwdParams& p, const sm80::FwdPolicy& policy) {
+  const int64_t sequences = std::max<int64_t>(p.seq.packed() ? p.seq.num_sequences : 1, 1);
+  const int64_t queries = p.shape.seqlen_q / sequences;
+  const int64_t keys = p.seq.paged() ? p.seq.pages.max_pages * p.seq.pages.page_size : p.shape.seqlen_k / sequences;
+  const int64_t rows = ceil_of(policy.block_m(), packed_heads(p));  // queries of a tile
+  const int64_t tiles = std::max<int64_t>(ceil_of(queries, rows), 1);
+  const int64_t shift = p.band.bottom_right ? keys - queries : 0;
+  TileSteps result;
+  result.samples = is_banded(p.band) ? static_cast<int>(std::min<int64_t>(tiles, TileSteps::kSamples)) : 1;
+  for (int i = 0; i < result.samples; ++i) {
+    const int64_t first = (tiles - 1 - tiles * i / result.samples) * rows, last = std::min(first + rows, queries) - 1;
+    const int64_t begin = p.band.window_left == kUnbounded ? 0 : first + shift - p.band.window_left;
+    const int64_t end = p.band.window_right == kUnbounded ? keys : last + shift + p.band.window_right + 1;
+    const int64_t low = std::clamp<int64_t>(begin, 0, keys) / policy.block_n;
+    const int64_t high = ceil_of(std::clamp<int64_t>(end, 0, keys), policy.block_n);
+    result.steps[i] = static_cast<int>(std::max<int64_t>(high - low, 0));
+    result.sum += result.steps[i];
+    result.most = std::max(result.most, result.steps[i]);
+  }
+  return result;
+}
+
+// How long `parts` blocks take together, the longest of them `longest` steps, all of them `steps`.
+double time_of_blocks(double parts, double longest, double steps, bool equal, int blocks_per_sm) {
+  const int multiprocessors = current_device().multiprocessors, at_work = multiprocessors * blocks_per_sm;
+  const double alone = blocks_per_sm > 1 ? kAlone : 1;
+  if (parts <= multiprocessors) return alone * (longest + kStart);
+  if (equal) {
+    const auto rounds = static_cast<int>(parts / at_work);
+    const double rest = parts - rounds * at_work;
+    return (longest + kStart) * (rounds + (rest < 0.5 ? 0 : rest <= multiprocessors ? alone : 1));
+  }
+  // Long ones come first and share a multiprocessor with short ones, or with one after the other.
+  const double mean = (steps + parts * kStart) / at_work;
+  return std::max(mean, alone * (longest + kStart) + (1 - alone) * std::min(longest + kStart, mean));
+}
+
+}  // namespace
+
+SplitPlan plan_splits(const AttentionFwdParams& p, int head_dim, Features features) {
+  if (p.num_splits > 0) return {.splits = std::min(p.num_splits, kMostSplits)};
+  const sm80::FwdPolicy policy = sm80::fwd_policy(head_dim, features);
+  const int64_t tiles = std::max<int64_t>(row_tiles(p, policy.block_m()), 1);
+  const int64_t at_work = int64_t{current_device().multiprocessors} * policy.blocks_per_sm;
+  if (tiles > kRounds * at_work) return {};
+
+  const TileSteps each = tile_steps(p, policy);
+  const bool banded = is_banded(p.band);
+  const double scale = static_cast<double>(tiles) / each.samples, steps = scale * each.sum;
+  const auto with_merge = [&](double time, double parts) {
+    return time + kMerge + kMergePart * parts * std::max(head_dim, 128) / 128;
+  };
+  SplitPlan best;
+  double best_time = time_of_blocks(static_cast<double>(tiles), each.most, steps, !banded, policy.blocks_per_sm);
+  const auto most = std::min({int64_t{each.most} / kFewestSteps, kMostSplits, kRounds * at_work / tiles + 1});
+  for (int splits = 2; splits <= most; ++splits) {
+    const int part_steps = (each.most + splits - 1) / splits;
+    const auto consider = [&](double parts, bool equal, int64_t part_steps_or_0) {
+      const double time = with_merge(time_of_blocks(parts, part_steps, steps, equal, policy.blocks_per_sm), parts);
+      if (time < best_time) best_time = time, best = {splits, static_cast<int>(part_steps_or_0)};
+    };
+    // As many parts of every tile; where tiles differ and their lengths are known, parts of equal length.
+    consider(static_cast<double>(tiles * splits), !banded, 0);
+    if (banded && !p.seq.packed() && (each.most + part_steps - 1) / part_steps == splits) {
+      consider(scale * each.parts(part_steps), true, part_steps);
+    }
+  }
+  return best;
+}
+
+}  // namespace xformers::cuda

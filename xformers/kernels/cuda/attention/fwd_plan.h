@@ -1,0 +1,18 @@
+// How the forward kernels on tensor cores part the keys where row tiles alone don't fill the GPU. Plain C++.
+#pragma once
+
+#include "xformers/kernels/cuda/attention/features.h"
+#include "xformers/kernels/params/attention.h"
+
+namespace xformers::cuda {
+
+// A part is so many neighbouring steps (blocks of keys) of what a row tile sees: tiles that see little have few parts.
+struct SplitPlan {
+  int64_t splits = 1;  // parts of the tile that sees most
+  int part_steps = 0;  // 0: every tile's steps in `splits` equal parts
+};
+
+// `head_dim`: of the instance.
+SplitPlan plan_splits(const AttentionFwdParams& p, int head_dim, Features features);
+
+}  // namespace xformers::cuda
