@@ -100,6 +100,19 @@ def test_nan_stays_in_its_rows_and_columns(head_dim, device):
     assert torch.equal(out.isnan(), expected)
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_infinite_value_stays_in_its_column(head_dim, device):
+    q, k, v = (torch.randn(1, n, 1, head_dim, device=device) for n in (QUERIES, KEYS, KEYS))
+    v[0, 7, 0, 9] = 0
+    expected = xops.memory_efficient_attention_forward(q, k, v)
+    v[0, 7, 0, 9] = float("inf")
+    out = xops.memory_efficient_attention_forward(q, k, v)
+    assert not out[..., 9].isfinite().any()
+    others = torch.arange(head_dim, device=device) != 9
+    torch.testing.assert_close(out[..., others], expected[..., others], rtol=1e-6, atol=1e-7)
+
+
 # What becomes of the gradient of out, and of q, k and v.
 GRADIENTS = {
     "tiny": (times(1e-15), "usual"),

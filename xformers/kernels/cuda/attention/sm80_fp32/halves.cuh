@@ -57,6 +57,17 @@ class HalvesTile {
     return fmaxf(fmaxf(fabsf(x.x), fabsf(x.y)), fmaxf(fabsf(x.z), fabsf(x.w)));
   }
 
+  // Infinite numbers stay what they are at any scale, which is to suit the others.
+  static __device__ __forceinline__ float largest_finite(float4 x) {
+    const auto finite = [](float x) { return fabsf(x) < INFINITY ? x : 0.0f; };
+    return largest_of({finite(x.x), finite(x.y), finite(x.z), finite(x.w)});
+  }
+  static __device__ __forceinline__ float largest_of_row(float x) {
+#pragma unroll
+    for (int step = kLanes / 2; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, step));
+    return x;
+  }
+
   __device__ __forceinline__ bool split_batch(uint32_t elements, uint32_t halves, float* ratios, float usual_scale) {
     const uint32_t row_lanes = kAllLanes >> (32 - kLanes) << threadIdx.x % 32 / kLanes * kLanes % 32;
     const float low = inverse_power(usual_scale) * 0x1p-3f, high = inverse_power(usual_scale) * 0x1p15f;
@@ -75,11 +86,7 @@ class HalvesTile {
     if (!__all_sync(kAllLanes, usual)) {
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
-        float of_row = largest_of(x[i]);
-#pragma unroll
-        for (int step = kLanes / 2; step > 0; step /= 2) {
-          of_row = fmaxf(of_row, __shfl_xor_sync(kAllLanes, of_row, step));
-        }
+        const float of_row = largest_of_row(largest_finite(x[i]));
         largest = fmaxf(largest, of_row);
         zero[i] = of_row == 0;
         if (zero[i] || (of_row >= low && of_row <= high)) continue;
