@@ -1,6 +1,6 @@
 """The operators around attention on a GPU against eager PyTorch and torch.compile, on the same inputs in one run.
 
-    python benchmarks/bench_blocks_cuda.py --library <build>/lib/libxformers.so --out results.json [--only gate] [--dry]
+    PYTHONPATH=<build>/python python benchmarks/bench_blocks_cuda.py --out results.json [--only gate] [--dry]
 
 Medians of CUDA-graph replays over rotating inputs that no cache holds. Memory-bound rows are GB/s (each input read
 once, each output written once) and percent of the copy rate of this run; products are TFLOP/s.
@@ -21,7 +21,6 @@ FAMILIES = [norms.rows, layers.rows]
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--library", help="libxformers.so; default: that of the installed package")
     parser.add_argument("--out", help="JSON file")
     parser.add_argument(
         "--only", default=".", help="what matches: rows such as 'rms_norm 4096', or gate, rope, dropout, swiglu, tiled"
@@ -29,8 +28,6 @@ def main():
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--dry", action="store_true", help="tiny sizes on the CPU")
     args = parser.parse_args()
-    if args.library:
-        torch.ops.load_library(args.library)
     import xformers  # noqa: F401  (loads the operators)
 
     # Not the default stream, which cannot be captured: a backward runs where its forward did.

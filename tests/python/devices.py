@@ -1,5 +1,7 @@
 """The devices that a test is parametrised with: `@pytest.mark.parametrize("device", DEVICES)`.
 
+A file that imports `on_each_device` runs all of its tests on each, with new tensors there by default.
+
 Tests of the GPU are collected everywhere and skipped, with the reason, where they can't run.
 """
 
@@ -22,3 +24,12 @@ NO_SECOND_CUDA = NO_CUDA or ("one GPU alone" if torch.cuda.device_count() < 2 el
 needs_cuda = pytest.mark.skipif(bool(NO_CUDA), reason=NO_CUDA)
 needs_two_cuda = pytest.mark.skipif(bool(NO_SECOND_CUDA), reason=NO_SECOND_CUDA)
 DEVICES = ["cpu", pytest.param("cuda", marks=needs_cuda)]
+
+
+@pytest.fixture(autouse=True, params=DEVICES, name="device")
+def on_each_device(request):
+    if request.param == "cpu":
+        yield request.param
+    else:
+        with torch.device(request.param):
+            yield request.param

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from blocks_reference import DTYPES, assert_close, random, wide
-from devices import DEVICES
+from devices import on_each_device  # noqa: F401
 from dropout_stream import kept_elements
 from xformers.components import Activation
 from xformers.triton import dropout
@@ -11,12 +11,6 @@ from xformers.triton import dropout
 bias_act_dropout = torch.ops.xformers.bias_act_dropout
 ACTIVATIONS = [None, *Activation]
 STATE = torch.tensor([0x1234_5678_9ABC_DEF0, 0x0FED_CBA9_8765_4321])
-
-
-@pytest.fixture(autouse=True, params=DEVICES)
-def device(request):
-    with torch.device(request.param):
-        yield request.param
 
 
 def plain_activation(name, z):

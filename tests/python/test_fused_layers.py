@@ -8,7 +8,7 @@ import pickle
 import pytest
 import torch
 from blocks_reference import assert_close, random, wide
-from devices import DEVICES
+from devices import on_each_device  # noqa: F401
 from test_fused_dropout import plain_activation
 from xformers.components import Activation, RotaryEmbedding, build_activation
 from xformers.components.feedforward import FusedMLP
@@ -21,12 +21,6 @@ from xformers.triton import FusedDropoutBias, FusedLayerNorm, FusedLinear, layer
 
 functional = torch.nn.functional
 ACTIVATIONS = [None, *Activation]
-
-
-@pytest.fixture(autouse=True, params=DEVICES)
-def device(request):
-    with torch.device(request.param):
-        yield request.param
 
 
 @pytest.mark.parametrize(

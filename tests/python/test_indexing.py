@@ -3,20 +3,11 @@
 import pytest
 import torch
 from blocks_reference import DTYPES, assert_close, random, wide
-from devices import DEVICES
+from devices import on_each_device  # noqa: F401
 
 from xformers.ops import index_select_cat, scaled_index_add
 
 SHAPES = [(5, 7), (64, 16), (3, 40000), (300, 1), (2000, 24)]
-
-
-@pytest.fixture(autouse=True, params=DEVICES)
-def device(request):
-    if request.param == "cpu":
-        yield request.param
-    else:
-        with torch.device(request.param):
-            yield request.param
 
 
 def indices_for(rows, count, seed=1, repeated=False):

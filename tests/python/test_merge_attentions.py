@@ -3,20 +3,11 @@
 import pytest
 import torch
 from attention_inputs import qkv, random, with_strides
-from devices import DEVICES
+from devices import on_each_device  # noqa: F401
 
 forward = torch.ops.xformers.attention_forward
 merge = torch.ops.xformers.merge_attentions
 LAYOUTS = {"4d": (2, 5, 3, 8), "5d": (2, 5, 2, 3, 8), "one_row": (1, 1, 1, 1), "odd": (3, 7, 2, 5)}
-
-
-@pytest.fixture(autouse=True, params=DEVICES)
-def device(request):
-    if request.param == "cpu":
-        yield request.param
-    else:
-        with torch.device(request.param):
-            yield request.param
 
 
 def lse_shape(shape):

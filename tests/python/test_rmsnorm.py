@@ -6,21 +6,12 @@ import pickle
 import pytest
 import torch
 from blocks_reference import DTYPES, assert_close, random, wide
-from devices import DEVICES
+from devices import on_each_device  # noqa: F401
 
 from xformers.ops import RMSNorm, rms_norm, rms_norm_add
 
 WIDTHS = [1, 7, 64, 273, 4096, 4100, 9000]
 layer_norm = torch.ops.xformers.layer_norm
-
-
-@pytest.fixture(autouse=True, params=DEVICES)
-def device(request):
-    if request.param == "cpu":
-        yield request.param
-    else:
-        with torch.device(request.param):
-            yield request.param
 
 
 def plain_rms(x, weight, eps=1e-6):

@@ -5,22 +5,13 @@ import math
 import pytest
 import torch
 from blocks_reference import DTYPES, TOLERANCE, random
-from devices import DEVICES
+from devices import on_each_device  # noqa: F401
 from xformers.ops.fmha.attn_bias import BlockDiagonalCausalWithOffsetPaddedKeysMask
 
 from xformers.ops import rope_padded
 
 rotary = torch.ops.xformers.rotary
 UNTOUCHED = 7.0
-
-
-@pytest.fixture(autouse=True, params=DEVICES)
-def device(request):
-    if request.param == "cpu":
-        yield request.param
-    else:
-        with torch.device(request.param):
-            yield request.param
 
 
 def frequencies(head_dim, theta=10000.0, linear_scale=1.0, dynamic=None):

@@ -3,17 +3,11 @@
 import pytest
 import torch
 from blocks_reference import DTYPES, assert_close, random, wide
-from devices import DEVICES
+from devices import on_each_device  # noqa: F401
 from xformers.triton import log_softmax, softmax
 
 FUNCTIONS = {"softmax": (softmax, torch.softmax), "log_softmax": (log_softmax, torch.log_softmax)}
 SHAPES = [(7, 1), (3, 33), (2, 64, 64), (2, 3, 5, 250), (1, 2, 1, 3, 2, 17), (2, 5000)]
-
-
-@pytest.fixture(autouse=True, params=DEVICES)
-def device(request):
-    with torch.device(request.param):
-        yield request.param
 
 
 @pytest.fixture(params=FUNCTIONS)

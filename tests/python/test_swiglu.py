@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from blocks_reference import DTYPES, TOLERANCE, assert_close, random, wide
-from devices import DEVICES
+from devices import on_each_device  # noqa: F401
 
 from xformers.ops import (
     SwiGLU,
@@ -23,15 +23,6 @@ from xformers.ops import (
 OPS = [SwiGLUPackedFusedOp, SwiGLUFusedOp, SwiGLUEagerOp]
 SHAPES = [(9, 24, 40, 16), (1, 8, 8, 8), (64, 72, 200, 72), (3, 5, 7, 2)]  # rows, in, hidden, out; also odd ones
 ops = torch.ops.xformers
-
-
-@pytest.fixture(autouse=True, params=DEVICES)
-def device(request):
-    if request.param == "cpu":
-        yield request.param
-    else:
-        with torch.device(request.param):
-            yield request.param
 
 
 def parameters(shape, dtype, bias=True, requires_grad=True):

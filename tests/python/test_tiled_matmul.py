@@ -3,21 +3,12 @@
 import pytest
 import torch
 from blocks_reference import random
-from devices import DEVICES
+from devices import on_each_device  # noqa: F401
 
 from xformers.ops import tiled_matmul
 from xformers.ops.tiled_matmul import tiled_matmul_out
 
 GRIDS = [([5], [3], [4]), ([2, 7], [4, 1], [3, 6]), ([16, 5, 9], [33, 2, 8], [20, 7, 64]), ([4] * 5, [3], [6] * 4)]
-
-
-@pytest.fixture(autouse=True, params=DEVICES)
-def device(request):
-    if request.param == "cpu":
-        yield request.param
-    else:
-        with torch.device(request.param):
-            yield request.param
 
 
 def integers(shape, dtype, seed):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from attention_inputs import random
-from devices import DEVICES
+from devices import on_each_device  # noqa: F401
 
 from xformers.ops import LowerTriangularMask, get_stack_strides, memory_efficient_attention, stack_or_none, unbind
 
@@ -13,12 +13,6 @@ LAYOUTS = {
     "sliced": lambda: random((2, 3, 4, 5, 9))[..., 2:8],
 }
 DIMS = [*range(5), -1, -3]
-
-
-@pytest.fixture(autouse=True, params=DEVICES)
-def device(request):
-    with torch.device(request.param):
-        yield request.param
 
 
 @pytest.mark.parametrize("dim", DIMS)
