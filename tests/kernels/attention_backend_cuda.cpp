@@ -175,7 +175,7 @@ void for_each_array(AttentionFwdParams& p, const Visit& visit) {
   arrays.heads(p.out, s.seqlen_q, s.head_dim_v, p.wide_out ? std::max<size_t>(size, 4) : size);
   arrays.rows(p.lse);
   arrays.layout(p.seq);
-  arrays.bias(p.bias);
+  arrays.bias(p.mods.bias);
 }
 
 template <class Visit>
@@ -190,7 +190,7 @@ void for_each_array(AttentionBwdParams& p, const Visit& visit) {
   arrays.rows(p.lse);
   arrays.rows(p.dlse);
   arrays.layout(p.seq);
-  arrays.bias(p.bias);
+  arrays.bias(p.mods.bias);
   arrays.bias(p.dbias);
 }
 

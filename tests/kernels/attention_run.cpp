@@ -205,7 +205,7 @@ AttentionFwdParams AttentionRun::forward_params() const {
   p.lse = to_rows(lse);
   p.seq = layout();
   p.band = case_.band;
-  if (case_.bias != BiasValues::kNone) p.bias = to_bias(bias);
+  if (case_.bias != BiasValues::kNone) p.mods.bias = to_bias(bias);
   p.dropout = dropout();
   p.wide_out = case_.wide_out;
   p.num_splits = case_.num_splits;
@@ -226,7 +226,7 @@ AttentionBwdParams AttentionRun::backward_params() const {
   p.dq = to_heads(dq), p.dk = to_heads(dk), p.dv = to_heads(dv);
   p.seq = layout();
   p.band = case_.band;
-  if (case_.bias != BiasValues::kNone) p.bias = to_bias(bias), p.dbias = to_bias(dbias);
+  if (case_.bias != BiasValues::kNone) p.mods.bias = to_bias(bias), p.dbias = to_bias(dbias);
   p.dropout = dropout();
   p.softmax_scale = case_.softmax_scale();
   return p;

@@ -100,34 +100,44 @@ struct KvQuantization {
   HeadsTensor k_scale_shift, v_scale_shift;  // kFp8: int32 [batch, seqlen_k, groups, heads]
 };
 
-struct AttentionFwdParams {
+// What is done to a score between the product and the softmax. A kernel asks which of them are there.
+struct ScoreModifiers {
+  ScoreBias bias;
+
+  constexpr bool any() const { return bias.data != nullptr; }
+};
+
+// What forward and backward of one attention have in common.
+struct AttentionProblem {
   AttentionShape shape;
   HeadsTensor q, k, v;
-  HeadsTensor out;
-  bool wide_out = false;  // out is fp32 (fp64 for fp64 inputs), not shape.dtype
-  RowTensor lse;          // data null: not wanted
   SeqLayout seq;
   MaskBand band;
-  ScoreBias bias;
+  ScoreModifiers mods;
   Dropout dropout;
-  KvQuantization quantization;
-  int64_t num_splits = 0;  // parts in which the keys of each sequence are worked on and merged; 0: chosen
   double softmax_scale = 1;
 };
 
+// The logarithm of a row's sum in two numbers of fp32 (fp64 inputs: fp64): L = lse + lse_low. Where a row's scores are far
+// from 0, one number forgets the sum: at -1e9 the neighbours of an fp32 are 64 apart. lse_low is what rounding to lse has
+// lost, at most half of a unit in lse's last place (0 where lse is not finite).
+struct AttentionFwdParams : AttentionProblem {
+  HeadsTensor out;
+  bool wide_out = false;  // out is fp32 (fp64 for fp64 inputs), not shape.dtype
+  RowTensor lse;          // data null: not wanted
+  RowTensor lse_low;      // data null: not wanted
+  KvQuantization quantization;
+  int64_t num_splits = 0;  // parts in which the keys of each sequence are worked on and merged; 0: chosen
+};
+
 // Layouts are dense or packed without pages, and no key belongs to two sequences.
-struct AttentionBwdParams {
-  AttentionShape shape;
-  HeadsTensor q, k, v, out, dout;
+struct AttentionBwdParams : AttentionProblem {
+  HeadsTensor out, dout;
   RowTensor lse;
+  RowTensor lse_low;       // data null: taken for 0
   RowTensor dlse;          // gradient that reaches lse; data null: none
   HeadsTensor dq, dk, dv;  // every element is written; dk and dv have one entry per query head
   ScoreBias dbias;         // data null: not wanted; every element is written (0 where masked)
-  SeqLayout seq;
-  MaskBand band;
-  ScoreBias bias;
-  Dropout dropout;
-  double softmax_scale = 1;
   bool deterministic = false;  // CUDA: the same bits from run to run, for some time; on the CPU they always are
 };
 

@@ -105,7 +105,7 @@ void fill_common(Params& params, const AttentionArgs& args, HeadDims dims) {
   params.band = {.window_left = args.window_left.expect_int(),
                  .window_right = args.window_right.expect_int(),
                  .bottom_right = args.bottom_right};
-  if (args.attn_bias) params.bias = to_score_bias(*args.attn_bias, dims);
+  if (args.attn_bias) params.mods.bias = to_score_bias(*args.attn_bias, dims);
   params.dropout = to_dropout(args);
   params.softmax_scale = args.scale.value_or(1 / std::sqrt(static_cast<double>(params.shape.head_dim)));
 }

@@ -183,7 +183,7 @@ class Backward {
     Gemm::multiply(scores_, cols, block.k.at_row(begin), qt_, rows, cols, dim, false);
     Gemm::multiply(dprobs_, cols, block.v.at_row(begin), doutt_, rows, cols, dim_v, false);
 
-    const C scale_log2 = finish_scores<T>(scores_, rows, p_.softmax_scale, p_.bias, band, sequence.batch, task.group,
+    const C scale_log2 = finish_scores<T>(scores_, rows, p_.softmax_scale, p_.mods.bias, band, sequence.batch, task.group,
                                           columns_, key, staging_);
     if (p_.dropout.p > 0) {
       fill_keep(keep_, rows, p_.dropout, task.sequence, p_.shape.num_heads(), task.group * p_.shape.heads_per_group,

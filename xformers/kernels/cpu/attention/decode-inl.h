@@ -171,7 +171,7 @@ class Decode : public DecodeStreams<T> {
           hn::Mul(tile_scores<kRows>(row, k, n, count), hn::Set(d, static_cast<C>(p_.softmax_scale * kToExponent<C>))),
           d, scores_ + n * kRows);
     }
-    if (p_.bias.data) add_bias_rows<kRows>(row, keys, sequence);
+    if (p_.mods.bias.data) add_bias_rows<kRows>(row, keys, sequence);
     mask_rows<kRows>(row, keys, padded, band);
 
     // Lanes hold kTileKeys keys of each row side by side; every row's maximum is copied to all of its lanes.
@@ -244,10 +244,10 @@ class Decode : public DecodeStreams<T> {
   HWY_INLINE void add_bias_rows(ptrdiff_t row, Range keys, const Sequence& sequence) {
     for (int r = 0; r < kRows; ++r) {
       const Row& state = rows_[row + r];
-      const T* bias = bias_row<const T>(p_.bias, sequence.batch, state.query, state.group, state.head) +
-                      keys.begin * p_.bias.k_stride;
+      const T* bias = bias_row<const T>(p_.mods.bias, sequence.batch, state.query, state.group, state.head) +
+                      keys.begin * p_.mods.bias.k_stride;
       for (int64_t n = 0; n < keys.end - keys.begin; ++n) {
-        scores_[n * kRows + r] += static_cast<C>(to_compute(bias[n * p_.bias.k_stride])) * kToExponent<C>;
+        scores_[n * kRows + r] += static_cast<C>(to_compute(bias[n * p_.mods.bias.k_stride])) * kToExponent<C>;
       }
     }
   }

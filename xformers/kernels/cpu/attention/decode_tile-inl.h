@@ -180,9 +180,9 @@ class DecodeTile : public DecodeStreams<BFloat16> {
     float* const scores = scores_of<kRows>(s);
     const ptrdiff_t count = block.keys.end - block.keys.begin;
     float scale_log2 = static_cast<float>(p_.softmax_scale * kToExponent<float>);
-    if (needs_scaling(scale_log2, p_.bias)) {
+    if (needs_scaling(scale_log2, p_.mods.bias)) {
       scale_scores(scores, block.num_tiles * kTileKeys * kRows, scale_log2);
-      if (p_.bias.data) add_bias_rows<kRows>(scores, rows, per_stream_, block.keys, sequence);
+      if (p_.mods.bias.data) add_bias_rows<kRows>(scores, rows, per_stream_, block.keys, sequence);
       scale_log2 = 1;
     }
     for (ptrdiff_t r = 0; r < per_stream_; ++r) {
@@ -202,10 +202,10 @@ class DecodeTile : public DecodeStreams<BFloat16> {
   HWY_INLINE void add_bias_rows(float* scores, const Row* rows, ptrdiff_t num_rows, Range keys,
                                 const Sequence& sequence) const {
     for (ptrdiff_t r = 0; r < num_rows; ++r) {
-      const T* bias = bias_row<const T>(p_.bias, sequence.batch, rows[r].query, rows[r].group, rows[r].head) +
-                      keys.begin * p_.bias.k_stride;
+      const T* bias = bias_row<const T>(p_.mods.bias, sequence.batch, rows[r].query, rows[r].group, rows[r].head) +
+                      keys.begin * p_.mods.bias.k_stride;
       for (int64_t n = 0; n < keys.end - keys.begin; ++n)
-        scores[n * kRows + r] += to_compute(bias[n * p_.bias.k_stride]) * kToExponent<float>;
+        scores[n * kRows + r] += to_compute(bias[n * p_.mods.bias.k_stride]) * kToExponent<float>;
     }
   }
 

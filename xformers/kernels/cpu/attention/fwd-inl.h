@@ -114,7 +114,7 @@ class Forward {
     const ptrdiff_t cols = block.columns.padded;
     Gemm::multiply(scores_, cols, k, block.q, rows, cols, p_.shape.head_dim, false);
 
-    const C scale_log2 = finish_scores<T>(scores_, rows, p_.softmax_scale, p_.bias, band, sequence.batch,
+    const C scale_log2 = finish_scores<T>(scores_, rows, p_.softmax_scale, p_.mods.bias, band, sequence.batch,
                                           task.group_begin, block.columns, key, staging_);
     if (p_.dropout.p > 0) {
       fill_keep(keep_, rows, p_.dropout, task.sequence, p_.shape.num_heads(),
@@ -205,7 +205,7 @@ class Forward {
     const ptrdiff_t cols = columns.padded, dim_v = p_.shape.head_dim_v, stride = round_up(dim_v, 16);
     alignas(64) C inverse[kBlockColumns], lse[kBlockColumns];
     const C kept = p_.dropout.p > 0 && p_.dropout.p < 1 ? static_cast<C>(1 / (1 - p_.dropout.p)) : C(1);
-    const bool scaled = needs_scaling(static_cast<C>(p_.softmax_scale * kToExponent<C>), p_.bias);
+    const bool scaled = needs_scaling(static_cast<C>(p_.softmax_scale * kToExponent<C>), p_.mods.bias);
     const auto to_natural = hn::Set(d, scaled ? kFromExponent<C> : static_cast<C>(p_.softmax_scale));
     for (ptrdiff_t c = 0; c < cols; c += kLanes) {
       const auto sum = hn::Load(d, block.row_sum + c);

@@ -19,10 +19,10 @@ bool aligned_backward(const AttentionBwdParams& p) {
          rows_of_16_bytes(p.v, s, s.seqlen_k, s.head_dim_v) && rows_of_16_bytes(p.dout, s, s.seqlen_q, s.head_dim_v);
 }
 Features backward_features(const AttentionBwdParams& p) {
-  if (!aligned_backward(p) || !bias_aligned(p.bias, p.shape, 8) || !bias_aligned(p.dbias, p.shape, 2)) {
+  if (!aligned_backward(p) || !bias_aligned(p.mods.bias, p.shape, 8) || !bias_aligned(p.dbias, p.shape, 2)) {
     return Features::kGeneral;
   }
-  return p.bias.data || p.dropout.p > 0 ? Features::kScored : Features::kPlain;
+  return p.mods.bias.data || p.dropout.p > 0 ? Features::kScored : Features::kPlain;
 }
 
 void why_not_bwd_sm80(const AttentionBwdParams& p, Reasons& reasons) {

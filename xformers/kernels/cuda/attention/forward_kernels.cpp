@@ -31,13 +31,13 @@ void why_not_fast(const AttentionFwdParams& p, Features features, Reasons& reaso
 }
 
 void why_not_fwd_sm80(const AttentionFwdParams& p, Reasons& reasons) {
-  if (p.bias.data) reasons.add("bias");
+  if (p.mods.bias.data) reasons.add("bias");
   if (p.dropout.p > 0) reasons.add("dropout");
   if (!(p.softmax_scale > 0)) reasons.add("softmax_scale is not positive");
   why_not_fast(p, Features::kPlain, reasons);
 }
 void why_not_fwd_sm80_scored(const AttentionFwdParams& p, Reasons& reasons) {
-  if (!bias_aligned(p.bias, p.shape, 8)) reasons.add("rows of the bias are not in units of 16 bytes");
+  if (!bias_aligned(p.mods.bias, p.shape, 8)) reasons.add("rows of the bias are not in units of 16 bytes");
   why_not_fast(p, Features::kScored, reasons);
 }
 

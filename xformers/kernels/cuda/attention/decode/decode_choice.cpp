@@ -56,7 +56,7 @@ void why_not(const AttentionFwdParams& p, Reasons& reasons) {
   } else if (p.seq.packed() && p.shape.seqlen_q > kMostQueriesPerSequence * sequences) {
     reasons.add("packed sequences of more than ", kMostQueriesPerSequence, " queries in the mean");
   }
-  if (p.bias.data) reasons.add("bias");
+  if (p.mods.bias.data) reasons.add("bias");
   if (p.dropout.p > 0) reasons.add("dropout");
   if (p.quantization.format != KvFormat::kPlain) {
     reasons.add("quantised keys");

@@ -78,9 +78,9 @@ struct BackwardTile {
         C prob = 0, gradient = 0;
         if (at_query < tile.sequence.seqlen_q && band.visible(at_query, at_key)) {
           C s = scores[i][j] * static_cast<C>(p.softmax_scale);
-          if (p.bias.data) {
+          if (p.mods.bias.data) {
             s += to_compute<C>(static_cast<const T*>(
-                p.bias.data)[bias_offset(p.bias, tile.sequence.batch, tile.group, tile.head, at_query, at_key)]);
+                p.mods.bias.data)[bias_offset(p.mods.bias, tile.sequence.batch, tile.group, tile.head, at_query, at_key)]);
           }
           prob = exponential(s - lse[at_query]);
           C factor = 1;

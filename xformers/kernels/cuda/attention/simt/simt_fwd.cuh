@@ -88,9 +88,9 @@ __global__ void __launch_bounds__(kThreads, sizeof(C) == 4 && kOutChunks == 2 ? 
         const int at = key + thread_x() + j * kSide;
         C s = scores[i][j] * scale;
         const bool visible = row < tile.rows && band.visible(query, at);
-        if (visible && p.bias.data) {
+        if (visible && p.mods.bias.data) {
           s += to_compute<C>(static_cast<const T*>(
-              p.bias.data)[bias_offset(p.bias, sequence.batch, tile.group, tile.head, query, at)]);
+              p.mods.bias.data)[bias_offset(p.mods.bias, sequence.batch, tile.group, tile.head, query, at)]);
         }
         scores[i][j] = visible ? s : -infinity<C>();
         largest = max(largest, scores[i][j]);

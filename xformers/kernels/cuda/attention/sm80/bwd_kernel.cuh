@@ -102,7 +102,7 @@ class Backward {
   __device__ __forceinline__ bool is_mine(int block) const {
     return block >= tile_.first_block && block < tile_.last_block;
   }
-  __device__ __forceinline__ bool has_bias() const { return kScored && p_.bias.data; }
+  __device__ __forceinline__ bool has_bias() const { return kScored && p_.mods.bias.data; }
   __device__ __forceinline__ void load_keys(uint32_t to, const HeadsTensor& tensor, int64_t dim) {
     const int64_t first = tile_.sequence.k_begin + tile_.first_key;
     const T* from = static_cast<const T*>(tensor.data) + heads_offset(tensor, tile_) + first * tensor.seq_stride;
@@ -120,7 +120,7 @@ class Backward {
     load_queries(smem_q_ + stage * kQueryBytes, p_.q, tile_.q, p_.shape.head_dim, block);
     load_statistics<kPolicy>(smem_rows_ + stage * 2 * 4 * kBlockM, args_, tile_.row + first,
                              tile_.sequence.seqlen_q - first);
-    if (has_bias()) load_bias<T, kPolicy>(bias_of(stage), p_.bias, tile_, first);
+    if (has_bias()) load_bias<T, kPolicy>(bias_of(stage), p_.mods.bias, tile_, first);
   }
   __device__ __forceinline__ uint32_t bias_of(int stage) const { return smem_bias_ + stage * kPolicy.scores_bytes(); }
   __device__ __forceinline__ void load_dout(int block, int stage) {

@@ -83,7 +83,7 @@ __device__ __forceinline__ void exponentiate(const BwdStep<kPolicy>& step, typen
       for (int i = 0; i < 4; ++i) {
         float s = fmaf(scores[k][m][i], scale, -(i % 2 ? lse.y : lse.x));
         if constexpr (kBias && kGeneral) {
-          s = fmaf(bias_at<T>(step.args.p.bias, step.tile, place.query_of(m, i), place.key_of(k, i)), kLog2e, s);
+          s = fmaf(bias_at<T>(step.args.p.mods.bias, step.tile, place.query_of(m, i), place.key_of(k, i)), kLog2e, s);
         } else if constexpr (kBias) {
           const float2 pair = unpack<T>(bias[k][(m - m2) * 2 + i / 2]);
           s = fmaf(i % 2 ? pair.y : pair.x, kLog2e, s);

@@ -116,14 +116,14 @@ class BiasTiles {
                                        uint32_t smem)
       : args_(args), tile_(tile), warp_(warp), smem_(smem + warp.warp * (2 * kRows * kKeys)) {}
 
-  __device__ __forceinline__ bool present() const { return args_.p.bias.data != nullptr; }
+  __device__ __forceinline__ bool present() const { return args_.p.mods.bias.data != nullptr; }
   __device__ __forceinline__ uint32_t tile() const { return smem_; }
 
   // Keys [key, + kKeys) of the sequence.
   __device__ __forceinline__ void load(int key) const {
     using Layout = TileLayout<kKeys>;
     constexpr int kStep = 32 / Layout::kChunks;  // rows that the warp copies at once
-    const ScoreBias& tensor = args_.p.bias;
+    const ScoreBias& tensor = args_.p.mods.bias;
     const int lane = thread_again() % 32, chunk = lane % Layout::kChunks, first = lane / Layout::kChunks;
     const int keys = tile_.sequence.seqlen_k - key - chunk * kChunk;
     const int bytes = min(max(keys, 0), kChunk) * static_cast<int>(sizeof(T));

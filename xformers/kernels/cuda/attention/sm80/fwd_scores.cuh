@@ -76,7 +76,7 @@ template <class T, FwdPolicy kPolicy>
 __device__ __forceinline__ void add_any_bias(typename WarpPart<kPolicy>::Scores& s, const FwdGrid& args,
                                              const FwdTile& tile, const WarpPart<kPolicy>& warp, int key, float scale) {
   using Part = WarpPart<kPolicy>;
-  const ScoreBias& tensor = args.p.bias;
+  const ScoreBias& tensor = args.p.mods.bias;
 #pragma unroll
   for (int r = 0; r < Part::kRowTiles; ++r) {
 #pragma unroll

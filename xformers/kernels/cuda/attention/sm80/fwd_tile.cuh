@@ -126,7 +126,7 @@ __device__ __forceinline__ FwdTile fwd_tile(const FwdGrid& args) {
   const auto origin = [&](const auto& t) {
     return result.sequence.batch * t.batch_stride + result.group * t.group_stride + result.first_head * t.head_stride;
   };
-  result.k_origin = origin(args.p.k), result.v_origin = origin(args.p.v), result.bias_origin = origin(args.p.bias);
+  result.k_origin = origin(args.p.k), result.v_origin = origin(args.p.v), result.bias_origin = origin(args.p.mods.bias);
   result.rows = min(kPolicy.block_m(), result.sequence.seqlen_q * args.packed_heads - result.first_row);
   result.band = Band(args.p.band, result.sequence);
   result.blocks = key_blocks<kPolicy>(args, result);

@@ -129,7 +129,7 @@ class BackwardScores {
 
   __device__ __forceinline__ void scale_and_add_bias(Scores& scores, int block) {
     if constexpr (!kScored) return;
-    const float* bias = static_cast<const float*>(p_.bias.data);
+    const float* bias = static_cast<const float*>(p_.mods.bias.data);
 #pragma unroll
     for (int m = 0; m < kQueryTiles; ++m)
 #pragma unroll
@@ -137,7 +137,7 @@ class BackwardScores {
         const int query = query_of(block, m, i), key = key_of(i);
         float& s = scores[m][i];
         s *= args_.scale_log2 * (1 / (kUsualScale * kUsualScale));
-        if (bias && inside(query, key)) s = fmaf(bias[bias_offset(p_.bias, query, key)], kLog2e, s);
+        if (bias && inside(query, key)) s = fmaf(bias[bias_offset(p_.mods.bias, query, key)], kLog2e, s);
       }
   }
 

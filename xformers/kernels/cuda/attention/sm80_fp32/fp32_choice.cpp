@@ -35,7 +35,7 @@ void run_forward(const AttentionFwdParams& p, const Stream& stream) {
   args.aligned_kv =
       fp32_rows_of_16_bytes(p.k, s, s.seqlen_k, s.head_dim) && fp32_rows_of_16_bytes(p.v, s, s.seqlen_k, s.head_dim_v);
   args.aligned_out = fp32_rows_of_16_bytes(p.out, s, s.seqlen_q, s.head_dim_v);
-  const bool plain = !p.bias.data && p.dropout.p == 0 && p.softmax_scale > 0;
+  const bool plain = !p.mods.bias.data && p.dropout.p == 0 && p.softmax_scale > 0;
   clear_uncovered_results(p, to_stream(stream));
   find_instance(built_forward(), s)->launch(args, plain ? Features::kPlain : Features::kScored, to_stream(stream));
 }
@@ -64,7 +64,7 @@ void run_backward(const AttentionBwdParams& p, const Stream& stream) {
     XFORMERS_CUDA_CHECK(cudaMemsetAsync(args.turns, 0, bytes, to_stream(stream)));
   }
   begin_backward(args, kLog2eDouble, stream);
-  const bool plain = !p.bias.data && p.dropout.p == 0;
+  const bool plain = !p.mods.bias.data && p.dropout.p == 0;
   instance->launch(args, plain ? Features::kPlain : Features::kScored, to_stream(stream));
 }
 

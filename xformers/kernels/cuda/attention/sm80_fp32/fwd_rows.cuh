@@ -117,13 +117,13 @@ class ForwardRows {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int row = lane_row(r, half);
-        const bool has_bias = p_.bias.data != nullptr && inside(row);
+        const bool has_bias = p_.mods.bias.data != nullptr && inside(row);
         const int first = key + threadIdx.x % 4 * 2;
         const float* bias = nullptr;
         if (has_bias) {
-          bias = static_cast<const float*>(p_.bias.data) + tile_.sequence.batch * p_.bias.batch_stride +
-                 tile_.group * p_.bias.group_stride + head_of(row) * p_.bias.head_stride +
-                 query_of(row) * p_.bias.q_stride + first * p_.bias.k_stride;
+          bias = static_cast<const float*>(p_.mods.bias.data) + tile_.sequence.batch * p_.mods.bias.batch_stride +
+                 tile_.group * p_.mods.bias.group_stride + head_of(row) * p_.mods.bias.head_stride +
+                 query_of(row) * p_.mods.bias.q_stride + first * p_.mods.bias.k_stride;
         }
 #pragma unroll
         for (int n = 0; n < kKeyTiles; ++n) {
@@ -132,10 +132,10 @@ class ForwardRows {
             float& s = scores[r][n][half * 2 + i];
             s *= scale_log2_;
             if (has_bias && first + n * 8 + i < tile_.sequence.seqlen_k) {
-              s = fmaf(bias[i * p_.bias.k_stride], kLog2e, s);
+              s = fmaf(bias[i * p_.mods.bias.k_stride], kLog2e, s);
             }
           }
-          bias += 8 * p_.bias.k_stride;
+          bias += 8 * p_.mods.bias.k_stride;
         }
       }
   }
