@@ -25,6 +25,7 @@ def main():
     parser.add_argument(
         "--only", default=".", help="what matches: rows such as 'rms_norm 4096', or gate, rope, dropout, swiglu, tiled"
     )
+    parser.add_argument("--commit", default="", help="recorded as it is")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--dry", action="store_true", help="tiny sizes on the CPU")
     args = parser.parse_args()
@@ -41,7 +42,14 @@ def measure(args):
     copy_rate = copy.rate(run.microseconds(copy)["copy"])
     device = "cpu" if args.dry else torch.cuda.get_device_name()
     print(f"{device}, torch {torch.__version__}, copy {copy_rate:.0f} GB/s", flush=True)
-    report = []
+    report, failures = [], []
+    head = {
+        "gpu": device,
+        "torch": torch.__version__,
+        "date": str(datetime.date.today()),
+        "commit": args.commit,
+        "copy": copy_rate,
+    }
     for family in FAMILIES:
         for row in family(run, re.compile(args.only)):
             times = run.microseconds(row)
@@ -49,21 +57,22 @@ def measure(args):
             for side, value in times.items():
                 if isinstance(value, str):
                     sides[side] = {"failed": value}
+                    if side == "ours":
+                        failures.append(f"{row.name}: {value}")
                     continue
                 sides[side] = {"microseconds": value, "rate": row.rate(value), "note": row.notes.get(side, "")}
             report.append({"row": row.name, "unit": row.unit, "sides": sides})
             print(line(row, sides, copy_rate), flush=True)
             if args.out:  # after every row: what is cut off leaves the others
-                write(args.out, device, copy_rate, report)
+                write(args.out, {**head, "rows": report, "failures": failures})
             del row, times
             if not args.dry:
                 torch.cuda.empty_cache()
 
 
-def write(path, device, copy_rate, report):
-    head = {"device": device, "torch": torch.__version__, "date": str(datetime.date.today()), "copy": copy_rate}
+def write(path, record):
     with open(path, "w") as file:
-        json.dump({**head, "rows": report}, file, indent=1)
+        json.dump(record, file, indent=1)
 
 
 def line(row, sides, copy_rate):

@@ -16,10 +16,7 @@ if ! .venv/bin/python -c 'import sys, torch; sys.exit(not torch.cuda.is_availabl
   say "no GPU here: built, not run"
   exit 0
 fi
-mkdir -p build/bench
-COMMIT=$(git rev-parse --short HEAD 2>/dev/null || true)
-export COMMIT
-PYTHON=.venv/bin/python scripts/gpu/check.sh "$PWD/build/cuda/python" build/cuda/bin/kernels_cuda_test build/bench/gpu
-PYTHONPATH=build/cuda/python .venv/bin/python benchmarks/bench_attention_cuda.py --out build/bench/attention-cuda.json \
-  --commit "$COMMIT"
-say "JSON: build/bench/gpu/gpu-tests.json, build/bench/attention-cuda.json"
+COMMIT=$(git describe --always --dirty 2>/dev/null || true)
+export COMMIT RESULTS=$PWD/build/bench PYTHON=$PWD/.venv/bin/python
+scripts/gpu/check.sh "$PWD/build/cuda/python" build/cuda/bin/kernels_cuda_test build/bench/gpu
+say "JSON: build/bench"

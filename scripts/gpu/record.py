@@ -1,4 +1,9 @@
-"""Sums the reports that check.sh left in a folder into gpu-tests.json there; fails if any test failed or none ran."""
+"""Puts what check.sh left in a folder into one record; fails if anything failed, is missing, or no test ran.
+
+record.py OUT                          OUT/gpu-tests.json: counts, sanitizers, commit, digest of the CUDA sources
+record.py OUT --results FOLDER         and, if the record is whole and green, copies it and both benchmarks to FOLDER as
+                                       {gpu-tests,attention-cuda,blocks-cuda}-<gpu>-<date>.json: nothing else writes them
+"""
 
 import argparse
 import datetime
@@ -8,7 +13,10 @@ import sys
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 
-import torch
+import sources
+
+TOOLS = {"memcheck", "racecheck", "initcheck", "synccheck"}
+BENCHMARKS = ("attention-cuda", "blocks-cuda")
 
 
 def outcome(case):
@@ -37,32 +45,62 @@ def counts(paths):
     return {**total, "suites": by_suite, "failures": sorted(failed)}
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("folder", type=pathlib.Path)
-    parser.add_argument("--commit", default="")
-    options = parser.parse_args()
+def gather(folder, commit, root):
+    """The record, and what is wrong with it."""
+    import torch
+
     record = {
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "gpus": torch.cuda.device_count(),
         "date": datetime.date.today().isoformat(),
         "torch": torch.__version__,
-        "commit": options.commit,
+        "commit": commit,
+        "sources": sources.digest(root),
     }
-    good = True
+    wrong = []
     for part in ("kernels", "python"):
-        paths = sorted(options.folder.glob(f"{part}-*.xml"))
-        if paths:
-            record[part] = counts(paths)
-            good &= record[part]["passed"] > 0 and not record[part]["failures"]
-            print(part, {name: record[part][name] for name in ("passed", "failed", "skipped")})
-            print("".join(f"  failed: {name}\n" for name in record[part]["failures"]), end="")
-    tools = [json.loads(path.read_text()) for path in sorted(options.folder.glob("sanitizer/*.json"))]
-    if tools:
-        record["sanitizer"] = tools
-        good &= all(tool["exit"] == 0 and tool["errors"] == 0 and tool["tests_passed"] > 0 for tool in tools)
+        record[part] = counts(sorted(folder.glob(f"{part}-*.xml")))
+        print(part, {name: record[part][name] for name in ("passed", "failed", "skipped")})
+        wrong += [f"{part}: {name} failed" for name in record[part]["failures"]]
+        if record[part]["passed"] == 0:
+            wrong.append(f"{part}: no test passed")
+    record["sanitizer"] = [json.loads(path.read_text()) for path in sorted(folder.glob("sanitizer/*.json"))]
+    for tool in record["sanitizer"]:
+        if tool["exit"] != 0 or tool["errors"] != 0 or tool["warnings"] != 0 or not tool["tests_passed"]:
+            wrong.append(f"{tool['tool']}: {tool}")
+    wrong += [f"{name}: not run" for name in sorted(TOOLS - {tool["tool"] for tool in record["sanitizer"]})]
+    for name in BENCHMARKS:
+        path = folder / f"{name}.json"
+        if not path.exists():
+            wrong.append(f"{name}: not run")
+            continue
+        benchmark = json.loads(path.read_text())
+        wrong += [f"{name}: {failure}" for failure in benchmark["failures"]]
+        if benchmark["commit"] != commit:
+            wrong.append(f"{name}: of commit {benchmark['commit']}, expected {commit}")
+    if not commit or commit.endswith("dirty"):
+        wrong.append(f"commit is '{commit}', expected one that holds all that was built")
+    return record, wrong
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=pathlib.Path)
+    parser.add_argument("--commit", default="")
+    parser.add_argument("--root", type=pathlib.Path, default=pathlib.Path(), help="the sources that were built")
+    parser.add_argument("--results", type=pathlib.Path)
+    options = parser.parse_args()
+    record, wrong = gather(options.folder, options.commit, options.root)
     (options.folder / "gpu-tests.json").write_text(json.dumps(record, indent=1) + "\n")
-    return 0 if good else 1
+    for line in wrong:
+        print(f"  {line}")
+    if options.results and not wrong:
+        options.results.mkdir(parents=True, exist_ok=True)
+        gpu = record["gpu"].split()[-1].lower()
+        for name in ("gpu-tests", *BENCHMARKS):
+            text = (options.folder / f"{name}.json").read_text()
+            (options.results / f"{name}-{gpu}-{record['date']}.json").write_text(text)
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # sanitize.sh PROGRAM OUT [gtest filter] [tool...]   runs tests of PROGRAM (kernels_cuda_test) under compute-sanitizer: by
 # default every kernel on a few small cases, with memcheck, racecheck, initcheck and synccheck at once, each in SHARDS
-# processes (default 4). Leaves logs and OUT/<tool>.json: exit status, errors, tests.
+# processes (default 4). Leaves logs and OUT/<tool>.json: exit status, errors,
+# warnings, tests.
 set -uo pipefail
 readonly program=$1 out=$2 filter=${3:-Kernels/Forced*:Dropout/*d64*:Quantized/*} shards=${SHARDS:-4}
 shift 2
@@ -31,8 +32,8 @@ check() {  # tool
     running+=($!)
   done
   for shard in "${running[@]}"; do wait "$shard" || status=$?; done
-  printf '{"tool": "%s", "exit": %d, "errors": %s, "tests_passed": %s, "seconds": %d}\n' "$1" "$status" \
-    "$(sum '^=+ .*SUMMARY: ([0-9]+) (error|hazard).*' "${logs[@]}")" \
+  printf '{"tool": "%s", "exit": %d, "errors": %s, "warnings": %d, "tests_passed": %s, "seconds": %d}\n' "$1" "$status" \
+    "$(sum '^=+ .*SUMMARY: ([0-9]+) (error|hazard).*' "${logs[@]}")" "$(cat "${logs[@]}" | grep -oE '[0-9]+ warnings?\)$' | awk '{n += $1} END {print n + 0}')" \
     "$(sum '^\[  PASSED  \] ([0-9]+) tests?.*' "${logs[@]}")" $((SECONDS - start)) | tee "$out/$1.json"
   return "$status"
 }
