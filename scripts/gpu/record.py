@@ -1,8 +1,8 @@
 """Puts what check.sh left in a folder into one record; fails if anything failed, is missing, or no test ran.
 
-record.py OUT                          OUT/gpu-tests.json: counts, sanitizers, commit, digest of the CUDA sources
-record.py OUT --results FOLDER         and, if the record is whole and green, copies it and both benchmarks to FOLDER as
-                                       {gpu-tests,attention-cuda,blocks-cuda}-<gpu>-<date>.json: nothing else writes them
+record.py OUT                     OUT/gpu-tests.json: counts, sanitizers, commit, digest of the CUDA sources
+record.py OUT --results FOLDER    and, if the record is whole and green, copies it and both benchmarks to FOLDER
+                                  as {gpu-tests,attention-cuda,blocks-cuda}-<gpu>-<date>.json
 """
 
 import argparse

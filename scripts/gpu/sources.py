@@ -1,5 +1,5 @@
-"""A digest of the sources that a run on a GPU vouches for: all that the CUDA kernels are compiled from. Comments and white
-space don't count."""
+"""A digest of the sources that a run on a GPU vouches for: all that the CUDA kernels are compiled from. Comments and
+white space don't count."""
 
 import hashlib
 import pathlib
