@@ -12,8 +12,8 @@ bench:   ## attention and the operators around it against PyTorch's, JSON in bui
 	@scripts/bench.sh $(ARGS)
 asan:    ## the C++ tests under AddressSanitizer and UBSan
 	@scripts/asan.sh
-wheel:   ## build the Python wheel into build/dist
-	@scripts/wheel.sh
+wheel:   ## build the Python wheel into build/dist (CUDA=1: with the CUDA kernels)
+	@CUDA=$(CUDA) scripts/wheel.sh
 format:  ## rewrite the sources in the house format
 	@scripts/format.sh
 lint:    ## check format and Python style, change nothing

@@ -19,7 +19,7 @@ set(XFORMERS_CUTLASS_DIR "" CACHE PATH "CUTLASS's include folder; empty: ask Pyt
 
 # The folder of `package` in the first Python that has it, of those that would be asked for torch.
 function(_xformers_python_folder package result)
-  _xformers_locate_torch(ignored pythons)
+  _xformers_pythons(pythons)
   set(${result} "" PARENT_SCOPE)
   foreach(python IN LISTS pythons)
     execute_process(

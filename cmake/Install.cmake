@@ -40,6 +40,13 @@ foreach(header IN LISTS headers)
   install(FILES "${header}" DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}/${folder}" COMPONENT development)
 endforeach()
 
+if(XFORMERS_OPS)  # the operators run with the series they were built with
+  string(REPLACE "." ";" series "${XFORMERS_TORCH_SERIES}")
+  list(GET series 0 major)
+  list(GET series 1 minor)
+  math(EXPR minor "${minor} + 1")
+  set(XFORMERS_TORCH_NEXT_SERIES "${major}.${minor}")
+endif()
 configure_package_config_file(cmake/xformersConfig.cmake.in xformersConfig.cmake INSTALL_DESTINATION "${config_dir}"
                               NO_CHECK_REQUIRED_COMPONENTS_MACRO)
 write_basic_package_version_file(xformersConfigVersion.cmake COMPATIBILITY SameMinorVersion)

@@ -1,19 +1,21 @@
-# Imported targets made from an installed torch package: a Python wheel (CPU-only or CUDA) or LibTorch's archive.
+# An imported target made from an installed torch package: a Python wheel (CPU-only or CUDA) or LibTorch's archive.
 #
-#   torch::cpu   libtorch_cpu, libc10 and their headers
+#   xformers_torch::cpu   libtorch_cpu, libc10 and their headers
 #
 # The package's own find_package(Torch) wants a CUDA toolkit whenever the wheel was built with CUDA, and adds compiler
-# flags to whoever calls it. This module needs no toolkit and sets no flags.
+# flags to whoever calls it. This module needs no toolkit, sets no flags, defines nothing in torch's namespace and writes
+# nothing to the cache.
 #
 # Where it looks, first hit wins:
-#   XFORMERS_TORCH_DIR   the package folder, the one that holds lib/ and include/
-#   Python_EXECUTABLE    the torch that this interpreter would import; else ${CMAKE_SOURCE_DIR}/.venv, else python3
+#   XFORMERS_TORCH_DIR    the package folder, the one that holds lib/ and include/
+#   TORCH_INSTALL_PREFIX  the torch that the caller's own find_package(Torch) has found
+#   CMAKE_PREFIX_PATH     LibTorch's folder, or torch.utils.cmake_prefix_path
+#   Python_EXECUTABLE     the torch that this interpreter would import; else ${CMAKE_SOURCE_DIR}/.venv, else python3
 #
-# xformers_find_torch(<major.minor>...) takes the versions that will do. It defines torch::cpu and sets
-# XFORMERS_TORCH_DIR (cached) and XFORMERS_TORCH_VERSION, or explains itself in XFORMERS_TORCH_PROBLEM.
+# xformers_find_torch(MINIMUM <major.minor> BELOW <major.minor> [WARN_BEYOND]) takes torch from MINIMUM up to, but not
+# including, BELOW; WARN_BEYOND: later ones too, with a warning. It sets XFORMERS_TORCH_DIR and XFORMERS_TORCH_VERSION, or
+# explains itself in XFORMERS_TORCH_PROBLEM.
 include_guard(GLOBAL)
-
-set(XFORMERS_TORCH_DIR "" CACHE PATH "Folder of the torch package (holds lib/ and include/); empty: ask Python")
 
 # The folder of the torch package that `python` would import, without importing it.
 function(_xformers_ask_python python result)
@@ -24,7 +26,8 @@ function(_xformers_ask_python python result)
   set(${result} "${folder}" PARENT_SCOPE)
 endfunction()
 
-function(_xformers_locate_torch result asked)
+# Interpreters that may have torch, best first.
+function(_xformers_pythons result)
   set(pythons)
   if(Python_EXECUTABLE)
     list(APPEND pythons "${Python_EXECUTABLE}")
@@ -32,20 +35,37 @@ function(_xformers_locate_torch result asked)
     if(EXISTS "${CMAKE_SOURCE_DIR}/.venv/bin/python")
       list(APPEND pythons "${CMAKE_SOURCE_DIR}/.venv/bin/python")
     endif()
-    find_program(XFORMERS_PYTHON NAMES python3 python DOC "Python that has torch")
-    mark_as_advanced(XFORMERS_PYTHON)
-    if(XFORMERS_PYTHON)
-      list(APPEND pythons "${XFORMERS_PYTHON}")
+    find_program(python NAMES python3 python NO_CACHE)
+    if(python)
+      list(APPEND pythons "${python}")
     endif()
   endif()
-  foreach(python IN LISTS pythons)
-    _xformers_ask_python("${python}" folder)
-    if(folder)
-      break()
-    endif()
+  set(${result} "${pythons}" PARENT_SCOPE)
+endfunction()
+
+# The package's folder, or nothing, and where it was looked for.
+function(_xformers_locate_torch result asked)
+  set(looked)
+  set(found)
+  set(prefixes ${TORCH_INSTALL_PREFIX} ${CMAKE_PREFIX_PATH})
+  foreach(prefix IN LISTS prefixes)
+    foreach(folder IN ITEMS "${prefix}" "${prefix}/../..")  # ../..: of share/cmake
+      if(NOT found AND EXISTS "${folder}/lib/libtorch_cpu.so")
+        get_filename_component(found "${folder}" ABSOLUTE)
+      endif()
+    endforeach()
   endforeach()
-  set(${result} "${folder}" PARENT_SCOPE)
-  set(${asked} "${pythons}" PARENT_SCOPE)
+  if(NOT found)
+    _xformers_pythons(looked)
+    foreach(python IN LISTS looked)
+      _xformers_ask_python("${python}" found)
+      if(found)
+        break()
+      endif()
+    endforeach()
+  endif()
+  set(${result} "${found}" PARENT_SCOPE)
+  set(${asked} "${looked}" PARENT_SCOPE)
 endfunction()
 
 # Major.minor.patch from the headers; version.py of a wheel adds the local part ("2.11.0+cu130").
@@ -74,18 +94,17 @@ macro(_xformers_torch_problem)
 endmacro()
 
 function(xformers_find_torch)
-  set(accepted ${ARGN})
+  cmake_parse_arguments(PARSE_ARGV 0 accept "WARN_BEYOND" "MINIMUM;BELOW" "")
   set(folder "${XFORMERS_TORCH_DIR}")
   if(NOT folder)
     _xformers_locate_torch(folder asked)
   endif()
-  list(JOIN accepted " or " accepted_text)
-  list(GET accepted 0 preferred)
-  set(fix "Fix: pip install 'torch==${preferred}.*' into that Python, or pass -DPython_EXECUTABLE=<python that has it> or \
--DXFORMERS_TORCH_DIR=<folder of the torch package>")
+  set(expected "torch >= ${accept_MINIMUM}, < ${accept_BELOW}")
+  set(fix "Fix: pip install 'torch>=${accept_MINIMUM},<${accept_BELOW}' into that Python, or pass -DPython_EXECUTABLE=<python \
+that has it>, -DCMAKE_PREFIX_PATH=<LibTorch> or -DXFORMERS_TORCH_DIR=<folder of the torch package>")
   if(NOT folder)
     list(JOIN asked ", " asked)
-    _xformers_torch_problem("torch ${accepted_text} was not found (asked: ${asked}).  ${fix}")
+    _xformers_torch_problem("${expected} was not found (asked: ${asked}).  ${fix}")
   endif()
   foreach(part IN ITEMS lib/libtorch_cpu.so lib/libc10.so include/ATen/ATen.h)
     if(NOT EXISTS "${folder}/${part}")
@@ -93,22 +112,25 @@ function(xformers_find_torch)
     endif()
   endforeach()
   _xformers_torch_version("${folder}" version)
-  string(REGEX MATCH "^[0-9]+\\.[0-9]+" major_minor "${version}")
-  if(NOT major_minor IN_LIST accepted)
-    _xformers_torch_problem("torch in ${folder} is ${version}, expected ${accepted_text}.  ${fix}")
+  string(REGEX MATCH "^[0-9]+\\.[0-9]+" series "${version}")
+  if(series VERSION_LESS accept_MINIMUM OR (series VERSION_GREATER_EQUAL accept_BELOW AND NOT accept_WARN_BEYOND))
+    _xformers_torch_problem("torch in ${folder} is ${version}, expected ${expected}.  ${fix}")
+  endif()
+  if(series VERSION_GREATER_EQUAL accept_BELOW)
+    message(WARNING "torch ${version} is newer than what xformers was tested with (${expected}); it may not compile")
   endif()
 
-  if(NOT TARGET torch::cpu)
+  if(NOT TARGET xformers_torch::cpu)
     set(includes "${folder}/include" "${folder}/include/torch/csrc/api/include")
-    add_library(torch::c10 SHARED IMPORTED GLOBAL)
-    set_target_properties(torch::c10 PROPERTIES IMPORTED_LOCATION "${folder}/lib/libc10.so"
-                                                INTERFACE_INCLUDE_DIRECTORIES "${includes}")
-    add_library(torch::cpu SHARED IMPORTED GLOBAL)
-    set_target_properties(torch::cpu PROPERTIES IMPORTED_LOCATION "${folder}/lib/libtorch_cpu.so"
-                                                INTERFACE_INCLUDE_DIRECTORIES "${includes}"
-                                                INTERFACE_LINK_LIBRARIES torch::c10)
+    add_library(xformers_torch::c10 SHARED IMPORTED GLOBAL)
+    set_target_properties(xformers_torch::c10 PROPERTIES IMPORTED_LOCATION "${folder}/lib/libc10.so"
+                                                         INTERFACE_INCLUDE_DIRECTORIES "${includes}")
+    add_library(xformers_torch::cpu SHARED IMPORTED GLOBAL)
+    set_target_properties(xformers_torch::cpu PROPERTIES IMPORTED_LOCATION "${folder}/lib/libtorch_cpu.so"
+                                                         INTERFACE_INCLUDE_DIRECTORIES "${includes}"
+                                                         INTERFACE_LINK_LIBRARIES xformers_torch::c10)
   endif()
-  set(XFORMERS_TORCH_DIR "${folder}" CACHE PATH "" FORCE)
+  set(XFORMERS_TORCH_DIR "${folder}" PARENT_SCOPE)
   set(XFORMERS_TORCH_VERSION "${version}" PARENT_SCOPE)
   set(XFORMERS_TORCH_PROBLEM "" PARENT_SCOPE)
 endfunction()

@@ -1,6 +1,7 @@
 """Loads libxformers, which registers the operators as torch.ops.xformers.*"""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,12 @@ import torch
 
 from .version import __version__
 
-_PACKAGE = Path(__file__).parent
+# The folder that holds the libraries: the package's own, or, of an editable install, the one where they were built to.
+_PACKAGE = next(
+    (folder for folder in map(Path, sys.modules[__package__].__path__) if (folder / "libxformers.so").exists()),
+    Path(__file__).parent,
+)
 _LIBRARY = _PACKAGE / "libxformers.so"
-# What it was built for -> where all tests passed. (A load that fails is no version check: it may also crash later.)
-_RUNS_UNDER = {"2.11": ("2.10", "2.11")}
 _registered = False
 
 
@@ -35,8 +38,9 @@ def _register_extensions() -> None:
     global _registered
     if _registered:
         return
-    built_for, present = (_major_minor(version) for version in (_build_info()["torch_version"], torch.__version__))
-    runs_under = _RUNS_UNDER.get(built_for, (built_for,))
+    info = _build_info()
+    built_for, present = _major_minor(info["torch_version"]), _major_minor(torch.__version__)
+    runs_under = info["torch_runs_under"]  # a load that fails is no version check: it may also crash later
     if present not in runs_under:
         raise ImportError(
             f"xformers {__version__} was built for torch {built_for} and runs under torch {' and '.join(runs_under)}; "

@@ -3,6 +3,7 @@
 import subprocess
 from pathlib import Path
 
+import torch.utils
 from shell import run
 
 HERE = Path(__file__).parent
@@ -37,7 +38,15 @@ def test_missing_torch_is_explained(prefix, tmp_path):
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode != 0
     message = " ".join(result.stderr.split())
-    assert "torch 2.11 was not found (asked: /nonexistent). Fix: pip install 'torch==2.11.*'" in message
+    assert "torch >= 2.11, < 2.12 was not found (asked: /nonexistent). Fix: pip install 'torch>=2.11,<2.12'" in message
+
+
+def test_torch_is_found_through_cmake_prefix_path(build_outside, prefix):
+    variables = {"Python_EXECUTABLE": "/nonexistent", "CMAKE_PREFIX_PATH": torch.utils.cmake_prefix_path}
+    folder = build_outside(HERE / "consumer", CONSUMER_SOURCE="attention.cpp", **variables)
+    assert "max error" in run(folder / "consumer")
+    cache = (folder / "CMakeCache.txt").read_text()
+    assert "XFORMERS_" not in cache, "the consumer's cache is its own"
 
 
 def test_installed_libraries_look_only_beside_themselves(prefix):

@@ -28,15 +28,29 @@ print(pathlib.Path(xformers.__file__).parent)
 
 
 @pytest.fixture(scope="module")
-def wheel(build_dir, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("wheel")
-    # The compiler of the build tree, so that a compiler cache knows the sources already.
+def compiler(build_dir):
+    """That of the build tree, so that a compiler cache knows the sources already."""
     cache = (build_dir / "CMakeCache.txt").read_text()
-    compiler = re.search(r"^CMAKE_CXX_COMPILER:.*=(.+)$", cache, re.MULTILINE).group(1)
+    return re.search(r"^CMAKE_CXX_COMPILER:.*=(.+)$", cache, re.MULTILINE).group(1)
+
+
+@pytest.fixture(scope="module")
+def wheel(compiler, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
     run(sys.executable, "-m", "pip", "wheel", ROOT, "--no-deps", "--no-build-isolation", "--wheel-dir", folder,
-        "--disable-pip-version-check", env={**os.environ, "CXX": compiler})  # fmt: skip
+        "--disable-pip-version-check", env={**os.environ, "CXX": compiler, "XFORMERS_CUDA": "OFF"})  # fmt: skip
     (wheel,) = folder.glob("*.whl")
     return wheel
+
+
+def fresh_environment(folder):
+    """(python, site-packages) of an environment to which only torch and what it needs come from that of the tests."""
+    run(sys.executable, "-m", "venv", folder)
+    python = folder / "bin/python"
+    site = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
+    with open(f"{site}/outer.pth", "w") as file:
+        file.write(sysconfig.get_path("purelib") + "\n")
+    return python, site
 
 
 def test_content(wheel, tmp_path):
@@ -66,13 +80,16 @@ def test_content(wheel, tmp_path):
 
 
 def test_fresh_environment(wheel, tmp_path):
-    environment = tmp_path / "venv"
-    run(sys.executable, "-m", "venv", environment)
-    python = environment / "bin/python"
-    site = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
+    python, site = fresh_environment(tmp_path / "venv")
     run(python, "-m", "pip", "install", "--no-deps", "--disable-pip-version-check", wheel)
-    # Only torch and what it needs come from the environment of the tests.
-    with open(f"{site}/outer.pth", "w") as file:
-        file.write(sysconfig.get_path("purelib") + "\n")
     used = run(python, "-c", USE, cwd=tmp_path, env={"PATH": "/usr/bin:/bin"}).strip()
     assert used == f"{site}/xformers"
+
+
+def test_editable(wheel, compiler, tmp_path):  # after the wheel, whose objects it finds in the same build folder
+    python, site = fresh_environment(tmp_path / "venv")
+    environment = {**os.environ, "CXX": compiler, "XFORMERS_CUDA": "OFF"}
+    run(python, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--disable-pip-version-check", "-e", ROOT,
+        env=environment)  # fmt: skip
+    used = run(python, "-c", USE, cwd=tmp_path, env={"PATH": "/usr/bin:/bin"}).strip()
+    assert used == str(ROOT / "python/xformers")

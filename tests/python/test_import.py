@@ -64,7 +64,8 @@ def assert_import_error(folder, *fragments):
 def test_other_torch(tmp_path):
     package = copy_of_package(tmp_path, leave_out=["_build_info.json"])
     build = json.loads((PACKAGE / "_build_info.json").read_text())
-    (package / "_build_info.json").write_text(json.dumps({**build, "torch_version": "2.7.1+cu126"}))
+    other = {"torch_version": "2.7.1+cu126", "torch_runs_under": ["2.7"]}
+    (package / "_build_info.json").write_text(json.dumps({**build, **other}))
     assert_import_error(tmp_path, "was built for torch 2.7 and runs under torch 2.7;", "pip install 'torch==2.7.*'")
 
 
