@@ -13,6 +13,7 @@
 #include <cstdint>
 
 #include "xformers/kernels/base/dtype.h"
+#include "xformers/kernels/base/inline.h"
 #include "xformers/kernels/params/dropout.h"
 
 namespace xformers {
@@ -23,6 +24,11 @@ namespace xformers {
 struct HeadsTensor {
   void* data = nullptr;
   int64_t batch_stride = 0, seq_stride = 0, group_stride = 0, head_stride = 0;
+
+  // Where a row begins, in elements.
+  XFORMERS_INLINE int64_t offset(int64_t batch, int64_t row, int64_t group, int64_t head) const {
+    return batch * batch_stride + row * seq_stride + group * group_stride + head * head_stride;
+  }
 };
 
 struct AttentionShape {
@@ -79,12 +85,20 @@ struct MaskBand {
 struct ScoreBias {
   void* data = nullptr;
   int64_t batch_stride = 0, group_stride = 0, head_stride = 0, q_stride = 0, k_stride = 0;
+
+  XFORMERS_INLINE int64_t offset(int64_t batch, int64_t group, int64_t head, int64_t query, int64_t key) const {
+    return batch * batch_stride + group * group_stride + head * head_stride + query * q_stride + key * k_stride;
+  }
 };
 
 // A row statistic, [batch, groups, heads, seqlen_q] with stride 1 over seqlen_q; float, or double for fp64 inputs.
 struct RowTensor {
   void* data = nullptr;
   int64_t batch_stride = 0, group_stride = 0, head_stride = 0;
+
+  XFORMERS_INLINE int64_t offset(int64_t batch, int64_t group, int64_t head, int64_t row) const {
+    return batch * batch_stride + group * group_stride + head * head_stride + row;
+  }
 };
 
 // K and V as integers, dequantised to shape.dtype while they are read (forward only): element = code * scale + shift.
@@ -118,9 +132,9 @@ struct AttentionProblem {
   double softmax_scale = 1;
 };
 
-// The logarithm of a row's sum in two numbers of fp32 (fp64 inputs: fp64): L = lse + lse_low. Where a row's scores are far
-// from 0, one number forgets the sum: at -1e9 the neighbours of an fp32 are 64 apart. lse_low is what rounding to lse has
-// lost, at most half of a unit in lse's last place (0 where lse is not finite).
+// The logarithm of a row's sum in two numbers of fp32 (fp64 inputs: fp64): L = lse + lse_low. Where a row's scores are
+// far from 0, one number forgets the sum: at -1e9 the neighbours of an fp32 are 64 apart. lse_low is what rounding to
+// lse has lost, at most half of a unit in lse's last place (0 where lse is not finite).
 struct AttentionFwdParams : AttentionProblem {
   HeadsTensor out;
   bool wide_out = false;  // out is fp32 (fp64 for fp64 inputs), not shape.dtype
@@ -134,10 +148,10 @@ struct AttentionFwdParams : AttentionProblem {
 struct AttentionBwdParams : AttentionProblem {
   HeadsTensor out, dout;
   RowTensor lse;
-  RowTensor lse_low;       // data null: taken for 0
-  RowTensor dlse;          // gradient that reaches lse; data null: none
-  HeadsTensor dq, dk, dv;  // every element is written; dk and dv have one entry per query head
-  ScoreBias dbias;         // data null: not wanted; every element is written (0 where masked)
+  RowTensor lse_low;           // data null: taken for 0
+  RowTensor dlse;              // gradient that reaches lse; data null: none
+  HeadsTensor dq, dk, dv;      // every element is written; dk and dv have one entry per query head
+  ScoreBias dbias;             // data null: not wanted; every element is written (0 where masked)
   bool deterministic = false;  // CUDA: the same bits from run to run, for some time; on the CPU they always are
 };
 

@@ -38,7 +38,7 @@ class KeyRows {
 
   // Keys from `key` on whose rows of a plain format lie in memory one stride apart, at most up to `end`.
   HWY_INLINE RowRun in_place(const Sequence& sequence, int64_t key, int64_t end) const {
-    const RowRun run = sequence.rows_from(key, end);
+    const RowRun run = rows_from(p_.shape, p_.seq, sequence, key, end);
     return {run.row, p_.quantization.format == KvFormat::kPlain ? run.count : 0};
   }
 
@@ -47,13 +47,13 @@ class KeyRows {
                           const Sequence& sequence, Range keys, int64_t group, int64_t head) const {
     const KvFormat format = p_.quantization.format;
     const ptrdiff_t group_size = format == KvFormat::kInt4 ? dim / p_.quantization.num_groups : 0;
-    RowRun run = sequence.rows_from(keys.begin, keys.end);
+    RowRun run = rows_from(p_.shape, p_.seq, sequence, keys.begin, keys.end);
     if (format == KvFormat::kPlain && run.count == keys.end - keys.begin) {
       return {row_of<T>(tensor, sequence.batch, run.row, group, head), tensor.seq_stride};
     }
     T* to = copy.data;
     for (int64_t key = keys.begin; key < keys.end; key += run.count) {
-      run = sequence.rows_from(key, keys.end);
+      run = rows_from(p_.shape, p_.seq, sequence, key, keys.end);
       for (int64_t row = run.row; row < run.row + run.count; ++row, to += copy.stride) {
         if (format == KvFormat::kPlain) {
           std::memcpy(to, row_of<const T>(tensor, sequence.batch, row, group, head), dim * sizeof(T));

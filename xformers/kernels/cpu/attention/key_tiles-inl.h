@@ -62,7 +62,7 @@ class KeyTiles {
         p_.quantization.format == KvFormat::kPlain && p_.shape.head_dim == dim_ && p_.shape.head_dim_v == dim_v_;
     for (; block.num_tiles < max_tiles_ && block.keys.end < end; ++block.num_tiles) {
       const Range keys{block.keys.end, min_of(block.keys.end + kTileKeys, end)};
-      const RowRun run = sequence.rows_from(keys.begin, keys.end);
+      const RowRun run = rows_from(p_.shape, p_.seq, sequence, keys.begin, keys.end);
       const bool together = run.count == keys.end - keys.begin;
       block.tiles[block.num_tiles] = {keys, together ? run.row : -1, plain && together && run.count == kTileKeys};
       block.keys.end = keys.end;

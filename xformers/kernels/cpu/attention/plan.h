@@ -16,13 +16,13 @@ inline constexpr int64_t kMaxColumnBlocks = 16;
 
 // Column blocks that a forward task may hold: fewer for wide heads, so that its memory stays near the second-level
 // cache.
-XFORMERS_BAND_INLINE int64_t column_blocks(const AttentionShape& shape) {
+XFORMERS_INLINE int64_t column_blocks(const AttentionShape& shape) {
   const int64_t widest = shape.head_dim > shape.head_dim_v ? shape.head_dim : shape.head_dim_v;
   return widest <= 128 ? kMaxColumnBlocks : widest <= 256 ? kMaxColumnBlocks / 2 : kMaxColumnBlocks / 4;
 }
 
 // The heads of a group read the same rows of key and value.
-XFORMERS_BAND_INLINE bool shares_heads(const AttentionFwdParams& params) {
+XFORMERS_INLINE bool shares_heads(const AttentionFwdParams& params) {
   const KvQuantization& quantization = params.quantization;
   const bool coefficients_too = quantization.format != KvFormat::kFp8 || (quantization.k_scale_shift.head_stride == 0 &&
                                                                           quantization.v_scale_shift.head_stride == 0);
@@ -30,7 +30,7 @@ XFORMERS_BAND_INLINE bool shares_heads(const AttentionFwdParams& params) {
 }
 
 // Numbers in dq of one head as backward accumulates it: blocks of [head_dim to 16][64 queries].
-XFORMERS_BAND_INLINE int64_t dq_size(int64_t seqlen_q, int64_t head_dim) {
+XFORMERS_INLINE int64_t dq_size(int64_t seqlen_q, int64_t head_dim) {
   return (seqlen_q + kBlockColumns - 1) / kBlockColumns * kBlockColumns * ((head_dim + 15) / 16 * 16);
 }
 

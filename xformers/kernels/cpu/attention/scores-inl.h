@@ -34,18 +34,15 @@ HWY_INLINE Vec<double> power_vec(Vec<double> x) {
 
 template <class T>
 HWY_INLINE T* row_of(const HeadsTensor& tensor, int64_t batch, int64_t row, int64_t group, int64_t head) {
-  return static_cast<T*>(tensor.data) + batch * tensor.batch_stride + row * tensor.seq_stride +
-         group * tensor.group_stride + head * tensor.head_stride;
+  return static_cast<T*>(tensor.data) + tensor.offset(batch, row, group, head);
 }
 template <class C>
 HWY_INLINE C* row_of(const RowTensor& tensor, int64_t batch, int64_t row, int64_t group, int64_t head) {
-  return static_cast<C*>(tensor.data) + batch * tensor.batch_stride + group * tensor.group_stride +
-         head * tensor.head_stride + row;
+  return static_cast<C*>(tensor.data) + tensor.offset(batch, group, head, row);
 }
 template <class T>
 HWY_INLINE T* bias_row(const ScoreBias& bias, int64_t batch, int64_t query, int64_t group, int64_t head) {
-  return static_cast<T*>(bias.data) + batch * bias.batch_stride + group * bias.group_stride + head * bias.head_stride +
-         query * bias.q_stride;
+  return static_cast<T*>(bias.data) + bias.offset(batch, group, head, query, 0);
 }
 
 // The columns of one block: which head and query each one is.

@@ -34,15 +34,14 @@ void zero_rows(const HeadsTensor& tensor, const AttentionShape& shape, int64_t r
   for (int64_t row = 0; row < static_cast<int64_t>(rows.size()); ++row) {
     if (!rows[row]) continue;
     for_each_head(shape, [&](int64_t group, int64_t head) {
-      const int64_t offset = row * tensor.seq_stride + group * tensor.group_stride + head * tensor.head_stride;
-      std::memset(static_cast<char*>(tensor.data) + offset * element, 0, row_bytes);
+      std::memset(static_cast<char*>(tensor.data) + tensor.offset(0, row, group, head) * element, 0, row_bytes);
     });
   }
 }
 
 void clear_lse_rows(const RowTensor& lse, const AttentionShape& shape, const std::vector<char>& rows) {
   for_each_head(shape, [&](int64_t group, int64_t head) {
-    const int64_t offset = group * lse.group_stride + head * lse.head_stride;
+    const int64_t offset = lse.offset(0, group, head, 0);
     for (int64_t row = 0; row < static_cast<int64_t>(rows.size()); ++row) {
       if (!rows[row]) continue;
       if (shape.dtype == DType::kFloat64) {
@@ -59,10 +58,9 @@ void zero_dbias(const AttentionBwdParams& params, const Threads& threads) {
   const size_t bytes = size_of(shape.dtype);
   for_each_task(threads, shape.batch * shape.num_heads(), [&](int64_t task, int) {
     const int64_t head = task % shape.heads_per_group, group = task / shape.heads_per_group % shape.num_groups;
-    const int64_t base = task / shape.num_heads() * params.dbias.batch_stride + group * params.dbias.group_stride +
-                         head * params.dbias.head_stride;
     for (int64_t q = 0; q < shape.seqlen_q; ++q) {
-      char* row = static_cast<char*>(params.dbias.data) + (base + q * params.dbias.q_stride) * bytes;
+      char* row = static_cast<char*>(params.dbias.data) +
+                  params.dbias.offset(task / shape.num_heads(), group, head, q, 0) * bytes;
       if (params.dbias.k_stride == 1) {
         std::memset(row, 0, shape.seqlen_k * bytes);
       } else {

@@ -35,8 +35,7 @@ struct Row {
   }
   template <class T>
   T* in(const HeadsTensor& t) const {
-    return static_cast<T*>(t.data) + batch * t.batch_stride + query * t.seq_stride + group * t.group_stride +
-           head * t.head_stride;
+    return static_cast<T*>(t.data) + t.offset(batch, query, group, head);
   }
 };
 

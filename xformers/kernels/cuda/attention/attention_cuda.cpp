@@ -5,15 +5,16 @@
 #include "xformers/kernels/cuda/attention/forward_kernels.h"
 #include "xformers/kernels/cuda/attention/passes.h"
 #include "xformers/kernels/params/attention_check.h"
+#include "xformers/kernels/params/sequence.h"
 
 namespace xformers::cuda {
 namespace {
 
 thread_local std::string_view last_forward, last_backward;
 
-// Beside what every device refuses: the kernels count rows and keys of a sequence in 32 bits (seqlen.cuh).
+// Beside what every device refuses: the kernels count rows and keys of a sequence in 32 bits.
 void check_lengths(const AttentionShape& shape, const SeqLayout& seq) {
-  constexpr int64_t kMost = int64_t{1} << 30;
+  constexpr int64_t kMost = kMaxSeqlenOf<int>;
   const int64_t rows = shape.seqlen_q * std::max<int64_t>(shape.heads_per_group, 1),
                 keys = seq.paged() ? seq.pages.max_pages * seq.pages.page_size : shape.seqlen_k;
   if (rows >= kMost || keys >= kMost) {

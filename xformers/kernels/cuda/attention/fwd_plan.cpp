@@ -6,6 +6,7 @@
 #include "xformers/kernels/cuda/attention/sm80/fwd_policy.h"
 #include "xformers/kernels/cuda/attention/tiles.h"
 #include "xformers/kernels/cuda/base/device.h"
+#include "xformers/kernels/params/band.h"
 
 namespace xformers::cuda {
 namespace {
@@ -44,15 +45,13 @@ TileSteps tile_steps(const AttentionFwdParams& p, const sm80::FwdPolicy& policy)
   const int64_t keys = p.seq.paged() ? p.seq.pages.max_pages * p.seq.pages.page_size : p.shape.seqlen_k / sequences;
   const int64_t rows = ceil_of(policy.block_m(), packed_heads(p));  // queries of a tile
   const int64_t tiles = std::max<int64_t>(ceil_of(queries, rows), 1);
-  const int64_t shift = p.band.bottom_right ? keys - queries : 0;
+  const BandOf<int64_t> band(p.band, {0, 0, 0, 0, queries, keys});
   TileSteps result;
   result.samples = is_banded(p.band) ? static_cast<int>(std::min<int64_t>(tiles, TileSteps::kSamples)) : 1;
   for (int i = 0; i < result.samples; ++i) {
-    const int64_t first = (tiles - 1 - tiles * i / result.samples) * rows, last = std::min(first + rows, queries) - 1;
-    const int64_t begin = p.band.window_left == kUnbounded ? 0 : first + shift - p.band.window_left;
-    const int64_t end = p.band.window_right == kUnbounded ? keys : last + shift + p.band.window_right + 1;
-    const int64_t low = std::clamp<int64_t>(begin, 0, keys) / policy.block_n;
-    const int64_t high = ceil_of(std::clamp<int64_t>(end, 0, keys), policy.block_n);
+    const int64_t first = (tiles - 1 - tiles * i / result.samples) * rows;
+    const RangeOf<int64_t> seen = band.key_range({first, std::min(first + rows, queries)});
+    const int64_t low = seen.begin / policy.block_n, high = ceil_of(seen.end, policy.block_n);
     result.steps[i] = static_cast<int>(std::max<int64_t>(high - low, 0));
     result.sum += result.steps[i];
     result.most = std::max(result.most, result.steps[i]);

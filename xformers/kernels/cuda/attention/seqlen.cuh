@@ -1,59 +1,22 @@
-// Who is there: where the rows of one sequence lie, for dense, packed, padded, gappy and paged layouts; and which tile
-// of which sequence a thread block works on. Offsets from the caller are clamped to the tensors, so that no value of
-// theirs leads out of bounds.
+// Sequences as the CUDA kernels count them, in 32 bits; and which tile of which sequence a thread block works on.
 #pragma once
 
 #include <cstdint>
 
-#include "xformers/kernels/params/attention.h"
+#include "xformers/kernels/params/sequence.h"
 
 namespace xformers::cuda {
 
-template <class Integer>
-__host__ __device__ constexpr Integer clamp_to(Integer x, Integer low, Integer high) {
-  return x < low ? low : x > high ? high : x;
-}
 template <class Integer>
 __host__ __device__ constexpr Integer ceil_div(Integer a, Integer b) {
   return (a + b - 1) / b;
 }
 
-// Lengths stay below this, so that sums of two fit in an int.
-inline constexpr int64_t kMaxSeqlen = int64_t{1} << 30;
+inline constexpr int64_t kMaxSeqlen = kMaxSeqlenOf<int>;
+using Sequence = SequenceOf<int>;
 
-struct Sequence {
-  int64_t index, batch;      // which sequence; its batch row
-  int64_t q_begin, k_begin;  // paged: k_begin counts in the sequence's own pages
-  int seqlen_q, seqlen_k;
-};
-
-__host__ __device__ inline int64_t num_sequences(const AttentionShape& shape, const SeqLayout& layout) {
-  return layout.packed() ? layout.num_sequences : shape.batch;
-}
-
-__device__ inline Sequence sequence_at(const AttentionShape& shape, const SeqLayout& layout, int64_t index) {
-  if (!layout.packed()) {
-    return {index, index, 0, 0, static_cast<int>(shape.seqlen_q), static_cast<int>(shape.seqlen_k)};
-  }
-  const int64_t q_begin = clamp_to<int64_t>(layout.cu_seqlens_q[index], 0, shape.seqlen_q);
-  const int64_t q_end = clamp_to<int64_t>(layout.cu_seqlens_q[index + 1], q_begin, shape.seqlen_q);
-  const int64_t most =
-      layout.paged() ? (shape.seqlen_k > 0 ? layout.pages.max_pages * layout.pages.page_size : 0) : shape.seqlen_k;
-  const int64_t k_begin = layout.cu_seqlens_k ? clamp_to<int64_t>(layout.cu_seqlens_k[index], 0, most) : 0;
-  const int64_t k_end = layout.seqused_k ? k_begin + clamp_to<int64_t>(layout.seqused_k[index], 0, most - k_begin)
-                                         : clamp_to<int64_t>(layout.cu_seqlens_k[index + 1], k_begin, most);
-  return {index, 0, q_begin, k_begin, static_cast<int>(q_end - q_begin), static_cast<int>(k_end - k_begin)};
-}
-
-// The row of K and V that holds a key of the sequence.
-__device__ inline int64_t key_row(const AttentionShape& shape, const SeqLayout& layout, const Sequence& sequence,
-                                  int key) {
-  const int64_t position = sequence.k_begin + key;
-  if (!layout.paged()) return position;
-  const PageTable& pages = layout.pages;
-  const auto place = static_cast<uint32_t>(position), size = static_cast<uint32_t>(pages.page_size);
-  const int64_t page = pages.data[sequence.index * pages.row_stride + place / size];
-  return clamp_to<int64_t>(page * pages.page_size + place % size, 0, shape.seqlen_k - 1);
+__device__ __forceinline__ Sequence sequence_at(const AttentionShape& shape, const SeqLayout& layout, int64_t index) {
+  return xformers::sequence_at<int>(shape, layout, index);
 }
 
 // Tiles of `tile_rows` rows, sequence after sequence: the tile that comes `index`-th. All lanes of a warp call it.

@@ -25,9 +25,7 @@ struct MergeRow {
     query = args.queries.divide(index);
     batch = index;
   }
-  __device__ __forceinline__ int64_t offset(const HeadsTensor& t) const {
-    return batch * t.batch_stride + query * t.seq_stride + group * t.group_stride + head * t.head_stride;
-  }
+  __device__ __forceinline__ int64_t offset(const HeadsTensor& t) const { return t.offset(batch, query, group, head); }
   template <class T>
   __device__ __forceinline__ T* in(const HeadsTensor& t) const {
     return static_cast<T*>(t.data) + offset(t);
