@@ -327,7 +327,7 @@ __global__ void __launch_bounds__(decode_policy(kHeadDim).threads(), kBlocksPerM
   wait_for_kernel_before();
   const DecodeTile tile = decode_tile(args);
   if (args.p.seq.packed() && blockIdx.y == 0 && tile.slot == 0) clear_ends<T>(args, tile);
-  if (tile.rows == 0) return;
+  if (tile.rows <= 0) return;
   Decode<T, decode_policy(kHeadDim)>(args, tile, smem).run();
 }
 

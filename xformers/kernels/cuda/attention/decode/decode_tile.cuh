@@ -6,6 +6,7 @@
 #include "xformers/kernels/cuda/attention/decode/decode_policy.h"
 #include "xformers/kernels/cuda/attention/fwd_args.h"
 #include "xformers/kernels/cuda/attention/mask.cuh"
+#include "xformers/kernels/cuda/attention/scheduler.cuh"
 #include "xformers/kernels/cuda/base/elements.cuh"
 
 namespace xformers::cuda::decode {
@@ -14,32 +15,7 @@ struct DecodeTile {
   int64_t slot;
   Sequence sequence;
   int group, first_head;  // first_head: of the group; all its heads if packed
-  int first_row, rows;    // of the sequence's seqlen_q * packed_heads; rows inside, 0 where there is no tile
-};
-
-// The tile in a slot. Sequence s of packed sequences has the slots from slot_of(s) on, and at least as many as tiles.
-struct Slots {
-  const FwdArgs& args;
-  __device__ __forceinline__ int64_t rows_before(int64_t sequence) const {
-    return clamp_to<int64_t>(args.p.seq.cu_seqlens_q[sequence], 0, args.p.shape.seqlen_q) * args.packed_heads;
-  }
-  __device__ __forceinline__ int64_t slot_of(int64_t sequence) const {
-    return rows_before(sequence) / kRows + sequence;
-  }
-
-  // The last sequence whose slots begin at or before this one: 32 probes at once. All lanes of a warp call it.
-  __device__ __forceinline__ int64_t sequence_of(int64_t slot) const {
-    int64_t low = 0, size = args.p.seq.num_sequences;  // it is in [low, low + size)
-    while (size > 1) {
-      const int64_t step = ceil_div<int64_t>(size, 32), probe = low + (threadIdx.x % 32) * step;
-      const bool before = probe < low + size && slot_of(probe) <= slot;
-      const int found = 31 - __clz(static_cast<int>(__ballot_sync(0xffffffffu, before) | 1u));
-      const int64_t end = low + size;
-      low += found * step;
-      size = end - low < step ? end - low : step;
-    }
-    return low;
-  }
+  int first_row, rows;    // of the sequence's seqlen_q * packed_heads; rows <= 0: there is no tile
 };
 
 __device__ __forceinline__ DecodeTile decode_tile(const FwdArgs& args) {
@@ -54,16 +30,11 @@ __device__ __forceinline__ DecodeTile decode_tile(const FwdArgs& args) {
   }
   tile.group = static_cast<int>(index % shape.num_groups);
   tile.slot = index /= shape.num_groups;
-  if (args.p.seq.packed()) {
-    const Slots slots{args};
-    const int64_t sequence = slots.sequence_of(index);
-    tile.sequence = sequence_at(shape, args.p.seq, sequence);
-    tile.first_row = static_cast<int>(index - slots.slot_of(sequence)) * kRows;
-  } else {
-    tile.sequence = sequence_at(shape, args.p.seq, index / args.tiles);
-    tile.first_row = static_cast<int>(index % args.tiles) * kRows;
-  }
-  tile.rows = max(0, min(kRows, tile.sequence.seqlen_q * args.packed_heads - tile.first_row));
+  const int64_t sequence = args.p.seq.packed() ? 0 : index / args.tiles;
+  const RowTile rows = query_tile(shape, args.p.seq, sequence, index - sequence * args.tiles, kRows, args.packed_heads);
+  tile.sequence = rows.sequence;
+  tile.first_row = rows.first;
+  tile.rows = rows.rows;
   return tile;
 }
 

@@ -79,8 +79,8 @@ struct BackwardTile {
         if (at_query < tile.sequence.seqlen_q && band.visible(at_query, at_key)) {
           C s = scores[i][j] * static_cast<C>(p.softmax_scale);
           if (p.mods.bias.data) {
-            s += to_compute<C>(static_cast<const T*>(
-                p.mods.bias.data)[bias_offset(p.mods.bias, tile.sequence.batch, tile.group, tile.head, at_query, at_key)]);
+            s += to_compute<C>(static_cast<const T*>(p.mods.bias.data)[bias_offset(
+                p.mods.bias, tile.sequence.batch, tile.group, tile.head, at_query, at_key)]);
           }
           prob = exponential(s - lse[at_query]);
           C factor = 1;
@@ -123,8 +123,7 @@ __global__ void __launch_bounds__(kThreads) attention_bwd_dkdv_simt(const __grid
   constexpr int kPer = kTile / kSide;
   extern __shared__ __align__(16) unsigned char smem[];
   const AttentionBwdParams& p = args.p;
-  const HeadTile tile =
-      head_tile<kTile>(p.shape, p.seq, args.tiles, [](const Sequence& sequence) { return sequence.seqlen_k; });
+  const HeadTile tile = head_tile<kTile, RowsOf::kKeys>(p.shape, p.seq, args.tiles);
   if (tile.rows <= 0) return;
   const BackwardTile<T, C, kTile> work(args, tile, static_cast<int>(blockIdx.y) * kChunks * kChunkDims, smem);
   C dk[kChunks][kPer][kDimsPerThread] = {}, dv[kChunks][kPer][kDimsPerThread] = {};
@@ -152,8 +151,7 @@ __global__ void __launch_bounds__(kThreads) attention_bwd_dq_simt(const __grid_c
   constexpr int kPer = kTile / kSide;
   extern __shared__ __align__(16) unsigned char smem[];
   const AttentionBwdParams& p = args.p;
-  const HeadTile tile =
-      head_tile<kTile>(p.shape, p.seq, args.query_blocks, [](const Sequence& sequence) { return sequence.seqlen_q; });
+  const HeadTile tile = head_tile<kTile, RowsOf::kQueries>(p.shape, p.seq, args.query_blocks);
   if (tile.rows <= 0) return;
   const BackwardTile<T, C, kTile> work(args, tile, static_cast<int>(blockIdx.y) * kChunks * kChunkDims, smem);
   C dq[kChunks][kPer][kDimsPerThread] = {};

@@ -48,8 +48,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(C) == 4 && kOutChunks == 2 ? 
   C* const kv_chunk = q_chunk + kTile * kPitch;
   C* const probs = kv_chunk + kTile * kPitch;  // [kTile][score_pitch]
   const AttentionFwdParams& p = args.p;
-  const HeadTile tile =
-      head_tile<kTile>(p.shape, p.seq, args.tiles, [](const Sequence& sequence) { return sequence.seqlen_q; });
+  const HeadTile tile = head_tile<kTile, RowsOf::kQueries>(p.shape, p.seq, args.tiles);
   if (tile.rows <= 0) return;
   const Sequence& sequence = tile.sequence;
   const Band band(p.band, sequence);

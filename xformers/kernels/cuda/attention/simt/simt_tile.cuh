@@ -8,6 +8,7 @@
 #include "xformers/kernels/cuda/attention/dropout.cuh"
 #include "xformers/kernels/cuda/attention/mask.cuh"
 #include "xformers/kernels/cuda/attention/quantised_rows.cuh"
+#include "xformers/kernels/cuda/attention/scheduler.cuh"
 
 namespace xformers::cuda::simt {
 
@@ -154,15 +155,15 @@ __device__ __forceinline__ uint32_t sequence_head(const AttentionShape& shape, c
   return static_cast<uint32_t>(sequence.index * shape.num_heads() + group * shape.heads_per_group + head);
 }
 
-// A tile of `kTile` rows of one head: queries or keys. 1-D grids: heads outside, tiles inside.
+// A tile of `kTile` rows of one head. 1-D grids: heads outside, tiles inside.
 struct HeadTile {
   Sequence sequence;
   int64_t group, head;
   int first, rows;
 };
-template <int kTile, class LengthOf>
-__device__ __forceinline__ HeadTile head_tile(const AttentionShape& shape, const SeqLayout& seq, int64_t tiles,
-                                              const LengthOf& length_of) {
+enum class RowsOf { kQueries, kKeys };
+template <int kTile, RowsOf kRowsOf>
+__device__ __forceinline__ HeadTile head_tile(const AttentionShape& shape, const SeqLayout& seq, int64_t tiles) {
   int64_t index = blockIdx.x;
   const int64_t tile = index % tiles;
   index /= tiles;
@@ -171,17 +172,11 @@ __device__ __forceinline__ HeadTile head_tile(const AttentionShape& shape, const
   index /= shape.heads_per_group;
   result.group = index % shape.num_groups;
   index /= shape.num_groups;
-  if (seq.packed()) {
-    const SequenceTile found = find_tile(tile, seq.num_sequences, kTile,
-                                         [&](int64_t s) { return int64_t{length_of(sequence_at(shape, seq, s))}; });
-    if (found.sequence < 0) return result;
-    result.sequence = sequence_at(shape, seq, found.sequence);
-    result.first = found.first_row;
-  } else {
-    result.sequence = sequence_at(shape, seq, index);
-    result.first = static_cast<int>(tile) * kTile;
-  }
-  result.rows = min(kTile, length_of(result.sequence) - result.first);
+  const RowTile rows =
+      kRowsOf == RowsOf::kKeys ? key_tile(shape, seq, index, tile, kTile) : query_tile(shape, seq, index, tile, kTile);
+  result.sequence = rows.sequence;
+  result.first = rows.first;
+  result.rows = rows.rows;
   return result;
 }
 

@@ -98,21 +98,15 @@ __global__ void __launch_bounds__(bwd_policy(kHeadDim, kFeatures, kLargeSmem).th
   const unsigned head_of_all = blockIdx.x / blocks, head = head_of_all % heads;
   if (blockIdx.x == gridDim.x - 1) wait_for_kernel_before();  // what comes next on the stream waits for this one alone
   await_tiles(args, head_of_all);
-  int64_t block = blockIdx.x % blocks, place = blockIdx.x;
-  Sequence sequence;
-  if (p.seq.packed()) {
-    const SequenceTile found = find_tile(block, p.seq.num_sequences, kPolicy.dq_rows(),
-                                         [&](int64_t s) { return int64_t{sequence_at(p.shape, p.seq, s).seqlen_q}; });
-    if (found.sequence < 0) return;
-    sequence = sequence_at(p.shape, p.seq, found.sequence);
-    block = found.first_row / kPolicy.dq_rows();
-    place = int64_t{head_of_all} * blocks + first_query_block(p.seq, sequence, kPolicy.dq_rows()) + block;
-  } else {
-    sequence = sequence_at(p.shape, p.seq, head_of_all / heads);
-  }
+  const RowTile tile = query_tile(p.shape, p.seq, head_of_all / heads, blockIdx.x % blocks, kPolicy.dq_rows());
+  if (tile.rows <= 0) return;
+  const Sequence& sequence = tile.sequence;
+  const int64_t first_query = tile.first, place = int64_t{head_of_all} * blocks +
+                                                  first_query_block(p.seq, sequence, kPolicy.dq_rows()) +
+                                                  first_query / kPolicy.dq_rows();
   const float* const from = args.dq_sum + place * (kPolicy.dq_rows() * kHeadDim);
   const float scale = static_cast<float>(p.softmax_scale);
-  const int64_t first_query = block * kPolicy.dq_rows(), dims = p.shape.head_dim;
+  const int64_t dims = p.shape.head_dim;
   T* const to = static_cast<T*>(p.dq.data) + sequence.batch * p.dq.batch_stride + head / per_group * p.dq.group_stride +
                 head % per_group * p.dq.head_stride + (sequence.q_begin + first_query) * p.dq.seq_stride;
 #pragma unroll 4

@@ -3,6 +3,7 @@
 
 #include "xformers/kernels/cuda/attention/bwd_args.h"
 #include "xformers/kernels/cuda/attention/mask.cuh"
+#include "xformers/kernels/cuda/attention/scheduler.cuh"
 #include "xformers/kernels/cuda/attention/sm80/bwd_dropout.cuh"
 #include "xformers/kernels/cuda/attention/sm80/bwd_policy.h"
 #include "xformers/kernels/cuda/attention/sm80/tile.cuh"
@@ -28,23 +29,14 @@ __device__ __forceinline__ BwdTile bwd_tile_at(const BwdArgs& args, int head_of_
   BwdTile result;
   const AttentionShape& shape = args.p.shape;
   const int heads = static_cast<int>(shape.num_heads()), per_group = static_cast<int>(shape.heads_per_group);
-  result.first_key = result.keys = 0;
   result.head_of_all = head_of_all;
   result.index = tile;
   result.group = head_of_all % heads / per_group;
   result.head = head_of_all % per_group;
-  if (args.p.seq.packed()) {
-    const SequenceTile found = find_tile(tile, args.p.seq.num_sequences, kBlockN, [&](int64_t s) {
-      return int64_t{sequence_at(shape, args.p.seq, s).seqlen_k};
-    });
-    if (found.sequence < 0) return result;
-    result.sequence = sequence_at(shape, args.p.seq, found.sequence);
-    result.first_key = found.first_row;
-  } else {
-    result.sequence = sequence_at(shape, args.p.seq, head_of_all / heads);
-    result.first_key = tile * kBlockN;
-  }
-  result.keys = min(kBlockN, result.sequence.seqlen_k - result.first_key);
+  const RowTile keys = key_tile(shape, args.p.seq, head_of_all / heads, tile, kBlockN);
+  result.sequence = keys.sequence;
+  result.first_key = keys.first;
+  result.keys = keys.rows;
   return result;
 }
 

@@ -8,7 +8,7 @@
 #include "xformers/kernels/cuda/attention/dropout.cuh"
 #include "xformers/kernels/cuda/attention/fwd_args.h"
 #include "xformers/kernels/cuda/attention/mask.cuh"
-#include "xformers/kernels/cuda/attention/seqlen.cuh"
+#include "xformers/kernels/cuda/attention/scheduler.cuh"
 #include "xformers/kernels/cuda/attention/sm80/fwd_policy.h"
 
 namespace xformers::cuda::sm80 {
@@ -111,23 +111,15 @@ __device__ __forceinline__ FwdTile fwd_tile(const FwdGrid& args) {
   FwdTile result;
   result.first_head = args.by_heads.split(index);
   result.group = args.by_groups.split(index);
-  if (args.p.seq.packed()) {
-    const SequenceTile found = search_tile(tile, args.p.seq.num_sequences, kPolicy.block_m(), [&](int64_t s) {
-      return clamp_to<int64_t>(args.p.seq.cu_seqlens_q[s], 0, shape.seqlen_q) * args.packed_heads;
-    });
-    result.rows = 0;
-    if (found.sequence < 0) return result;
-    result.sequence = sequence_at(shape, args.p.seq, found.sequence);
-    result.first_row = found.first_row;
-  } else {
-    result.sequence = sequence_at(shape, args.p.seq, index);
-    result.first_row = tile * kPolicy.block_m();
-  }
+  const RowTile rows = query_tile(shape, args.p.seq, index, tile, kPolicy.block_m(), args.packed_heads);
+  result.sequence = rows.sequence;
+  result.first_row = rows.first;
+  result.rows = rows.rows;
+  if (result.rows <= 0) return result;
   const auto origin = [&](const auto& t) {
     return result.sequence.batch * t.batch_stride + result.group * t.group_stride + result.first_head * t.head_stride;
   };
   result.k_origin = origin(args.p.k), result.v_origin = origin(args.p.v), result.bias_origin = origin(args.p.mods.bias);
-  result.rows = min(kPolicy.block_m(), result.sequence.seqlen_q * args.packed_heads - result.first_row);
   result.band = Band(args.p.band, result.sequence);
   result.blocks = key_blocks<kPolicy>(args, result);
   result.full = {0, 0};

@@ -3,7 +3,7 @@
 
 #include "xformers/kernels/cuda/attention/bwd_args.h"
 #include "xformers/kernels/cuda/attention/mask.cuh"
-#include "xformers/kernels/cuda/attention/seqlen.cuh"
+#include "xformers/kernels/cuda/attention/scheduler.cuh"
 #include "xformers/kernels/cuda/attention/sm80_fp32/order.cuh"
 
 namespace xformers::cuda::sm80_fp32 {
@@ -52,19 +52,10 @@ __device__ __forceinline__ BwdTile bwd_tile(const BwdArgs& args) {
   index /= shape.heads_per_group;
   result.group = static_cast<int>(index % shape.num_groups);
   index /= shape.num_groups;
-  if (args.p.seq.packed()) {
-    const SequenceTile found = find_tile(tile, args.p.seq.num_sequences, kBlockN, [&](int64_t s) {
-      return int64_t{sequence_at(shape, args.p.seq, s).seqlen_k};
-    });
-    result.keys = 0;
-    if (found.sequence < 0) return result;
-    result.sequence = sequence_at(shape, args.p.seq, found.sequence);
-    result.first_key = found.first_row;
-  } else {
-    result.sequence = sequence_at(shape, args.p.seq, index);
-    result.first_key = static_cast<int>(tile) * kBlockN;
-  }
-  result.keys = min(kBlockN, result.sequence.seqlen_k - result.first_key);
+  const RowTile keys = key_tile(shape, args.p.seq, index, tile, kBlockN);
+  result.sequence = keys.sequence;
+  result.first_key = keys.first;
+  result.keys = keys.rows;
   return result;
 }
 

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "xformers/kernels/cuda/attention/fwd_args.h"
-#include "xformers/kernels/cuda/attention/seqlen.cuh"
+#include "xformers/kernels/cuda/attention/scheduler.cuh"
 #include "xformers/kernels/cuda/attention/sm80_fp32/order.cuh"
 
 namespace xformers::cuda::sm80_fp32 {
@@ -35,19 +35,10 @@ __device__ __forceinline__ FwdTile fwd_tile(const FwdArgs& args) {
   }
   result.group = static_cast<int>(index % shape.num_groups);
   index /= shape.num_groups;
-  if (args.p.seq.packed()) {
-    const SequenceTile found = find_tile(tile, args.p.seq.num_sequences, kBlockM, [&](int64_t s) {
-      return int64_t{sequence_at(shape, args.p.seq, s).seqlen_q} * packed_heads;
-    });
-    result.rows = 0;
-    if (found.sequence < 0) return result;
-    result.sequence = sequence_at(shape, args.p.seq, found.sequence);
-    result.first_row = found.first_row;
-  } else {
-    result.sequence = sequence_at(shape, args.p.seq, index);
-    result.first_row = static_cast<int>(tile) * kBlockM;
-  }
-  result.rows = min(kBlockM, result.sequence.seqlen_q * packed_heads - result.first_row);
+  const RowTile rows = query_tile(shape, args.p.seq, index, tile, kBlockM, packed_heads);
+  result.sequence = rows.sequence;
+  result.first_row = rows.first;
+  result.rows = rows.rows;
   return result;
 }
 

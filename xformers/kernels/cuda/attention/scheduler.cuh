@@ -1,0 +1,105 @@
+// Which tile of which sequence a thread block works on. Offsets of packed sequences are read on the GPU and may be
+// anything: a block finds a tile inside of the tensors, or none.
+#pragma once
+
+#include "xformers/kernels/cuda/attention/seqlen.cuh"
+
+namespace xformers::cuda {
+
+struct SequenceTile {
+  int64_t sequence = -1;  // -1: none
+  int first_row = 0;
+};
+
+// Tiles of `tile_rows` rows, sequence after sequence: the tile that comes `index`-th, by adding up lengths.
+template <class RowsOf>  // rows_of(sequence)
+__device__ inline SequenceTile find_tile(int64_t index, int64_t sequences, int tile_rows, const RowsOf& rows_of) {
+  constexpr unsigned kAll = 0xffffffffu;
+  const int lane = threadIdx.x % 32;
+  for (int64_t first = 0; first < sequences; first += 32) {
+    const int tiles =
+        first + lane < sequences ? static_cast<int>(ceil_div<int64_t>(rows_of(first + lane), tile_rows)) : 0;
+    int up_to = tiles;  // tiles of the sequences up to this lane's
+    for (int step = 1; step < 32; step *= 2) {
+      const int other = __shfl_up_sync(kAll, up_to, step);
+      if (lane >= step) up_to += other;
+    }
+    const int all = __shfl_sync(kAll, up_to, 31);
+    if (index < all) {
+      const int found = __ffs(__ballot_sync(kAll, index < up_to)) - 1;
+      const int before = __shfl_sync(kAll, up_to - tiles, found);
+      return {first + found, static_cast<int>(index - before) * tile_rows};
+    }
+    index -= all;
+  }
+  return {};
+}
+
+// The same with a search in place of a sum, for any number of sequences: the tiles of sequence s come from
+// offset(s) / tile_rows + s on, where offset(s) counts the rows before it. Places between sequences stay empty; all of
+// them are at most max_tiles().
+template <class Offset>
+__device__ inline SequenceTile search_tile(int64_t index, int64_t sequences, int tile_rows, const Offset& offset) {
+  const int lane = threadIdx.x % 32;
+  int64_t first = 0, left = sequences;  // the last sequence that begins at or before `index` is among these
+  const auto place = [&](int64_t s) { return offset(s) / tile_rows + s; };
+  while (left > 0) {
+    const int64_t step = ceil_div<int64_t>(left, 32), mine = lane * step;
+    const unsigned before = __ballot_sync(0xffffffffu, mine < left && place(first + mine) <= index);
+    if (before == 0) break;  // offsets that begin late or don't ascend
+    const int64_t found = (31 - __clz(static_cast<int>(before))) * step;
+    first += found, left = step == 1 ? 0 : min(step, left - found);
+    if (left <= 1) return {first, static_cast<int>(min((index - place(first)) * tile_rows, kMaxSeqlen))};
+  }
+  return {};
+}
+
+// Rows of one sequence that a block works on. All lanes of a warp ask for their tile together.
+struct RowTile {
+  Sequence sequence = {};
+  int first = 0, rows = 0;  // of the sequence; rows <= 0: nothing is to be done here
+};
+
+// Tile `index` of the queries: of `dense_sequence`, or of all packed ones (max_tiles()). A row is a query and one of
+// `packed_heads` heads.
+__device__ __forceinline__ RowTile query_tile(const AttentionShape& shape, const SeqLayout& seq, int64_t dense_sequence,
+                                              int64_t index, int tile_rows, int packed_heads = 1) {
+  RowTile tile;
+  if (seq.packed()) {
+    const SequenceTile found = search_tile(index, seq.num_sequences, tile_rows, [&](int64_t s) {
+      return clamp_to<int64_t>(seq.cu_seqlens_q[s], 0, shape.seqlen_q) * packed_heads;
+    });
+    if (found.sequence < 0) return tile;
+    tile.sequence = sequence_at(shape, seq, found.sequence);
+    tile.first = found.first_row;
+  } else {
+    tile.sequence = sequence_at(shape, seq, dense_sequence);
+    tile.first = static_cast<int>(index) * tile_rows;
+  }
+  tile.rows = min(tile_rows, tile.sequence.seqlen_q * packed_heads - tile.first);
+  return tile;
+}
+
+// The same of the keys. Those with gaps may lie in any order: their lengths are added up.
+__device__ __forceinline__ RowTile key_tile(const AttentionShape& shape, const SeqLayout& seq, int64_t dense_sequence,
+                                            int64_t index, int tile_rows) {
+  RowTile tile;
+  if (seq.packed()) {
+    const SequenceTile found = seq.seqused_k
+                                   ? find_tile(index, seq.num_sequences, tile_rows,
+                                               [&](int64_t s) { return int64_t{sequence_at(shape, seq, s).seqlen_k}; })
+                                   : search_tile(index, seq.num_sequences, tile_rows, [&](int64_t s) {
+                                       return clamp_to<int64_t>(seq.cu_seqlens_k[s], 0, shape.seqlen_k);
+                                     });
+    if (found.sequence < 0) return tile;
+    tile.sequence = sequence_at(shape, seq, found.sequence);
+    tile.first = found.first_row;
+  } else {
+    tile.sequence = sequence_at(shape, seq, dense_sequence);
+    tile.first = static_cast<int>(index) * tile_rows;
+  }
+  tile.rows = min(tile_rows, tile.sequence.seqlen_k - tile.first);
+  return tile;
+}
+
+}  // namespace xformers::cuda
