@@ -18,7 +18,7 @@ endif()
 # Public headers: the parameter structs and entry points of the kernels, the operators' functions.
 file(GLOB headers RELATIVE "${PROJECT_SOURCE_DIR}" CONFIGURE_DEPENDS xformers/kernels/base/*.h xformers/kernels/params/*.h)
 list(APPEND headers xformers/kernels/cpu/base/parallel_for.h xformers/kernels/cpu/base/cpu_features.h
-     xformers/kernels/cpu/attention/attention_cpu.h
+     xformers/kernels/cpu/base/isa_choice.h xformers/kernels/cpu/attention/attention_cpu.h
      xformers/kernels/cpu/bias_act_dropout/bias_act_dropout_cpu.h xformers/kernels/cpu/indexing/indexing_cpu.h
      xformers/kernels/cpu/merge/merge_cpu.h xformers/kernels/cpu/norm/norm_cpu.h xformers/kernels/cpu/rope/rope_cpu.h
      xformers/kernels/cpu/softmax/softmax_cpu.h xformers/kernels/cpu/swiglu/gate_cpu.h)

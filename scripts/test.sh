@@ -15,7 +15,7 @@ elif ! cutlass_headers; then
 else
   cuda=(-DXFORMERS_CUDA=ON "-DCMAKE_CUDA_COMPILER=$nvcc" "-DXFORMERS_CUDA_DTYPES=bf16;fp32" -DXFORMERS_HEAD_DIMS=128)
 fi
-scripts/build.sh "$preset" ON all "${cuda[@]}"
+scripts/build.sh "$preset" ON all -DXFORMERS_CPU_ISAS=all "${cuda[@]}"
 export PATH="$PWD/.venv/bin:$PATH" PYTHONPATH="$PWD/build/$preset/python" XFORMERS_BUILD_DIR="$PWD/build/$preset"
 
 reports=build/$preset/reports

@@ -13,7 +13,7 @@
 
 #include "tests/kernels/guarded_buffer.h"
 #include "tests/reference/rounding.h"
-#include "xformers/kernels/cpu/base/cpu_features.h"
+#include "xformers/kernels/cpu/base/isa_choice.h"
 #include "xformers/kernels/cpu/base/parallel_for.h"
 
 namespace xformers::testing {

@@ -1,7 +1,7 @@
 # The memory-bound kernels around attention: few sources, each compiled once per vector width. Included by
 # ../CMakeLists.txt, which has the flags of the instruction sets.
 target_sources(xformers_kernels PRIVATE
-  cpu/base/vector_isa.cpp
+  cpu/base/isa_choice.cpp
   cpu/bias_act_dropout/bias_act_dropout_cpu.cpp
   cpu/indexing/indexing_cpu.cpp
   cpu/norm/norm_cpu.cpp
@@ -10,6 +10,9 @@ target_sources(xformers_kernels PRIVATE
   cpu/swiglu/gate_cpu.cpp)
 
 function(xformers_vector_units isa)
+  if(NOT isa IN_LIST XFORMERS_BUILT_ISAS)
+    return()
+  endif()
   add_library(xformers_vector_${isa} OBJECT
     cpu/bias_act_dropout/bias_act_dropout_isa.cpp
     cpu/indexing/indexing_isa.cpp
@@ -18,9 +21,6 @@ function(xformers_vector_units isa)
     cpu/softmax/softmax_isa.cpp
     cpu/swiglu/gate_isa.cpp)
   target_compile_definitions(xformers_vector_${isa} PRIVATE XFORMERS_ISA_NAMESPACE=isa_${isa})
-  if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
-    target_compile_definitions(xformers_vector_${isa} PRIVATE XFORMERS_X86_KERNELS)
-  endif()
   target_link_libraries(xformers_vector_${isa} PRIVATE xformers_base)
   target_include_directories(xformers_vector_${isa} SYSTEM
                              PRIVATE $<TARGET_PROPERTY:hwy::hwy,INTERFACE_INCLUDE_DIRECTORIES>)
@@ -29,8 +29,6 @@ function(xformers_vector_units isa)
 endfunction()
 
 xformers_vector_units(portable ${portable})
-if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
-  xformers_vector_units(avx2 -march=haswell)
-  xformers_vector_units(avx512 ${avx512})
-  xformers_vector_units(avx512_bf16 ${avx512} -mavx512bf16)
-endif()
+xformers_vector_units(avx2 -march=haswell)
+xformers_vector_units(avx512 ${avx512})
+xformers_vector_units(avx512_bf16 ${avx512} -mavx512bf16)

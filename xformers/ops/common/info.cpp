@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "xformers/kernels/cpu/attention/attention_cpu.h"
-#include "xformers/kernels/cpu/base/cpu_features.h"
+#include "xformers/kernels/cpu/base/isa_choice.h"
 #include "xformers/ops/attention/contracts/reasons.h"
 
 namespace {

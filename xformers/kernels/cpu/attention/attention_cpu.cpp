@@ -7,7 +7,7 @@
 #include "xformers/kernels/base/error.h"
 #include "xformers/kernels/cpu/attention/isa_kernels.h"
 #include "xformers/kernels/cpu/attention/uncovered.h"
-#include "xformers/kernels/cpu/base/cpu_features.h"
+#include "xformers/kernels/cpu/base/isa_fn.h"
 #include "xformers/kernels/params/attention_check.h"
 
 namespace xformers::cpu {
@@ -41,32 +41,28 @@ constexpr unsigned kAmxDTypes = kAllDTypes & ~bit(DType::kFloat64), kBf16 = bit(
 // ... 1.13) and x1.07 (1.03 ... 1.10).
 const std::vector<Kernel<ForwardFn>>& forward_list() {
   static const std::vector<Kernel<ForwardFn>> list = {
-#if defined(XFORMERS_X86_KERNELS)
-      {"decode_amx", Isa::kAmx, kBf16, 16, false, isa_amx::decode},
-      {"decode_avx512", Isa::kAvx512, kAllDTypes, 8, false, isa_avx512::decode},
-      {"fwd_amx", Isa::kAmx, kAmxDTypes, 0, false, isa_amx::forward},
-      {"fwd_avx512_fp16", Isa::kAvx512Fp16, kFp16, 0, false, isa_avx512_fp16::forward},
-      {"fwd_avx512_bf16", Isa::kAvx512Bf16, kBf16, 0, slow_bf16_dot(), isa_avx512_bf16::forward},
-      {"fwd_avx512", Isa::kAvx512, kAllDTypes, 0, false, isa_avx512::forward},
-      {"decode_avx2", Isa::kAvx2, kAllDTypes, 8, false, isa_avx2::decode},
-      {"fwd_avx2", Isa::kAvx2, kAllDTypes, 0, false, isa_avx2::forward},
-#endif
-      {"decode_portable", Isa::kPortable, kAllDTypes, 8, false, isa_portable::decode},
-      {"fwd_portable", Isa::kPortable, kAllDTypes, 0, false, isa_portable::forward},
+      {"decode_amx", Isa::kAmx, kBf16, 16, false, XFORMERS_ISA_FN(amx, decode)},
+      {"decode_avx512", Isa::kAvx512, kAllDTypes, 8, false, XFORMERS_ISA_FN(avx512, decode)},
+      {"fwd_amx", Isa::kAmx, kAmxDTypes, 0, false, XFORMERS_ISA_FN(amx, forward)},
+      {"fwd_avx512_fp16", Isa::kAvx512Fp16, kFp16, 0, false, XFORMERS_ISA_FN(avx512_fp16, forward)},
+      {"fwd_avx512_bf16", Isa::kAvx512Bf16, kBf16, 0, slow_bf16_dot(), XFORMERS_ISA_FN(avx512_bf16, forward)},
+      {"fwd_avx512", Isa::kAvx512, kAllDTypes, 0, false, XFORMERS_ISA_FN(avx512, forward)},
+      {"decode_avx2", Isa::kAvx2, kAllDTypes, 8, false, XFORMERS_ISA_FN(avx2, decode)},
+      {"fwd_avx2", Isa::kAvx2, kAllDTypes, 0, false, XFORMERS_ISA_FN(avx2, forward)},
+      {"decode_portable", Isa::kPortable, kAllDTypes, 8, false, XFORMERS_ISA_FN(portable, decode)},
+      {"fwd_portable", Isa::kPortable, kAllDTypes, 0, false, XFORMERS_ISA_FN(portable, forward)},
   };
   return list;
 }
 
 const std::vector<Kernel<BackwardFn>>& backward_list() {
   static const std::vector<Kernel<BackwardFn>> list = {
-#if defined(XFORMERS_X86_KERNELS)
-      {"bwd_amx", Isa::kAmx, kAmxDTypes, 0, false, isa_amx::backward},
-      {"bwd_avx512_fp16", Isa::kAvx512Fp16, kFp16, 0, false, isa_avx512_fp16::backward},
-      {"bwd_avx512_bf16", Isa::kAvx512Bf16, kBf16, 0, slow_bf16_dot(), isa_avx512_bf16::backward},
-      {"bwd_avx512", Isa::kAvx512, kAllDTypes, 0, false, isa_avx512::backward},
-      {"bwd_avx2", Isa::kAvx2, kAllDTypes, 0, false, isa_avx2::backward},
-#endif
-      {"bwd_portable", Isa::kPortable, kAllDTypes, 0, false, isa_portable::backward},
+      {"bwd_amx", Isa::kAmx, kAmxDTypes, 0, false, XFORMERS_ISA_FN(amx, backward)},
+      {"bwd_avx512_fp16", Isa::kAvx512Fp16, kFp16, 0, false, XFORMERS_ISA_FN(avx512_fp16, backward)},
+      {"bwd_avx512_bf16", Isa::kAvx512Bf16, kBf16, 0, slow_bf16_dot(), XFORMERS_ISA_FN(avx512_bf16, backward)},
+      {"bwd_avx512", Isa::kAvx512, kAllDTypes, 0, false, XFORMERS_ISA_FN(avx512, backward)},
+      {"bwd_avx2", Isa::kAvx2, kAllDTypes, 0, false, XFORMERS_ISA_FN(avx2, backward)},
+      {"bwd_portable", Isa::kPortable, kAllDTypes, 0, false, XFORMERS_ISA_FN(portable, backward)},
   };
   return list;
 }
@@ -81,6 +77,8 @@ std::string_view setting(const char* name) {
 
 template <class Fn>
 void add_machine_reasons(const Kernel<Fn>& kernel, DType dtype, std::vector<std::string>& reasons) {
+  if (!kernel.run)
+    reasons.push_back(std::string("XFORMERS_CPU_ISAS left ") + name_of(kernel.isa) + " out of this build");
   if (!has_isa(kernel.isa)) reasons.push_back(std::string("this processor has no ") + name_of(kernel.isa));
   if (!(kernel.dtypes & bit(dtype))) reasons.push_back(std::string("dtype is ") + name_of(dtype));
 }

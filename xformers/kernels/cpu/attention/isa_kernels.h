@@ -3,6 +3,7 @@
 #pragma once
 
 #include "xformers/kernels/cpu/attention/plan.h"
+#include "xformers/kernels/cpu/base/isa_list.h"
 #include "xformers/kernels/cpu/base/parallel_for.h"
 #include "xformers/kernels/params/attention.h"
 
@@ -17,12 +18,7 @@ using BackwardFn = void (*)(const AttentionBwdParams& params, const BackwardPlan
   void backward(const AttentionBwdParams& params, const BackwardPlan& plan, const Threads& threads); \
   void decode(const AttentionFwdParams& params, const ForwardPlan& plan, const Threads& threads);    \
   }
-XFORMERS_DECLARE_ISA(isa_portable)
-XFORMERS_DECLARE_ISA(isa_avx2)
-XFORMERS_DECLARE_ISA(isa_avx512)
-XFORMERS_DECLARE_ISA(isa_avx512_bf16)  // no decode: that of avx512 serves
-XFORMERS_DECLARE_ISA(isa_avx512_fp16)  // likewise
-XFORMERS_DECLARE_ISA(isa_amx)
+XFORMERS_FOR_EACH_ISA(XFORMERS_DECLARE_ISA)  // avx512_bf16 and avx512_fp16 have no decode: that of avx512 serves
 #undef XFORMERS_DECLARE_ISA
 
 }  // namespace xformers::cpu

@@ -1,9 +1,6 @@
 #include "xformers/kernels/cpu/base/cpu_features.h"
 
-#include <cstdlib>
-#include <string_view>
-
-#include "xformers/kernels/base/error.h"
+#include <cstdint>
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -95,26 +92,6 @@ const char* name_of(Isa isa) {
     case Isa::kAmx: return "amx";
   }
   return "?";
-}
-
-std::vector<std::string> available_isa_names() {
-  std::vector<std::string> names;
-  for (Isa isa : kAllIsas) {
-    if (has_isa(isa)) names.push_back(name_of(isa));
-  }
-  return names;
-}
-
-std::optional<Isa> isa_limit(const char* what) {
-  const char* wanted = std::getenv("XFORMERS_CPU_ISA");
-  if (!wanted || !*wanted) return std::nullopt;
-  for (Isa isa : kAllIsas) {
-    if (std::string_view(wanted) == name_of(isa) && has_isa(isa)) return isa;
-  }
-  std::string available;
-  for (const std::string& each : available_isa_names()) available += (available.empty() ? "" : ", ") + each;
-  throw Error(std::string(what) + ": XFORMERS_CPU_ISA is '" + wanted +
-              "', expected one that this processor has: " + available + ".  Fix: unset it, or name one of these.");
 }
 
 }  // namespace xformers::cpu

@@ -1,11 +1,6 @@
 // Which instruction sets this processor and its operating system offer.
 #pragma once
 
-#include <cstdint>
-#include <optional>
-#include <string>
-#include <vector>
-
 namespace xformers::cpu {
 
 // In rising order; a machine that has one has all before it, except kAvx512Bf16 which AMX machines also have.
@@ -26,10 +21,5 @@ const CpuFeatures& cpu_features();  // detected once
 
 bool has_isa(Isa isa);
 const char* name_of(Isa isa);  // "portable", "avx2", "avx512", "avx512_bf16", "avx512_fp16", "amx"
-std::vector<std::string> available_isa_names();
-
-// The instruction set that XFORMERS_CPU_ISA names, the highest to use; nothing where it is unset or empty. Throws
-// xformers::Error, beginning with `what`, when it names none that this processor has.
-std::optional<Isa> isa_limit(const char* what);
 
 }  // namespace xformers::cpu

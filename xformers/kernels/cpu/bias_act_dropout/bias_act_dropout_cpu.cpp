@@ -1,6 +1,7 @@
 #include "xformers/kernels/cpu/bias_act_dropout/bias_act_dropout_cpu.h"
 
 #include "xformers/kernels/base/error.h"
+#include "xformers/kernels/cpu/base/isa_fn.h"
 #include "xformers/kernels/cpu/bias_act_dropout/isa_kernels.h"
 
 namespace xformers::cpu {

@@ -1,8 +1,8 @@
 // The fused layer of each instruction set.
 #pragma once
 
+#include "xformers/kernels/cpu/base/isa_list.h"
 #include "xformers/kernels/cpu/base/parallel_for.h"
-#include "xformers/kernels/cpu/base/vector_isa.h"
 #include "xformers/kernels/params/bias_act_dropout.h"
 
 namespace xformers::cpu {

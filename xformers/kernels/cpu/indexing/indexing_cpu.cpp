@@ -3,6 +3,7 @@
 #include <string>
 
 #include "xformers/kernels/base/error.h"
+#include "xformers/kernels/cpu/base/isa_fn.h"
 #include "xformers/kernels/cpu/indexing/isa_kernels.h"
 
 namespace xformers::cpu {

@@ -1,8 +1,8 @@
 // The indexing kernels of each instruction set, for one selection or addition whose indices were checked.
 #pragma once
 
+#include "xformers/kernels/cpu/base/isa_list.h"
 #include "xformers/kernels/cpu/base/parallel_for.h"
-#include "xformers/kernels/cpu/base/vector_isa.h"
 #include "xformers/kernels/cpu/indexing/row_groups.h"
 #include "xformers/kernels/params/indexing.h"
 

@@ -1,6 +1,7 @@
 #include "xformers/kernels/cpu/norm/norm_cpu.h"
 
 #include "xformers/kernels/base/error.h"
+#include "xformers/kernels/cpu/base/isa_fn.h"
 #include "xformers/kernels/cpu/norm/isa_kernels.h"
 
 namespace xformers::cpu {

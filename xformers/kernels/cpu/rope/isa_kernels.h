@@ -1,8 +1,8 @@
 // The rotary kernels of each instruction set. frequencies: [head_dim / 2].
 #pragma once
 
+#include "xformers/kernels/cpu/base/isa_list.h"
 #include "xformers/kernels/cpu/base/parallel_for.h"
-#include "xformers/kernels/cpu/base/vector_isa.h"
 #include "xformers/kernels/params/rope.h"
 
 namespace xformers::cpu {

@@ -2,6 +2,7 @@
 
 #include <vector>
 
+#include "xformers/kernels/cpu/base/isa_fn.h"
 #include "xformers/kernels/cpu/rope/isa_kernels.h"
 #include "xformers/kernels/params/rope_check.h"
 #include "xformers/kernels/params/rope_frequencies.h"

@@ -1,5 +1,6 @@
 #include "xformers/kernels/cpu/softmax/softmax_cpu.h"
 
+#include "xformers/kernels/cpu/base/isa_fn.h"
 #include "xformers/kernels/cpu/softmax/isa_kernels.h"
 
 namespace xformers::cpu {

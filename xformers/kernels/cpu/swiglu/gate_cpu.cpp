@@ -1,5 +1,6 @@
 #include "xformers/kernels/cpu/swiglu/gate_cpu.h"
 
+#include "xformers/kernels/cpu/base/isa_fn.h"
 #include "xformers/kernels/cpu/swiglu/isa_kernels.h"
 
 namespace xformers::cpu {
