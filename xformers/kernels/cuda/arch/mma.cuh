@@ -41,10 +41,4 @@ __device__ __forceinline__ float2 unpack(uint32_t bits) {
   }
 }
 
-__device__ __forceinline__ float fast_exp2(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
-  return y;
-}
-
 }  // namespace xformers::cuda

@@ -1,6 +1,7 @@
 // Bands as the CUDA kernels count them, in 32 bits.
 #pragma once
 
+#include "xformers/kernels/cuda/attention/fragment.cuh"
 #include "xformers/kernels/cuda/attention/seqlen.cuh"
 #include "xformers/kernels/params/band.h"
 
@@ -8,5 +9,24 @@ namespace xformers::cuda {
 
 using Range = RangeOf<int>;
 using Band = BandOf<int>;
+
+// The phase: elements of scores that are not visible become `hidden` (-inf before the softmax, 0 behind it), whatever
+// they were. Every row of the fragment sees one interval of columns, visible_of(row): keys, where rows are queries
+// (low = band.first_key(query), high = min(band.last_key(query) + 1, seqlen_k)); queries, where scores are transposed.
+// Rows count from the fragment's first one, columns as `first_column` does.
+template <int kRowTiles, int kColumnTiles, class VisibleOf>
+__device__ __forceinline__ void mask(Fragment<kRowTiles, kColumnTiles>& x, int first_column,
+                                     const VisibleOf& visible_of, float hidden = -INFINITY) {
+  for_each_row<kRowTiles>([&](int r, int half) {
+    const Range visible = visible_of(lane_row(r, half));
+    const int first = first_column + lane_column(0), low = visible.begin - first, high = visible.end - first;
+#pragma unroll
+    for (int n = 0; n < kColumnTiles; ++n)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        if (n * 8 + i < low || n * 8 + i >= high) x[r][n][half * 2 + i] = hidden;
+      }
+  });
+}
 
 }  // namespace xformers::cuda

@@ -9,6 +9,7 @@
 // A lane holds rows lane / 4 and + 8, as in sm80/fwd_kernel.cuh.
 #pragma once
 
+#include "xformers/kernels/cuda/arch/fast_math.cuh"
 #include "xformers/kernels/cuda/arch/mma.cuh"
 #include "xformers/kernels/cuda/attention/decode/decode_clear.cuh"
 #include "xformers/kernels/cuda/attention/decode/decode_tile.cuh"

@@ -1,6 +1,7 @@
 // From scores and dP to P and dS, in registers: scale, bias, mask, dropout.
 #pragma once
 
+#include "xformers/kernels/cuda/arch/fast_math.cuh"
 #include "xformers/kernels/cuda/arch/mma.cuh"
 #include "xformers/kernels/cuda/attention/sm80/bwd_dropout.cuh"
 #include "xformers/kernels/cuda/attention/sm80/bwd_loads.cuh"

@@ -84,11 +84,10 @@ __device__ __forceinline__ void forward(const FwdGrid& args, const FwdTile& tile
   const KeyTiles<T, kPolicy> v(args, p.v, p.quantization.v_scale_shift, tile, tile.v_origin, p.shape.head_dim_v);
   const BiasTiles<T, kPolicy> bias(args, tile, warp, memory.bias);
   // A bias, and a scale that turns the order around, want scores that are scaled before the maximum is taken.
-  constexpr float kLog2e = 1.4426950408889634f;
-  const float softmax_scale = static_cast<float>(p.softmax_scale);
-  const bool scale_first = kGeneral || (kScored && (bias.present() || !(softmax_scale > 0)));
-  const float scale = scale_first ? kLog2e : args.scale_log2;
-  OnlineSoftmax<kPolicy> softmax(warp, memory.shared_rows);
+  const bool scale_first = kGeneral || (kScored && (bias.present() || !(args.unit.scale > 0)));
+  const ScoreUnit unit = scale_first ? ScoreUnit(1, kLog2e) : args.unit;
+  const RowExchange<kPolicy> exchange{warp, memory.shared_rows};
+  SoftmaxRows<kPolicy.row_tiles> softmax;
   typename WarpPart<kPolicy>::Output out = {};
 
   // A group of copies per K and V; bias follows K in one of its own, which is awaited with V.
@@ -128,20 +127,20 @@ __device__ __forceinline__ void forward(const FwdGrid& args, const FwdTile& tile
       load_next();
       return;  // this warp's rows see none of these keys
     }
-    if constexpr (kGeneral) add_any_bias<T, kPolicy>(s, args, tile, warp, key + warp.key(), softmax_scale);
+    if constexpr (kGeneral) add_any_bias<T, kPolicy>(s, args, tile, warp, key + warp.key(), args.unit.scale);
     if constexpr (kScored) {
       if (bias.present()) {
-        add_bias<T, kPolicy>(s, bias.tile(), softmax_scale);
+        add_bias<T, kPolicy>(s, bias.tile(), args.unit.scale);
         __syncwarp();
       } else if (scale_first) {
-        multiply<kPolicy>(s, softmax_scale);
+        multiply<kPolicy.row_tiles, kPolicy.warp_keys() / 8>(s, args.unit.scale);
       }
     }
     if constexpr (kEdge) {
       const Range full = warp_keys<kPolicy>(args, tile, warp).full;
       if (key < full.begin || key + kKeys > full.end) mask<kPolicy>(s, args, tile, warp, key + warp.key());
     }
-    softmax.apply(s, out, scale);
+    softmax.template step<kPolicy.warp_keys() / 8, kPolicy.warp_dims() / 8>(s, out, unit, exchange);
     accumulate_step<T, kPolicy>(out, s, args, tile, warp, memory, key + warp.key(), load_next);
   };
 #pragma unroll 1
@@ -154,8 +153,8 @@ __device__ __forceinline__ void forward(const FwdGrid& args, const FwdTile& tile
       step(block, std::true_type());
     }
   }
-  softmax.finish();
-  OutputWriter<T, kPolicy>(args, tile, warp).write(out, softmax, scale, memory.q);
+  softmax.finish(exchange);
+  OutputWriter<T, kPolicy>(args, tile, warp).write(out, softmax, unit, memory.q);
 }
 
 // (nvcc's host stub of a kernel can't be a template over a struct, so the policy is made here.)

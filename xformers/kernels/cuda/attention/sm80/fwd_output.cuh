@@ -1,6 +1,7 @@
 // O += P V, and what is left to do at the end: the division by the sums, out, lse, partial results.
 #pragma once
 
+#include "xformers/kernels/cuda/arch/mma.cuh"
 #include "xformers/kernels/cuda/attention/sm80/fwd_load.cuh"
 #include "xformers/kernels/cuda/attention/sm80/fwd_softmax.cuh"
 #include "xformers/kernels/cuda/attention/sm80/operand.cuh"
@@ -102,18 +103,14 @@ class OutputWriter {
       : args_(args), p_(args.p), tile_(tile), warp_(warp), dim_v_(static_cast<int>(args.p.shape.head_dim_v)) {}
 
   // `smem`: a tile like that of Q, which nobody needs any more.
-  __device__ __forceinline__ void write(const Output& out, const OnlineSoftmax<kPolicy>& softmax, float scale,
-                                        uint32_t smem) const {
-    float factor[Part::kRowTiles][2];
-#pragma unroll
-    for (int r = 0; r < Part::kRowTiles; ++r) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const float sum = softmax.sum(r, half);
-        factor[r][half] = sum == 0 ? 0.0f : static_cast<float>(args_.kept) / sum;
-        write_lse(tile_.first_row + warp_.lane_row(r, half), softmax.lse(r, half, scale));
-      }
-    }
+  __device__ __forceinline__ void write(const Output& out, const SoftmaxRows<Part::kRowTiles>& softmax,
+                                        const ScoreUnit& unit, uint32_t smem) const {
+    RowValues<Part::kRowTiles> factor;
+    for_each_row<Part::kRowTiles>([&](int r, int half) {
+      const float sum = softmax.row_sum[r][half], max = natural_max(softmax.row_max[r][half], unit);
+      factor[r][half] = sum == 0 ? 0.0f : static_cast<float>(args_.kept) / sum;
+      write_lse(tile_.first_row + warp_.lane_row(r, half), sum == 0 ? -INFINITY : max + __logf(sum));
+    });
     if (args_.out_partial && tile_.blocks.empty()) return;  // its lse says that there is nothing to read
     const int64_t group = tile_.sequence.batch * p_.shape.num_groups + tile_.group;
     const int64_t query = tile_.sequence.q_begin, head = args_.packed_heads == 1 ? tile_.first_head : 0;

@@ -12,12 +12,7 @@ template <class T, FwdPolicy kPolicy, class Meanwhile>
 __device__ __forceinline__ void multiply_scores(typename WarpPart<kPolicy>::Scores& s, const WarpPart<kPolicy>& warp,
                                                 uint32_t smem_q, uint32_t smem_k, const Meanwhile& meanwhile) {
   using Part = WarpPart<kPolicy>;
-#pragma unroll
-  for (int r = 0; r < Part::kRowTiles; ++r)
-#pragma unroll
-    for (int n = 0; n < Part::kKeyTiles; ++n)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) s[r][n][i] = 0;
+  clear<Part::kRowTiles, Part::kKeyTiles>(s);
   const TileOperand<kPolicy.head_dim, Lanes::kRowsFirst> q(smem_q, warp.row);
   const TileOperand<kPolicy.head_dim, Lanes::kChunksFirst> k(smem_k, warp.key());
 #pragma unroll
@@ -37,16 +32,6 @@ __device__ __forceinline__ void multiply_scores(typename WarpPart<kPolicy>::Scor
     }
     if (d == 0) meanwhile();
   }
-}
-
-template <FwdPolicy kPolicy>
-__device__ __forceinline__ void multiply(typename WarpPart<kPolicy>::Scores& s, float scale) {
-#pragma unroll
-  for (int r = 0; r < WarpPart<kPolicy>::kRowTiles; ++r)
-#pragma unroll
-    for (int n = 0; n < WarpPart<kPolicy>::kKeyTiles; ++n)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) s[r][n][i] *= scale;
 }
 
 // s = scale * s + bias, from the warp's tile of bias: ldmatrix lays it out as an A operand, rows, rows + 8, then the
@@ -104,27 +89,14 @@ __device__ __forceinline__ void add_any_bias(typename WarpPart<kPolicy>::Scores&
   }
 }
 
+// What is masked -> -inf. `key`: the warp's first one.
 template <FwdPolicy kPolicy>
 __device__ __forceinline__ void mask(typename WarpPart<kPolicy>::Scores& s, const FwdGrid& args, const FwdTile& tile,
                                      const WarpPart<kPolicy>& warp, int key) {
-  using Part = WarpPart<kPolicy>;
-#pragma unroll
-  for (int r = 0; r < Part::kRowTiles; ++r) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int query = query_of(args, tile.first_row + warp.lane_row(r, half));
-      const int first = key + threadIdx.x % 4 * 2;
-      const int low = tile.band.first_key(query) - first,
-                high = min(tile.band.last_key(query) + 1, tile.sequence.seqlen_k) - first;
-#pragma unroll
-      for (int n = 0; n < Part::kKeyTiles; ++n) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          if (n * 8 + i < low || n * 8 + i >= high) s[r][n][half * 2 + i] = -INFINITY;
-        }
-      }
-    }
-  }
+  cuda::mask<WarpPart<kPolicy>::kRowTiles, WarpPart<kPolicy>::kKeyTiles>(s, key, [&](int row) {
+    const int query = query_of(args, tile.first_row + warp.row + row);
+    return Range{tile.band.first_key(query), min(tile.band.last_key(query) + 1, tile.sequence.seqlen_k)};
+  });
 }
 
 }  // namespace xformers::cuda::sm80

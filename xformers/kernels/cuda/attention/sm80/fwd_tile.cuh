@@ -10,6 +10,7 @@
 #include "xformers/kernels/cuda/attention/mask.cuh"
 #include "xformers/kernels/cuda/attention/scheduler.cuh"
 #include "xformers/kernels/cuda/attention/sm80/fwd_policy.h"
+#include "xformers/kernels/cuda/attention/softmax.cuh"
 
 namespace xformers::cuda::sm80 {
 
@@ -39,11 +40,13 @@ struct Divider {
 //   head = (sequence * groups + group) * heads + head; without `heads` or `sequence` where these are packed
 struct FwdGrid : FwdArgs {
   int bundle;
+  ScoreUnit unit;  // of products of q and k
   Divider by_bundle, by_tiles, by_heads, by_groups, by_packed;
 
   FwdGrid(const FwdArgs& args, int bundle)
       : FwdArgs(args),
         bundle(bundle),
+        unit(static_cast<float>(args.p.softmax_scale), args.scale_log2),
         by_bundle(bundle),
         by_tiles(args.tiles),
         by_heads(args.packed_heads > 1 ? 1 : args.p.shape.heads_per_group),
@@ -136,13 +139,12 @@ __device__ __forceinline__ FwdTile fwd_tile(const FwdGrid& args) {
 }
 
 // What a warp holds of a step: scores of warp_rows rows and warp_keys keys, outputs of those rows and warp_dims dims.
-// In each row tile, a lane holds rows lane / 4 and + 8; in each eight keys or dims, 2 (lane % 4) and + 1.
 template <FwdPolicy kPolicy>
 struct WarpPart {
   static constexpr int kRowTiles = kPolicy.row_tiles, kKeyTiles = kPolicy.warp_keys() / 8,
                        kDimTiles = kPolicy.warp_dims() / 8;
-  using Scores = float[kRowTiles][kKeyTiles][4];
-  using Output = float[kRowTiles][kDimTiles][4];
+  using Scores = Fragment<kRowTiles, kKeyTiles>;
+  using Output = Fragment<kRowTiles, kDimTiles>;
   using Probabilities = uint32_t[kKeyTiles / 2][kRowTiles][4];  // A operands of 16 keys
 
   int warp;  // of the block; the same register for all lanes
@@ -157,9 +159,7 @@ struct WarpPart {
   __device__ __forceinline__ int key() const { return part * kPolicy.warp_keys(); }
   __device__ __forceinline__ int dim() const { return part * kPolicy.warp_dims(); }
   // Row of the tile that this lane holds.
-  __device__ __forceinline__ int lane_row(int row_tile, int half) const {
-    return row + row_tile * 16 + half * 8 + threadIdx.x % 32 / 4;
-  }
+  __device__ __forceinline__ int lane_row(int row_tile, int half) const { return row + cuda::lane_row(row_tile, half); }
 };
 
 // What a warp's rows see: its part of the tile's blocks, and the keys that all of them see.

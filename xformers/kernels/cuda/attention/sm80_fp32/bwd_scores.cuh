@@ -2,6 +2,7 @@
 // the bias gradient. A lane holds keys lane / 4 and + 8 of its warp's 16.
 #pragma once
 
+#include "xformers/kernels/cuda/arch/fast_math.cuh"
 #include "xformers/kernels/cuda/arch/mma.cuh"
 #include "xformers/kernels/cuda/attention/dropout.cuh"
 #include "xformers/kernels/cuda/attention/mask.cuh"

@@ -2,6 +2,7 @@
 // A lane holds rows lane / 4 and + 8 of each row tile.
 #pragma once
 
+#include "xformers/kernels/cuda/arch/fast_math.cuh"
 #include "xformers/kernels/cuda/arch/mma.cuh"
 #include "xformers/kernels/cuda/attention/dropout.cuh"
 #include "xformers/kernels/cuda/attention/mask.cuh"
