@@ -52,16 +52,26 @@ int64_t row_tiles(const AttentionFwdParams& p, int block_m) {
 
 int64_t total_rows(const AttentionShape& shape) { return shape.batch * shape.num_heads() * shape.seqlen_q; }
 
+namespace {
+// Of the parts' statistics, in units of 16 bytes, since results come behind them.
+size_t stats_bytes(int64_t splits, int64_t rows) {
+  return (static_cast<size_t>(splits * rows) * sizeof(PartStats) + 15) / 16 * 16;
+}
+}  // namespace
+
 size_t partial_bytes(const AttentionFwdParams& p, int64_t splits) {
-  return splits > 1 ? static_cast<size_t>(splits * total_rows(p.shape) * (p.shape.head_dim_v + 2)) * sizeof(float) : 0;
+  if (splits == 1) return 0;
+  const int64_t rows = total_rows(p.shape);
+  return stats_bytes(splits, rows) + static_cast<size_t>(splits * rows * p.shape.head_dim_v) * sizeof(float);
 }
 
 void set_partial_results(FwdArgs& args, int64_t splits, const Stream& stream) {
   args.num_splits = static_cast<int>(splits);
   args.total_rows = total_rows(args.p.shape);
   if (splits == 1) return;
-  args.lse_partial = static_cast<float*>(stream.workspace);
-  args.out_partial = args.lse_partial + (splits * args.total_rows + 3) / 4 * 4;  // in units of 16 bytes
+  args.stats_partial = static_cast<PartStats*>(stream.workspace);
+  args.out_partial =
+      reinterpret_cast<float*>(static_cast<char*>(stream.workspace) + stats_bytes(splits, args.total_rows));
 }
 
 FwdArgs forward_args(const AttentionFwdParams& p) {

@@ -7,6 +7,7 @@
 #include "xformers/kernels/cuda/attention/passes.h"
 #include "xformers/kernels/cuda/attention/sm80/fwd_policy.h"
 #include "xformers/kernels/cuda/attention/sm80_fp32/fp32_choice.h"
+#include "xformers/kernels/cuda/attention/split_merge.h"
 
 namespace xformers::cuda {
 namespace {
@@ -57,12 +58,12 @@ void run_forward(const AttentionFwdParams& p, const Stream& stream) {
   set_partial_results(args, plan.splits, stream);
   args.part_steps = plan.part_steps;
   if (args.out_partial) {
-    if (p.seq.packed()) clear_partial_lse(args, to_stream(stream));  // the merge writes what no sequence covers
+    if (p.seq.packed()) clear_partial_stats(args, to_stream(stream));  // the merge writes what no sequence covers
   } else {
     clear_uncovered_results(p, to_stream(stream));
   }
   instance->launch(args, kFeatures, to_stream(stream));
-  if (args.out_partial) merge_splits(args, to_stream(stream));
+  if (args.out_partial) merge_splits(args, false, to_stream(stream));
 }
 
 void nothing_against(const AttentionFwdParams&, Reasons&) {}

@@ -6,6 +6,14 @@
 
 namespace xformers::cuda {
 
+inline constexpr int kMostSplits = 128;
+
+// The softmax of a row over one part of its keys (split_merge.cuh).
+struct alignas(8) PartStats {
+  float row_max;  // of its scores, in natural units; -inf where all are hidden
+  float row_sum;  // of exp(score - row_max)
+};
+
 struct FwdArgs {
   AttentionFwdParams p;
   int packed_heads = 1;   // heads of a group that share the rows of a tile: row = query * packed_heads + head
@@ -17,11 +25,11 @@ struct FwdArgs {
   int num_splits = 1;
   int part_steps = 0;            // blocks of keys per split; 0: each row tile's in num_splits equal parts
   int64_t total_rows = 0;        // batch * num_heads * seqlen_q: rows of one split's partial results
-  float* out_partial = nullptr;  // [num_splits, total_rows, head_dim_v]; null: not split
-  float* lse_partial = nullptr;  // [num_splits, total_rows]
-  float scale_log2 = 0;          // softmax_scale * log2(e)
-  double kept = 1;               // 1 / (1 - p)
-  DropRule drop_rule = {};       // of p
+  float* out_partial = nullptr;        // [num_splits, total_rows, head_dim_v], each divided by its sum; null: not split
+  PartStats* stats_partial = nullptr;  // [num_splits, total_rows]
+  float scale_log2 = 0;                // softmax_scale * log2(e)
+  double kept = 1;                     // 1 / (1 - p)
+  DropRule drop_rule = {};             // of p
 };
 
 }  // namespace xformers::cuda

@@ -11,8 +11,6 @@
 namespace xformers::cuda {
 namespace {
 
-constexpr int64_t kMostSplits = 128;
-
 // Times in steps of a block among as many as the GPU holds (3.3 us on an H200, at any head_dim), measured there.
 constexpr double kStart = 1;          // of a block: Q and the first K arrive, results leave
 constexpr double kMerge = 1.5;        // the second launch
@@ -77,7 +75,7 @@ double time_of_blocks(double parts, double longest, double steps, bool equal, in
 }  // namespace
 
 SplitPlan plan_splits(const AttentionFwdParams& p, int head_dim, Features features) {
-  if (p.num_splits > 0) return {.splits = std::min(p.num_splits, kMostSplits)};
+  if (p.num_splits > 0) return {.splits = std::min<int64_t>(p.num_splits, kMostSplits)};
   const sm80::FwdPolicy policy = sm80::fwd_policy(head_dim, features);
   const int64_t tiles = std::max<int64_t>(row_tiles(p, policy.block_m()), 1);
   const int64_t at_work = int64_t{current_device().multiprocessors} * policy.blocks_per_sm;
@@ -91,7 +89,7 @@ SplitPlan plan_splits(const AttentionFwdParams& p, int head_dim, Features featur
   };
   SplitPlan best;
   double best_time = time_of_blocks(static_cast<double>(tiles), each.most, steps, !banded, policy.blocks_per_sm);
-  const auto most = std::min({int64_t{each.most} / kFewestSteps, kMostSplits, kRounds * at_work / tiles + 1});
+  const auto most = std::min({int64_t{each.most} / kFewestSteps, int64_t{kMostSplits}, kRounds * at_work / tiles + 1});
   for (int splits = 2; splits <= most; ++splits) {
     const int part_steps = (each.most + splits - 1) / splits;
     const auto consider = [&](double parts, bool equal, int64_t part_steps_or_0) {

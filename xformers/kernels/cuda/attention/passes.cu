@@ -3,12 +3,13 @@
 #include "xformers/kernels/cuda/attention/passes.h"
 #include "xformers/kernels/cuda/attention/quantised_rows.cuh"
 #include "xformers/kernels/cuda/attention/seqlen.cuh"
+#include "xformers/kernels/cuda/attention/split_merge.cuh"
 #include "xformers/kernels/cuda/base/cuda_check.h"
 
 namespace xformers::cuda {
 namespace {
 
-constexpr int kThreads = 256, kClearThreads = 128;
+constexpr int kClearThreads = 128;
 
 unsigned blocks_for(int64_t items, int64_t per_block) {
   return static_cast<unsigned>(std::min<int64_t>(ceil_div(items, per_block), 1 << 20));
@@ -29,9 +30,6 @@ struct Place {
 };
 __device__ int64_t offset(const HeadsTensor& t, const Place& at) {
   return at.batch * t.batch_stride + at.row * t.seq_stride + at.group * t.group_stride + at.head * t.head_stride;
-}
-__device__ int64_t offset(const RowTensor& t, const Place& at) {
-  return at.batch * t.batch_stride + at.group * t.group_stride + at.head * t.head_stride + at.row;
 }
 
 // Whether a row belongs to a sequence: the last one that begins at or before it. (Where offsets don't rise, rows may
@@ -93,19 +91,14 @@ __global__ void __launch_bounds__(kClearThreads) clear_results(const __grid_cons
       const Place at{0, head / per_group, head % per_group, row};
       Out* const to = static_cast<Out*>(p.out.data) + offset(p.out, at);
       for (int64_t d = threadIdx.x % 32; d < p.shape.head_dim_v; d += 32) to[d] = to_element<Out>(0.0f);
-      if (!p.lse.data || threadIdx.x % 32 > 0) continue;
+      if (threadIdx.x % 32 > 0) continue;
       if (p.shape.dtype == DType::kFloat64) {
-        static_cast<double*>(p.lse.data)[offset(p.lse, at)] = -INFINITY;
+        store_lse(p, row_lse(-double{INFINITY}, 0.0), 0, at.group, at.head, row);
       } else {
-        static_cast<float*>(p.lse.data)[offset(p.lse, at)] = -INFINITY;
+        store_lse(p, row_lse(-INFINITY, 0.0f), 0, at.group, at.head, row);
       }
     }
   });
-}
-
-__global__ void fill(float* to, int64_t count, float value) {
-  for (int64_t i = blockIdx.x * int64_t{kThreads} + threadIdx.x; i < count; i += gridDim.x * int64_t{kThreads})
-    to[i] = value;
 }
 
 }  // namespace
@@ -125,12 +118,6 @@ void clear_uncovered_results(const AttentionFwdParams& p, cudaStream_t stream) {
   with_type(wide ? DType::kFloat32 : p.shape.dtype, [&](auto type) {
     clear_results<decltype(type)><<<blocks_for(p.shape.seqlen_q, kClearThreads), kClearThreads, 0, stream>>>(p);
   });
-  XFORMERS_CUDA_CHECK(cudaGetLastError());
-}
-
-void clear_partial_lse(const FwdArgs& args, cudaStream_t stream) {
-  const int64_t count = args.num_splits * args.total_rows;
-  fill<<<blocks_for(count, kThreads), kThreads, 0, stream>>>(args.lse_partial, count, -INFINITY);
   XFORMERS_CUDA_CHECK(cudaGetLastError());
 }
 

@@ -3,8 +3,7 @@
 
 #include <cuda_runtime_api.h>
 
-#include "xformers/kernels/cuda/attention/bwd_args.h"
-#include "xformers/kernels/cuda/attention/fwd_args.h"
+#include "xformers/kernels/params/attention.h"
 
 namespace xformers::cuda {
 
@@ -12,11 +11,5 @@ namespace xformers::cuda {
 // kernel that writes the rest; nothing where sequences are not packed.
 void clear_uncovered_results(const AttentionFwdParams& p, cudaStream_t stream);
 void clear_uncovered_gradients(const AttentionBwdParams& p, cudaStream_t stream);
-
-// -inf in args.lse_partial: what no block writes counts for nothing.
-void clear_partial_lse(const FwdArgs& args, cudaStream_t stream);
-
-// out and lse from the partial results of the splits (args.out_partial, args.lse_partial).
-void merge_splits(const FwdArgs& args, cudaStream_t stream);
 
 }  // namespace xformers::cuda

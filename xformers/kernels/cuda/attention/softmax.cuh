@@ -37,7 +37,10 @@ inline constexpr float kLargeScore = 1024;  // a row_max from which on differenc
 inline constexpr float kLog2e = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 
 // What differences are taken to: a row that has seen nothing keeps row_max -inf, which stands for 0 here.
-__device__ __forceinline__ float softmax_origin(float row_max) { return row_max == -INFINITY ? 0.0f : row_max; }
+template <class C>
+__device__ __forceinline__ C softmax_origin(C row_max) {
+  return row_max == -static_cast<C>(INFINITY) ? C(0) : row_max;
+}
 
 // The larger of row_max and the row's scores.
 template <int kRowTiles, int kColumnTiles>

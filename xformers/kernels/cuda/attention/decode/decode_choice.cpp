@@ -5,6 +5,7 @@
 #include "xformers/kernels/cuda/attention/call_facts.h"
 #include "xformers/kernels/cuda/attention/decode/decode_policy.h"
 #include "xformers/kernels/cuda/attention/instance_choice.h"
+#include "xformers/kernels/cuda/attention/split_merge.h"
 #include "xformers/kernels/cuda/attention/tiles.h"
 
 namespace xformers::cuda::decode {
@@ -72,6 +73,7 @@ void run(const AttentionFwdParams& p, const Stream& stream) {
   args.tiles = max_tiles(p.shape.seqlen_q * args.packed_heads, p.seq, kRows);
   set_partial_results(args, choose_splits(p), stream);
   find_instance(built_decode(), p.shape)->launch(args, to_stream(stream));
+  if (args.out_partial) merge_splits(args, true, to_stream(stream));
 }
 
 }  // namespace xformers::cuda::decode

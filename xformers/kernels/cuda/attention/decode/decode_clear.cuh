@@ -5,7 +5,7 @@
 
 namespace xformers::cuda::decode {
 
-// Rows before the first sequence and behind the last: 0, lse -inf. The blocks of the first slot do it for their heads.
+// Rows before the first sequence and behind the last see no key. The blocks of the first slot do it for their heads.
 template <class T>
 __device__ __forceinline__ void clear_ends(const FwdArgs& args, const DecodeTile& tile) {
   const AttentionFwdParams& p = args.p;
@@ -16,6 +16,11 @@ __device__ __forceinline__ void clear_ends(const FwdArgs& args, const DecodeTile
     const int64_t row = index / args.packed_heads;
     const RowPlace place{row < begin ? row : row - begin + end,
                          args.packed_heads == 1 ? tile.first_head : static_cast<int>(index % args.packed_heads)};
+    if (args.out_partial) {  // the merge writes the row
+      PartStats* const stats = args.stats_partial + partial_row(args, tile, place);
+      for (int s = threadIdx.x; s < args.num_splits; s += blockDim.x) stats[s * args.total_rows] = {-INFINITY, 0};
+      continue;
+    }
     for (int64_t d = threadIdx.x; d < dim_v; d += blockDim.x) {
       if (p.wide_out) {
         out_row<float>(args, tile, place)[d] = 0;
@@ -23,7 +28,7 @@ __device__ __forceinline__ void clear_ends(const FwdArgs& args, const DecodeTile
         out_row<T>(args, tile, place)[d] = to_element<T>(0.0f);
       }
     }
-    if (threadIdx.x == 0 && p.lse.data) *lse_place(args, tile, place) = -INFINITY;
+    if (threadIdx.x == 0) store_lse(p, row_lse(-INFINITY, 0.0f), 0, tile.group, place.head, place.query);
   }
 }
 

@@ -19,8 +19,6 @@
 
 namespace xformers::cuda::decode {
 
-inline constexpr float kLn2 = 0.6931471805599453f;
-
 template <class T, DecodePolicy kPolicy>
 class Decode {
   static constexpr int kDim = kPolicy.head_dim, kKeys = kPolicy.keys, kStages = kPolicy.stages, kWarps = kPolicy.warps;
@@ -262,12 +260,11 @@ class Decode {
     }
   }
 
-  // The warps' results meet in shared memory: sums [warps][16][sum_stride()], then maxima and row sums [warps][16]
-  // each.
+  // The warps' results, parts of the keys, meet in shared memory: sums [warps][16][sum_stride()], then statistics
+  // [warps][16].
   __device__ __forceinline__ void finish() {
     float* const sums = reinterpret_cast<float*>(smem_);
-    float* const maxima = sums + kWarps * kRows * kPolicy.sum_stride();
-    float* const totals = maxima + kWarps * kRows;
+    PartStats* const stats = reinterpret_cast<PartStats*>(sums + kWarps * kRows * kPolicy.sum_stride());
     __syncthreads();  // all warps are done with their rings
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -276,7 +273,7 @@ class Decode {
       sum += __shfl_xor_sync(0xffffffffu, sum, 2);
       const int row = lane_ / 4 + half * 8;
       if (row >= tile_.rows) continue;
-      if (lane_ % 4 == 0) maxima[warp_ * kRows + row] = row_max_[half], totals[warp_ * kRows + row] = sum;
+      if (lane_ % 4 == 0) stats[warp_ * kRows + row] = {row_max_[half] * kLn2, sum};
       float* const to = sums + (warp_ * kRows + row) * kPolicy.sum_stride();
 #pragma unroll
       for (int d = 0; d < kDimTiles; ++d) {
@@ -290,28 +287,32 @@ class Decode {
       if (at >= dim_v) continue;
       float most = -INFINITY, total = 0, x = 0, y = 0;
 #pragma unroll
-      for (int w = 0; w < kWarps; ++w) most = fmaxf(most, maxima[w * kRows + row]);
+      for (int w = 0; w < kWarps; ++w) most = fmaxf(most, stats[w * kRows + row].row_max);
 #pragma unroll
       for (int w = 0; w < kWarps; ++w) {
-        const float share = most == -INFINITY ? 0.0f : fast_exp2(maxima[w * kRows + row] - most);
+        const PartStats part = stats[w * kRows + row];
+        const float weight = weight_of(part.row_max, most);
         const float2 pair = *reinterpret_cast<const float2*>(sums + (w * kRows + row) * kPolicy.sum_stride() + at);
-        total += share * totals[w * kRows + row];
-        x += share * pair.x, y += share * pair.y;
+        total += weight * part.row_sum;
+        x += weight * pair.x, y += weight * pair.y;
       }
-      const float inverse = total > 0 ? 1 / total : 0.0f, lse = total > 0 ? (most + __log2f(total)) * kLn2 : -INFINITY;
-      write(row, at, dim_v, x * inverse, y * inverse, lse);
+      const float inverse = inverse_of(total);
+      write(row, at, dim_v, x * inverse, y * inverse, {most, total});
     }
   }
 
-  __device__ __forceinline__ void write(int row, int at, int dim_v, float x, float y, float lse) const {
+  __device__ __forceinline__ void write(int row, int at, int dim_v, float x, float y, const PartStats& stats) const {
     const RowPlace place = place_of(args_, tile_, row);
     if (args_.out_partial) {
       const int64_t to = blockIdx.y * args_.total_rows + partial_row(args_, tile_, place);
-      if (at == 0) args_.lse_partial[to] = lse;
+      if (at == 0) args_.stats_partial[to] = stats;
       store_pair(args_.out_partial + to * dim_v, at, dim_v, x, y, dim_v % 2 == 0);
       return;
     }
-    if (at == 0 && p_.lse.data) *lse_place(args_, tile_, place) = lse;
+    if (at == 0) {
+      const RowLse lse = row_lse(stats.row_max, stats.row_sum);
+      store_lse(p_, lse, tile_.sequence.batch, tile_.group, place.head, place.query);
+    }
     if (p_.wide_out) {
       store_pair(out_row<float>(args_, tile_, place), at, dim_v, x, y, args_.aligned_out);
     } else {

@@ -1,7 +1,6 @@
-// Launches the decode kernel, and the merge of its splits.
+// Launches the decode kernel.
 #pragma once
 
-#include "xformers/kernels/cuda/attention/decode/decode_combine.cuh"
 #include "xformers/kernels/cuda/attention/decode/decode_kernel.cuh"
 #include "xformers/kernels/cuda/attention/instances.h"
 #include "xformers/kernels/cuda/base/launch.h"
@@ -15,9 +14,6 @@ void launch_decode(const FwdArgs& args, cudaStream_t stream) {
   const int64_t tiles = shape.batch * shape.num_heads() / args.packed_heads * args.tiles;
   launch_after(attention_decode<T, kHeadDim>, tiles, args.num_splits, kPolicy.threads(), stream, args,
                kPolicy.smem_bytes());
-  if (args.num_splits > 1) {
-    launch_after(combine_splits<T, kHeadDim>, tiles, kRows, 32 * kCombineWarps, stream, args);
-  }
 }
 
 }  // namespace xformers::cuda::decode

@@ -4,7 +4,6 @@
 namespace xformers::cuda::decode {
 
 inline constexpr int kRows = 16;  // (query, head) pairs of one tile
-inline constexpr int kMostSplits = 128;
 
 struct DecodePolicy {
   int head_dim;  // both head dims are padded to it

@@ -7,6 +7,7 @@
 #include "xformers/kernels/cuda/attention/fwd_args.h"
 #include "xformers/kernels/cuda/attention/mask.cuh"
 #include "xformers/kernels/cuda/attention/scheduler.cuh"
+#include "xformers/kernels/cuda/attention/split_merge.cuh"
 #include "xformers/kernels/cuda/base/elements.cuh"
 
 namespace xformers::cuda::decode {
@@ -60,11 +61,6 @@ __device__ __forceinline__ Out* out_row(const FwdArgs& args, const DecodeTile& t
   const HeadsTensor& t = args.p.out;
   return static_cast<Out*>(t.data) + tile.sequence.batch * t.batch_stride + place.query * t.seq_stride +
          tile.group * t.group_stride + place.head * t.head_stride;
-}
-__device__ __forceinline__ float* lse_place(const FwdArgs& args, const DecodeTile& tile, const RowPlace& place) {
-  const RowTensor& t = args.p.lse;
-  return static_cast<float*>(t.data) + tile.sequence.batch * t.batch_stride + tile.group * t.group_stride +
-         place.head * t.head_stride + place.query;
 }
 
 // A pair of neighbouring results.

@@ -5,6 +5,7 @@
 #include "xformers/kernels/cuda/attention/sm80/fwd_load.cuh"
 #include "xformers/kernels/cuda/attention/sm80/fwd_softmax.cuh"
 #include "xformers/kernels/cuda/attention/sm80/operand.cuh"
+#include "xformers/kernels/cuda/attention/split_merge.cuh"
 
 namespace xformers::cuda::sm80 {
 
@@ -107,11 +108,11 @@ class OutputWriter {
                                         const ScoreUnit& unit, uint32_t smem) const {
     RowValues<Part::kRowTiles> factor;
     for_each_row<Part::kRowTiles>([&](int r, int half) {
-      const float sum = softmax.row_sum[r][half], max = natural_max(softmax.row_max[r][half], unit);
+      const float sum = softmax.row_sum[r][half];
       factor[r][half] = sum == 0 ? 0.0f : static_cast<float>(args_.kept) / sum;
-      write_lse(tile_.first_row + warp_.lane_row(r, half), sum == 0 ? -INFINITY : max + __logf(sum));
+      write_stats(tile_.first_row + warp_.lane_row(r, half), {natural_max(softmax.row_max[r][half], unit), sum});
     });
-    if (args_.out_partial && tile_.blocks.empty()) return;  // its lse says that there is nothing to read
+    if (args_.out_partial && tile_.blocks.empty()) return;  // its statistics say that there is nothing to read
     const int64_t group = tile_.sequence.batch * p_.shape.num_groups + tile_.group;
     const int64_t query = tile_.sequence.q_begin, head = args_.packed_heads == 1 ? tile_.first_head : 0;
     const int64_t origin = tile_.sequence.batch * p_.out.batch_stride + query * p_.out.seq_stride +
@@ -137,17 +138,16 @@ class OutputWriter {
     int64_t query_stride, head_stride;
   };
 
-  __device__ __forceinline__ void write_lse(int row, float lse) const {
+  __device__ __forceinline__ void write_stats(int row, const PartStats& stats) const {
     if (threadIdx.x % 4 != 0 || warp_.part != 0 || !tile_.inside(row)) return;
     if (args_.out_partial) {
       const int64_t group = tile_.sequence.batch * p_.shape.num_groups + tile_.group;
-      args_.lse_partial[blockIdx.y * args_.total_rows +
-                        (group * p_.shape.heads_per_group + head_of(args_, tile_, row)) * p_.shape.seqlen_q +
-                        tile_.sequence.q_begin + query_of(args_, row)] = lse;
-    } else if (p_.lse.data) {
-      static_cast<float*>(p_.lse.data)[tile_.sequence.batch * p_.lse.batch_stride + tile_.group * p_.lse.group_stride +
-                                       head_of(args_, tile_, row) * p_.lse.head_stride + tile_.sequence.q_begin +
-                                       query_of(args_, row)] = lse;
+      args_.stats_partial[blockIdx.y * args_.total_rows +
+                          (group * p_.shape.heads_per_group + head_of(args_, tile_, row)) * p_.shape.seqlen_q +
+                          tile_.sequence.q_begin + query_of(args_, row)] = stats;
+    } else {
+      store_lse(p_, row_lse(stats.row_max, stats.row_sum), tile_.sequence.batch, tile_.group,
+                head_of(args_, tile_, row), tile_.sequence.q_begin + query_of(args_, row));
     }
   }
 
