@@ -74,7 +74,8 @@ if(_jobs LESS 1)
 endif()
 set_property(GLOBAL APPEND PROPERTY JOB_POOLS "xformers_nvcc=${_jobs}")
 
-# One unit per row of an instance list that is to be built: XFORMERS_INSTANCE(type) or XFORMERS_INSTANCE(type, head_dim).
+# One unit per row of an instance list that is to be built: XFORMERS_INSTANCE(type), which always is, or
+# XFORMERS_INSTANCE(type, head_dim, head_dim_v), where both dims and the type are wanted.
 # The rows that were taken go to cuda_instances/<family>.inc.
 function(xformers_cuda_instances target family list launch)
   file(STRINGS "${list}" rows REGEX "^XFORMERS_INSTANCE")
@@ -85,9 +86,13 @@ function(xformers_cuda_instances target family list launch)
     string(REGEX MATCHALL "[a-z0-9]+" words "${row}")
     list(LENGTH words count)
     list(GET words 0 dtype)
-    list(GET words -1 head_dim)
-    if(count GREATER 1 AND NOT (dtype IN_LIST XFORMERS_CUDA_DTYPES AND head_dim IN_LIST XFORMERS_HEAD_DIMS))
-      continue()
+    if(count GREATER 1)
+      list(GET words 1 head_dim)
+      list(GET words 2 head_dim_v)
+      if(NOT (dtype IN_LIST XFORMERS_CUDA_DTYPES AND head_dim IN_LIST XFORMERS_HEAD_DIMS AND
+              head_dim_v IN_LIST XFORMERS_HEAD_DIMS))
+        continue()
+      endif()
     endif()
     list(JOIN words "_" name)
     set(source "${folder}/${family}_${name}.cu")

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "xformers/kernels/params/attention.h"
 
@@ -13,5 +14,9 @@ void run_backward(const AttentionBwdParams& params, int threads);
 
 // The kernels that ran last: "fwd_sm80, bwd_sm80".
 std::string last_kernels();
+
+// All there are, best first.
+std::vector<std::string> forward_kernels();
+std::vector<std::string> backward_kernels();
 
 }  // namespace xformers::testing

@@ -12,4 +12,7 @@ std::string last_kernels() {
   return std::string(cpu::last_forward_kernel()) + ", " + std::string(cpu::last_backward_kernel());
 }
 
+std::vector<std::string> forward_kernels() { return cpu::forward_kernels(); }
+std::vector<std::string> backward_kernels() { return cpu::backward_kernels(); }
+
 }  // namespace xformers::testing

@@ -201,7 +201,7 @@ void run_on_device(const Params& host, const Choose& choose, const Run& run) {
   for_each_array(device, [&](auto*& pointer, size_t bytes) { mirror.add(pointer, bytes); });
   mirror.upload();
   for_each_array(device, [&](auto*& pointer, size_t) { mirror.translate(pointer); });
-  const cuda::Choice choice = choose(device);
+  const auto choice = choose(device);
   const DeviceBuffer workspace(choice.workspace);
   check(cudaMemset(workspace.data(), 0xFF, choice.workspace), "filling the workspace with NaN");
   run(choice, device, {.stream = nullptr, .workspace = workspace.data()});
@@ -223,5 +223,8 @@ void run_backward(const AttentionBwdParams& params, int threads) {
 std::string last_kernels() {
   return std::string(cuda::last_forward_kernel()) + ", " + std::string(cuda::last_backward_kernel());
 }
+
+std::vector<std::string> forward_kernels() { return cuda::forward_kernels(); }
+std::vector<std::string> backward_kernels() { return cuda::backward_kernels(); }
 
 }  // namespace xformers::testing

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "tests/kernels/attention_check.h"
-#include "tests/kernels/attention_cuda_forced.h"
+#include "tests/kernels/forced_kernel.h"
 #include "xformers/kernels/cuda/attention/attention_cuda.h"
 
 namespace xformers::testing {

@@ -5,7 +5,7 @@
 #include <algorithm>
 
 #include "tests/kernels/attention_check.h"
-#include "tests/kernels/attention_cuda_forced.h"
+#include "tests/kernels/forced_kernel.h"
 #include "xformers/kernels/base/error.h"
 
 namespace xformers::testing {
@@ -119,6 +119,22 @@ TEST(KernelList, UnbuiltNameIsRefusedWithReasons) {
     FAIL() << "fp32 on tensor cores was accepted";
   } catch (const Error& error) {
     EXPECT_NE(std::string(error.what()).find("dtype is fp32"), std::string::npos) << error.what();
+  }
+}
+
+// The CPU's kernels are in no list here; what is in none at all is a slip of the keyboard.
+TEST(KernelList, OnlyKnownNamesAreTaken) {
+  AttentionRun run(parse_attention_case("attention:fp32,q4,k4,d8"));
+  {
+    const ForcedKernel other("fwd_portable");
+    EXPECT_NO_THROW(run.forward());
+  }
+  const ForcedKernel wrong("fwd_sm08");
+  try {
+    run.forward();
+    FAIL() << "a kernel that does not exist was accepted";
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("the nearest is fwd_sm80"), std::string::npos) << error.what();
   }
 }
 

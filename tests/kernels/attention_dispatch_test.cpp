@@ -6,6 +6,7 @@
 #include "tests/kernels/attention_check.h"
 #include "tests/kernels/random_case.h"
 #include "xformers/kernels/base/error.h"
+#include "xformers/kernels/base/kernel_list.h"
 #include "xformers/kernels/cpu/base/isa_choice.h"
 
 namespace xformers::cpu {
@@ -199,8 +200,36 @@ TEST(KernelList, UnknownNameIsRefusedWithTheList) {
     FAIL() << "a kernel that does not exist was accepted";
   } catch (const Error& error) {
     const std::string what = error.what();
-    EXPECT_NE(what.find("fwd_of_dreams"), std::string::npos) << what;
+    EXPECT_NE(what.find("XFORMERS_KERNEL is fwd_of_dreams"), std::string::npos) << what;
     for (const std::string& name : cpu::forward_kernels()) EXPECT_NE(what.find(name), std::string::npos) << what;
+  }
+}
+
+// Names of all devices' lists are known to every one of them: a slip of the keyboard is answered with the nearest.
+TEST(KernelList, UnknownNameIsAnsweredWithTheNearest) {
+  const AttentionRun run(parse_attention_case("attention:fp32,q4,k4,d8"));
+  for (const auto& [name, nearest] :
+       {std::pair{"fwd_protable", "fwd_portable"}, std::pair{"bwd_portabel", "bwd_portable"},
+        std::pair{"FWD_avx2", "fwd_avx2"}, std::pair{"fwd_avx51", "fwd_avx512"}}) {
+    const ScopedEnvironment forced("XFORMERS_KERNEL", name);
+    try {
+      cpu::attention_forward(run.forward_params(), {1, nullptr});
+      ADD_FAILURE() << name << " was accepted";
+    } catch (const Error& error) {
+      EXPECT_NE(std::string(error.what()).find(std::string("the nearest is ") + nearest), std::string::npos)
+          << error.what();
+    }
+  }
+}
+
+// A kernel of another list, of the other direction or of another device, leaves this one free.
+TEST(KernelList, NameOfAnotherListForcesNothing) {
+  static constexpr struct { const char* name; } kElsewhere[] = {{"fwd_on_the_moon"}};
+  static const KernelNames names(kElsewhere);
+  const AttentionRun run(parse_attention_case("attention:fp32,q4,k4,d8"));
+  for (const char* name : {"fwd_on_the_moon", "bwd_portable"}) {
+    const ScopedEnvironment forced("XFORMERS_KERNEL", name);
+    EXPECT_NO_THROW(cpu::attention_forward(run.forward_params(), {1, nullptr})) << name;
   }
 }
 

@@ -13,7 +13,7 @@ namespace {
 std::tuple<at::Tensor, at::Tensor> forward_cuda(const AttentionArgs& args) {
   CudaCall call(args.query.device());
   return run_forward(args, [&](const AttentionFwdParams& params) {
-    const cuda::Choice choice = cuda::choose_forward(params);
+    const auto choice = cuda::choose_forward(params);
     cuda::attention_forward(choice, params, call.stream(choice.workspace));
   });
 }
@@ -21,7 +21,7 @@ std::tuple<at::Tensor, at::Tensor> forward_cuda(const AttentionArgs& args) {
 void backward_kernel(const AttentionBwdParams& given, CudaCall& call) {
   AttentionBwdParams params = given;
   params.deterministic = at::globalContext().deterministicAlgorithms();
-  const cuda::Choice choice = cuda::choose_backward(params);
+  const auto choice = cuda::choose_backward(params);
   cuda::attention_backward(choice, params, call.stream(choice.workspace));
 }
 

@@ -1,12 +1,37 @@
-// What an instance of the tensor-core kernels can do beside the plain products; each costs registers and time.
+// What a kernel, and an instance of it, takes beside the plain products of dense or packed rows under any band: three
+// axes, each of which costs registers and time. Plain C++.
 #pragma once
 
 namespace xformers::cuda {
 
-enum class Features : int {
-  kPlain,    // dense or packed rows in units of 16 bytes, any band
-  kScored,   // and a bias in units of 16 bytes, its gradient, and dropout
-  kGeneral,  // and any strides, pages, quantised keys
+// How the rows of q, k, v and the bias are read.
+enum class RowAccess : int {
+  kChunks,  // they begin at and consist of units of 16 bytes
+  kAny,     // element by element where they don't
 };
+
+// What keys may be beside rows one after the other: a set.
+enum KeyForm : int { kPagedKeys = 1, kQuantisedKeys = 2 };
+
+// What may happen to a score: a set.
+enum ScoreOp : int { kBiasOp = 1, kDropoutOp = 2, kSignedScaleOp = 4 };  // the last: softmax_scale <= 0
+inline constexpr int kAllScoreOps = kBiasOp | kDropoutOp | kSignedScaleOp;
+
+struct Features {
+  RowAccess rows = RowAccess::kChunks;
+  int keys = 0;       // KeyForm
+  int score_ops = 0;  // ScoreOp
+
+  static const Features kPlain, kScored, kGeneral;
+
+  // As a number, for kernels: nvcc's host stub of a kernel can't be a template over a struct.
+  constexpr int code() const { return static_cast<int>(rows) | keys << 4 | score_ops << 8; }
+  static constexpr Features of(int code) { return {static_cast<RowAccess>(code & 15), code >> 4 & 15, code >> 8}; }
+  constexpr bool operator==(const Features&) const = default;
+};
+
+inline constexpr Features Features::kPlain = {};
+inline constexpr Features Features::kScored = {.score_ops = kAllScoreOps};
+inline constexpr Features Features::kGeneral = {RowAccess::kAny, kPagedKeys | kQuantisedKeys, kAllScoreOps};
 
 }  // namespace xformers::cuda

@@ -8,7 +8,7 @@
 namespace xformers::cuda::decode {
 
 template <class T, int kHeadDim>
-void launch_decode(const FwdArgs& args, cudaStream_t stream) {
+void launch_decode(const FwdArgs& args, Features, cudaStream_t stream) {
   constexpr DecodePolicy kPolicy = decode_policy(kHeadDim);
   const AttentionShape& shape = args.p.shape;
   const int64_t tiles = shape.batch * shape.num_heads() / args.packed_heads * args.tiles;
@@ -18,6 +18,6 @@ void launch_decode(const FwdArgs& args, cudaStream_t stream) {
 
 }  // namespace xformers::cuda::decode
 
-#define XFORMERS_INSTANCE(type, head_dim)                                                                  \
-  template void xformers::cuda::decode::launch_decode<xformers::cuda::type, head_dim>(const FwdArgs& args, \
-                                                                                      cudaStream_t stream);
+#define XFORMERS_INSTANCE(type, head_dim, head_dim_v)                                                           \
+  template void xformers::cuda::decode::launch_decode<xformers::cuda::type, head_dim>(const FwdArgs&, Features, \
+                                                                                      cudaStream_t);

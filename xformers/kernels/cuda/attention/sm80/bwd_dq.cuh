@@ -87,10 +87,10 @@ __device__ __forceinline__ void await_tiles(const BwdArgs& args, int64_t head_of
 
 // One block per (head, block of queries), launched while the last tiles are worked on: the heads whose tiles are done
 // need not wait for the others. A thread turns 8 columns of rows r and r + 8.
-template <class T, int kHeadDim, Features kFeatures>
-__global__ void __launch_bounds__(bwd_policy(kHeadDim, kFeatures, kLargeSmem).threads())
+template <class T, int kHeadDim, int kFeatures>
+__global__ void __launch_bounds__(bwd_policy(kHeadDim, Features::of(kFeatures), kLargeSmem).threads())
     attention_bwd_dq_sm80(const __grid_constant__ BwdArgs args) {
-  constexpr BwdPolicy kPolicy = bwd_policy(kHeadDim, kFeatures, kLargeSmem);
+  constexpr BwdPolicy kPolicy = bwd_policy(kHeadDim, Features::of(kFeatures), kLargeSmem);
   constexpr int kDimTiles = kHeadDim / 8, kPieces = kPolicy.dq_rows() / 2 * kDimTiles;
   const AttentionBwdParams& p = args.p;
   const auto blocks = static_cast<unsigned>(args.query_blocks), heads = static_cast<unsigned>(p.shape.num_heads()),

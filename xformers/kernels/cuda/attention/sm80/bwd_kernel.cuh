@@ -246,11 +246,11 @@ class Backward {
   }
 };
 
-template <class T, int kHeadDim, Features kFeatures>
-__global__ void __launch_bounds__(bwd_policy(kHeadDim, kFeatures, kLargeSmem).threads(),
-                                  bwd_policy(kHeadDim, kFeatures, kLargeSmem).blocks_per_sm())
+template <class T, int kHeadDim, int kFeatures>
+__global__ void __launch_bounds__(bwd_policy(kHeadDim, Features::of(kFeatures), kLargeSmem).threads(),
+                                  bwd_policy(kHeadDim, Features::of(kFeatures), kLargeSmem).blocks_per_sm())
     attention_bwd_sm80(const __grid_constant__ BwdArgs args) {
-  constexpr BwdPolicy kPolicy = bwd_policy(kHeadDim, kFeatures, kLargeSmem);
+  constexpr BwdPolicy kPolicy = bwd_policy(kHeadDim, Features::of(kFeatures), kLargeSmem);
   extern __shared__ __align__(128) unsigned char smem[];
   __shared__ BwdTile tile;  // not in registers
   const BlockPlace place = block_place(args);

@@ -8,9 +8,10 @@
 
 namespace xformers::cuda::sm80 {
 
-template <class T, int kHeadDim, Features kFeatures>
+template <class T, int kHeadDim, int kFeatures>
 void launch_backward_as(const BwdArgs& args, cudaStream_t stream) {
-  constexpr BwdPolicy kLarge = bwd_policy(kHeadDim, kFeatures, true), kSmall = bwd_policy(kHeadDim, kFeatures, false);
+  constexpr BwdPolicy kLarge = bwd_policy(kHeadDim, Features::of(kFeatures), true),
+                      kSmall = bwd_policy(kHeadDim, Features::of(kFeatures), false);
   const int64_t heads = args.p.shape.batch * args.p.shape.num_heads(), blocks = heads * args.tiles * args.splits;
   // Code that uses less may run on a GPU that has more.
   if (current_device().smem_per_block >= kLarge.smem_bytes()) {
@@ -32,15 +33,13 @@ void launch_backward_as(const BwdArgs& args, cudaStream_t stream) {
 
 template <class T, int kHeadDim>
 void launch_backward(const BwdArgs& args, Features features, cudaStream_t stream) {
-  switch (features) {
-    case Features::kPlain: return launch_backward_as<T, kHeadDim, Features::kPlain>(args, stream);
-    case Features::kScored: return launch_backward_as<T, kHeadDim, Features::kScored>(args, stream);
-    case Features::kGeneral: return launch_backward_as<T, kHeadDim, Features::kGeneral>(args, stream);
-  }
+  dispatch<Features::kPlain.code(), Features::kScored.code(), Features::kGeneral.code()>(
+      "attention: features", features.code(),
+      [&]<int kFeatures>() { launch_backward_as<T, kHeadDim, kFeatures>(args, stream); });
 }
 
 }  // namespace xformers::cuda::sm80
 
-#define XFORMERS_INSTANCE(type, head_dim)                                                                       \
+#define XFORMERS_INSTANCE(type, head_dim, head_dim_v)                                                           \
   template void xformers::cuda::sm80::launch_backward<xformers::cuda::type, head_dim>(const BwdArgs&, Features, \
                                                                                       cudaStream_t);

@@ -89,10 +89,10 @@ __device__ __forceinline__ void add_partial(typename BwdWarp<kPolicy>::Sums& acc
 }
 
 // dk (y 0) and dv (y 1) of one tile per block, out of the partial sums of its splits, in their order.
-template <class T, int kHeadDim, Features kFeatures>
-__global__ void __launch_bounds__(bwd_policy(kHeadDim, kFeatures, kLargeSmem).threads())
+template <class T, int kHeadDim, int kFeatures>
+__global__ void __launch_bounds__(bwd_policy(kHeadDim, Features::of(kFeatures), kLargeSmem).threads())
     attention_bwd_dkv_sm80(const __grid_constant__ BwdArgs args) {
-  constexpr BwdPolicy kPolicy = bwd_policy(kHeadDim, kFeatures, kLargeSmem);
+  constexpr BwdPolicy kPolicy = bwd_policy(kHeadDim, Features::of(kFeatures), kLargeSmem);
   using Warp = BwdWarp<kPolicy>;
   const auto tiles = static_cast<unsigned>(args.tiles);
   const BwdTile tile =

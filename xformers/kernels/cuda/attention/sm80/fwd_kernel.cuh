@@ -158,11 +158,11 @@ __device__ __forceinline__ void forward(const FwdGrid& args, const FwdTile& tile
 }
 
 // (nvcc's host stub of a kernel can't be a template over a struct, so the policy is made here.)
-template <class T, int kHeadDim, Features kFeatures>
-__global__ void __launch_bounds__(fwd_policy(kHeadDim, kFeatures).threads(),
-                                  fwd_policy(kHeadDim, kFeatures).blocks_per_sm)
+template <class T, int kHeadDim, int kFeatures>
+__global__ void __launch_bounds__(fwd_policy(kHeadDim, Features::of(kFeatures)).threads(),
+                                  fwd_policy(kHeadDim, Features::of(kFeatures)).blocks_per_sm)
     attention_fwd_sm80(const __grid_constant__ FwdGrid args) {
-  constexpr FwdPolicy kPolicy = fwd_policy(kHeadDim, kFeatures);
+  constexpr FwdPolicy kPolicy = fwd_policy(kHeadDim, Features::of(kFeatures));
   extern __shared__ __align__(128) unsigned char smem[];
   __shared__ FwdTile tile;  // not in registers, which the accumulators fill
   if (threadIdx.x < 32) {

@@ -8,9 +8,9 @@
 
 namespace xformers::cuda::sm80 {
 
-template <class T, int kHeadDim, Features kFeatures>
+template <class T, int kHeadDim, int kFeatures>
 void launch_forward_as(FwdArgs args, cudaStream_t stream) {
-  constexpr FwdPolicy kPolicy = fwd_policy(kHeadDim, kFeatures);
+  constexpr FwdPolicy kPolicy = fwd_policy(kHeadDim, Features::of(kFeatures));
   const AttentionShape& shape = args.p.shape;
   args.tiles = max_tiles(shape.seqlen_q * args.packed_heads, args.p.seq, kPolicy.block_m());
   const int64_t heads = shape.batch * shape.num_heads() / args.packed_heads;
@@ -20,15 +20,13 @@ void launch_forward_as(FwdArgs args, cudaStream_t stream) {
 
 template <class T, int kHeadDim>
 void launch_forward(const FwdArgs& args, Features features, cudaStream_t stream) {
-  switch (features) {
-    case Features::kPlain: return launch_forward_as<T, kHeadDim, Features::kPlain>(args, stream);
-    case Features::kScored: return launch_forward_as<T, kHeadDim, Features::kScored>(args, stream);
-    case Features::kGeneral: return launch_forward_as<T, kHeadDim, Features::kGeneral>(args, stream);
-  }
+  dispatch<Features::kPlain.code(), Features::kScored.code(), Features::kGeneral.code()>(
+      "attention: features", features.code(),
+      [&]<int kFeatures>() { launch_forward_as<T, kHeadDim, kFeatures>(args, stream); });
 }
 
 }  // namespace xformers::cuda::sm80
 
-#define XFORMERS_INSTANCE(type, head_dim)                                                                      \
+#define XFORMERS_INSTANCE(type, head_dim, head_dim_v)                                                          \
   template void xformers::cuda::sm80::launch_forward<xformers::cuda::type, head_dim>(const FwdArgs&, Features, \
                                                                                      cudaStream_t);

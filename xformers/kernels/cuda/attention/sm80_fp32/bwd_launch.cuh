@@ -45,12 +45,12 @@ void launch_backward_as(BwdArgs args, cudaStream_t stream) {
 
 template <int kHeadDim>
 void launch_backward(const BwdArgs& args, Features features, cudaStream_t stream) {
-  if (features == Features::kPlain) return launch_backward_as<kHeadDim, false>(args, stream);
+  if (features.score_ops == 0) return launch_backward_as<kHeadDim, false>(args, stream);
   launch_backward_as<kHeadDim, true>(args, stream);
 }
 
 }  // namespace xformers::cuda::sm80_fp32
 
-#define XFORMERS_INSTANCE(type, head_dim)                     \
+#define XFORMERS_INSTANCE(type, head_dim, head_dim_v)         \
   static_assert(std::is_same_v<xformers::cuda::type, float>); \
   template void xformers::cuda::sm80_fp32::launch_backward<head_dim>(const BwdArgs&, Features, cudaStream_t);

@@ -21,12 +21,12 @@ void launch_forward_as(FwdArgs args, cudaStream_t stream) {
 
 template <int kHeadDim>
 void launch_forward(const FwdArgs& args, Features features, cudaStream_t stream) {
-  if (features == Features::kPlain) return launch_forward_as<kHeadDim, false>(args, stream);
+  if (features.score_ops == 0) return launch_forward_as<kHeadDim, false>(args, stream);
   launch_forward_as<kHeadDim, true>(args, stream);
 }
 
 }  // namespace xformers::cuda::sm80_fp32
 
-#define XFORMERS_INSTANCE(type, head_dim)                     \
+#define XFORMERS_INSTANCE(type, head_dim, head_dim_v)         \
   static_assert(std::is_same_v<xformers::cuda::type, float>); \
   template void xformers::cuda::sm80_fp32::launch_forward<head_dim>(const FwdArgs&, Features, cudaStream_t);

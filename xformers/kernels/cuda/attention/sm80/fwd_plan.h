@@ -1,7 +1,7 @@
 // How the forward kernels on tensor cores part the keys where row tiles alone don't fill the GPU. Plain C++.
 #pragma once
 
-#include "xformers/kernels/cuda/attention/features.h"
+#include "xformers/kernels/cuda/attention/facts.h"
 #include "xformers/kernels/params/attention.h"
 
 namespace xformers::cuda {
@@ -13,6 +13,6 @@ struct SplitPlan {
 };
 
 // `head_dim`: of the instance.
-SplitPlan plan_splits(const AttentionFwdParams& p, int head_dim, Features features);
+SplitPlan plan_splits(const AttentionFwdParams& p, const FwdFacts& facts, int head_dim, Features features);
 
 }  // namespace xformers::cuda

@@ -1,4 +1,4 @@
-#include "xformers/kernels/cuda/attention/bwd_plan.h"
+#include "xformers/kernels/cuda/attention/sm80/bwd_plan.h"
 
 #include <algorithm>
 

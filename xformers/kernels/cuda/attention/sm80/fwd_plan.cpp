@@ -1,11 +1,10 @@
-#include "xformers/kernels/cuda/attention/fwd_plan.h"
+#include "xformers/kernels/cuda/attention/sm80/fwd_plan.h"
 
 #include <algorithm>
 
-#include "xformers/kernels/cuda/attention/call_facts.h"
+#include "xformers/kernels/cuda/attention/fwd_args.h"
 #include "xformers/kernels/cuda/attention/sm80/fwd_policy.h"
 #include "xformers/kernels/cuda/attention/tiles.h"
-#include "xformers/kernels/cuda/base/device.h"
 #include "xformers/kernels/params/band.h"
 
 namespace xformers::cuda {
@@ -34,18 +33,16 @@ struct TileSteps {
   }
 };
 
-bool is_banded(const MaskBand& band) { return band.window_left != kUnbounded || band.window_right != kUnbounded; }
-
 // Sequences of packed layouts are taken for equally long: lengths are known on the GPU alone.
-TileSteps tile_steps(const AttentionFwdParams& p, const sm80::FwdPolicy& policy) {
-  const int64_t sequences = std::max<int64_t>(p.seq.packed() ? p.seq.num_sequences : 1, 1);
-  const int64_t queries = p.shape.seqlen_q / sequences;
-  const int64_t keys = p.seq.paged() ? p.seq.pages.max_pages * p.seq.pages.page_size : p.shape.seqlen_k / sequences;
-  const int64_t rows = ceil_of(policy.block_m(), packed_heads(p));  // queries of a tile
+TileSteps tile_steps(const AttentionFwdParams& p, const FwdFacts& facts, const sm80::FwdPolicy& policy) {
+  const int64_t queries = p.shape.seqlen_q / facts.sequences;
+  const int64_t keys =
+      p.seq.paged() ? p.seq.pages.max_pages * p.seq.pages.page_size : p.shape.seqlen_k / facts.sequences;
+  const int64_t rows = ceil_of(policy.block_m(), facts.packed_heads);  // queries of a tile
   const int64_t tiles = std::max<int64_t>(ceil_of(queries, rows), 1);
   const BandOf<int64_t> band(p.band, {0, 0, 0, 0, queries, keys});
   TileSteps result;
-  result.samples = is_banded(p.band) ? static_cast<int>(std::min<int64_t>(tiles, TileSteps::kSamples)) : 1;
+  result.samples = facts.banded ? static_cast<int>(std::min<int64_t>(tiles, TileSteps::kSamples)) : 1;
   for (int i = 0; i < result.samples; ++i) {
     const int64_t first = (tiles - 1 - tiles * i / result.samples) * rows;
     const RangeOf<int64_t> seen = band.key_range({first, std::min(first + rows, queries)});
@@ -58,8 +55,8 @@ TileSteps tile_steps(const AttentionFwdParams& p, const sm80::FwdPolicy& policy)
 }
 
 // How long `parts` blocks take together, the longest of them `longest` steps, all of them `steps`.
-double time_of_blocks(double parts, double longest, double steps, bool equal, int blocks_per_sm) {
-  const int multiprocessors = current_device().multiprocessors, at_work = multiprocessors * blocks_per_sm;
+double time_of_blocks(int multiprocessors, double parts, double longest, double steps, bool equal, int blocks_per_sm) {
+  const int at_work = multiprocessors * blocks_per_sm;
   const double alone = blocks_per_sm > 1 ? kAlone : 1;
   if (parts <= multiprocessors) return alone * (longest + kStart);
   if (equal) {
@@ -74,26 +71,29 @@ double time_of_blocks(double parts, double longest, double steps, bool equal, in
 
 }  // namespace
 
-SplitPlan plan_splits(const AttentionFwdParams& p, int head_dim, Features features) {
+SplitPlan plan_splits(const AttentionFwdParams& p, const FwdFacts& facts, int head_dim, Features features) {
   if (p.num_splits > 0) return {.splits = std::min<int64_t>(p.num_splits, kMostSplits)};
   const sm80::FwdPolicy policy = sm80::fwd_policy(head_dim, features);
-  const int64_t tiles = std::max<int64_t>(row_tiles(p, policy.block_m()), 1);
-  const int64_t at_work = int64_t{current_device().multiprocessors} * policy.blocks_per_sm;
+  const int64_t tiles = std::max<int64_t>(row_tiles(p, facts, policy.block_m()), 1);
+  const int64_t at_work = int64_t{facts.device.multiprocessors} * policy.blocks_per_sm;
   if (tiles > kRounds * at_work) return {};
 
-  const TileSteps each = tile_steps(p, policy);
-  const bool banded = is_banded(p.band);
+  const TileSteps each = tile_steps(p, facts, policy);
+  const bool banded = facts.banded;
   const double scale = static_cast<double>(tiles) / each.samples, steps = scale * each.sum;
+  const auto time_of = [&](double parts, double longest, bool equal) {
+    return time_of_blocks(facts.device.multiprocessors, parts, longest, steps, equal, policy.blocks_per_sm);
+  };
   const auto with_merge = [&](double time, double parts) {
     return time + kMerge + kMergePart * parts * std::max(head_dim, 128) / 128;
   };
   SplitPlan best;
-  double best_time = time_of_blocks(static_cast<double>(tiles), each.most, steps, !banded, policy.blocks_per_sm);
+  double best_time = time_of(static_cast<double>(tiles), each.most, !banded);
   const auto most = std::min({int64_t{each.most} / kFewestSteps, int64_t{kMostSplits}, kRounds * at_work / tiles + 1});
   for (int splits = 2; splits <= most; ++splits) {
     const int part_steps = (each.most + splits - 1) / splits;
     const auto consider = [&](double parts, bool equal, int64_t part_steps_or_0) {
-      const double time = with_merge(time_of_blocks(parts, part_steps, steps, equal, policy.blocks_per_sm), parts);
+      const double time = with_merge(time_of(parts, part_steps, equal), parts);
       if (time < best_time) best_time = time, best = {splits, static_cast<int>(part_steps_or_0)};
     };
     // As many parts of every tile; where tiles differ and their lengths are known, parts of equal length.

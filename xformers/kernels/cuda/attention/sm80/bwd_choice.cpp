@@ -1,0 +1,56 @@
+#include <cmath>
+
+#include "xformers/kernels/cuda/attention/arguments.h"
+#include "xformers/kernels/cuda/attention/instances.h"
+#include "xformers/kernels/cuda/attention/sm80/bwd_policy.h"
+#include "xformers/kernels/cuda/attention/sm80/choice.h"
+
+namespace xformers::cuda::sm80 {
+namespace {
+
+// The included file is written by CMake: the rows of instances.inc that were asked for.
+const std::vector<BackwardInstance> kBuilt = {
+#define XFORMERS_INSTANCE(type, head_dim, head_dim_v) \
+  {kDTypeOf<type>, head_dim, head_dim_v, launch_backward<type, head_dim>},
+#include "cuda_instances/sm80_bwd.inc"
+#undef XFORMERS_INSTANCE
+};
+
+RowAccess inputs_of(const BwdFacts& facts) { return access_of(facts.q, facts.kv, facts.dout); }
+
+Features features_of(const BwdFacts& facts) {
+  if (access_of(inputs_of(facts), facts.bias) == RowAccess::kAny || !facts.dbias_pairs) return Features::kGeneral;
+  return facts.score_ops & (kBiasOp | kDropoutOp) ? Features::kScored : Features::kPlain;
+}
+
+}  // namespace
+
+std::optional<BackwardPlan> plan_backward(const AttentionBwdParams& p, const BwdFacts& facts, Reasons& reasons) {
+  const BackwardInstance* const instance = find_instance(
+      kBuilt, p.shape, {DType::kBFloat16, DType::kFloat16}, facts.device.smem_per_block,
+      [](const BackwardInstance& each) { return bwd_policy(each.head_dim, Features::kGeneral, false).smem_bytes(); },
+      reasons);
+  if (reasons.any()) return {};
+  BackwardPlan plan{.instance = instance, .features = features_of(facts)};
+  plan.blocks = cuda::plan_backward(p, instance->head_dim, plan.features);
+  plan.workspace = 2 * statistics_bytes(p) + plan.blocks.bytes();
+  return plan;
+}
+
+void run_backward(const AttentionBwdParams& p, const BwdFacts& facts, const BackwardPlan& plan, const Stream& stream) {
+  BwdArgs args = backward_args(p, stream);
+  if (p.dropout.p < 1) {  // else no P is kept, and there is nothing to multiply
+    args.lse_shift = -std::log2(1 - p.dropout.p);
+    args.delta_factor = 1 - p.dropout.p;
+  }
+  args.aligned = inputs_of(facts) == RowAccess::kChunks;
+  args.aligned_dq = facts.dq == RowAccess::kChunks;
+  args.aligned_dkv = facts.dkv == RowAccess::kChunks;
+  args.aligned_dbias = facts.dbias == RowAccess::kChunks;
+  char* const memory = static_cast<char*>(stream.workspace) + 2 * statistics_bytes(p);
+  apply_plan(plan.blocks, memory, args);
+  begin_backward(args, kLog2eDouble, stream, memory, plan.blocks.zero_bytes());
+  plan.instance->launch(args, plan.features, to_stream(stream));
+}
+
+}  // namespace xformers::cuda::sm80

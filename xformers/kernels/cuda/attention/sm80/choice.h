@@ -1,0 +1,15 @@
+// When 16-bit rows on tensor cores run, and with what arguments. Plain C++.
+#pragma once
+
+#include "xformers/kernels/cuda/attention/kernels.h"
+
+namespace xformers::cuda::sm80 {
+
+std::optional<ForwardPlan> plan_forward(const AttentionFwdParams& p, const FwdFacts& facts, Features features,
+                                        Reasons& reasons);
+void run_forward(const AttentionFwdParams& p, const FwdFacts& facts, const ForwardPlan& plan, const Stream& stream);
+
+std::optional<BackwardPlan> plan_backward(const AttentionBwdParams& p, const BwdFacts& facts, Reasons& reasons);
+void run_backward(const AttentionBwdParams& p, const BwdFacts& facts, const BackwardPlan& plan, const Stream& stream);
+
+}  // namespace xformers::cuda::sm80
