@@ -224,7 +224,9 @@ TEST(KernelList, UnknownNameIsAnsweredWithTheNearest) {
 
 // A kernel of another list, of the other direction or of another device, leaves this one free.
 TEST(KernelList, NameOfAnotherListForcesNothing) {
-  static constexpr struct { const char* name; } kElsewhere[] = {{"fwd_on_the_moon"}};
+  static constexpr struct {
+    const char* name;
+  } kElsewhere[] = {{"fwd_on_the_moon"}};
   static const KernelNames names(kElsewhere);
   const AttentionRun run(parse_attention_case("attention:fp32,q4,k4,d8"));
   for (const char* name : {"fwd_on_the_moon", "bwd_portable"}) {

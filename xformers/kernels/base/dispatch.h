@@ -32,7 +32,8 @@ auto dispatch(ElementTypes<F32, F64, B16, F16>, DType dtype, const Fn& fn) {
     case DType::kBFloat16: return fn(B16{});
     case DType::kFloat16: return fn(F16{});
   }
-  throw Error("dtype has the number " + std::to_string(static_cast<int>(dtype)) + ", expected one of DType.  Fix: set it");
+  throw Error("dtype has the number " + std::to_string(static_cast<int>(dtype)) +
+              ", expected one of DType.  Fix: set it");
 }
 
 }  // namespace xformers

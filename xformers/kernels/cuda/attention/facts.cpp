@@ -55,8 +55,8 @@ int packed_heads(const AttentionFwdParams& p) {
   if (p.dropout.p > 0) return 1;  // the stream goes by blocks of 32 queries of a head
   const KvQuantization& quantization = p.quantization;
   const bool shared = p.shape.heads_per_group > 1 && p.k.head_stride == 0 && p.v.head_stride == 0 &&
-                      (quantization.format != KvFormat::kFp8 || (quantization.k_scale_shift.head_stride == 0 &&
-                                                                 quantization.v_scale_shift.head_stride == 0));
+                      (quantization.format != KvFormat::kFp8 ||
+                       (quantization.k_scale_shift.head_stride == 0 && quantization.v_scale_shift.head_stride == 0));
   return shared ? static_cast<int>(p.shape.heads_per_group) : 1;
 }
 

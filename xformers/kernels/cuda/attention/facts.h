@@ -1,5 +1,5 @@
-// What the kernels' objections, plans and arguments depend on, found out once per call: how tensors lie in memory, which
-// heads share keys, what happens to scores. Plain C++.
+// What the kernels' objections, plans and arguments depend on, found out once per call: how tensors lie in memory,
+// which heads share keys, what happens to scores. Plain C++.
 #pragma once
 
 #include "xformers/kernels/base/kernel_list.h"
