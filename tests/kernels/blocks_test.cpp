@@ -90,6 +90,55 @@ TEST(MemoryBoundKernels, NormBackward) {
   });
 }
 
+// Rows whose squares overflow or vanish in the compute type: results are those of the rows brought near 1, and dx that
+// of those times the same factor.
+TEST(MemoryBoundKernels, NormOfNumbersWhoseSquaresDoNotFit) {
+  for_each_case([](DType dtype, int64_t width, const std::string& where) {
+    if (dtype == DType::kFloat16 || width == 1) return;
+    const bool wide = dtype == DType::kFloat64;
+    for (const int exponent : wide ? std::vector{520, 1000, -520} : std::vector{66, 100, 122, -80}) {
+      for (NormKind kind : {NormKind::kRms, NormKind::kLayer}) {
+        const double factor = std::ldexp(1.0, exponent);
+        const bool centred = kind == NormKind::kLayer;
+        RowBuffer x(dtype, kRows, width), dout(dtype, kRows, width), out(dtype, kRows, width), dx(dtype, kRows, width);
+        RowBuffer dweight(compute_of(dtype), 1, width);
+        x.randomise(1);
+        dout.randomise(2);
+        for (int64_t i = 0; i < x.count(); ++i) x.set(i, x.get(i) * factor);
+        const NormShape shape{dtype, kind, kRows, width, 0};
+        cpu::norm_forward({.shape = shape, .x = {x.data(), width}, .increment = {}, .out = {out.data(), width}},
+                          kThreads);
+        cpu::norm_backward({.shape = shape,
+                            .x = {x.data(), width},
+                            .dout = {dout.data(), width},
+                            .dx = {dx.data(), width},
+                            .dweight = dweight.data()},
+                           kThreads);
+        std::vector<double> sums(width, 0.0);
+        for (int64_t row = 0; row < kRows; ++row) {
+          const auto at = [&](int64_t i) { return x.get(row, i) / factor; };
+          double mean = 0, square = 0, g_mean = 0, dot = 0;
+          for (int64_t i = 0; centred && i < width; ++i) {
+            mean += at(i) / double(width);
+            g_mean += dout.get(row, i) / double(width);
+          }
+          for (int64_t i = 0; i < width; ++i) square += std::pow(at(i) - mean, 2) / double(width);
+          const double scale = 1 / std::sqrt(square);
+          for (int64_t i = 0; i < width; ++i) dot += dout.get(row, i) * (at(i) - mean) * scale / double(width);
+          for (int64_t i = 0; i < width; ++i) {
+            const double z = (at(i) - mean) * scale, expected = scale * (dout.get(row, i) - z * dot - g_mean);
+            expect_near(dtype, out.get(row, i), z, 16 * scale, where);
+            const double last = 0x1p-133 * factor * 0x1p20;  // bf16 has no number between 0 and 2^-133
+            expect_near(dtype, dx.get(row, i) * factor, expected, 64 * scale * (1 + scale) + (wide ? 0 : last), where);
+            sums[i] += dout.get(row, i) * z;
+          }
+        }
+        for (int64_t i = 0; i < width; ++i) expect_near(compute_of(dtype), dweight.get(0, i), sums[i], 256, where);
+      }
+    }
+  });
+}
+
 TEST(MemoryBoundKernels, Gate) {
   for_each_case([](DType dtype, int64_t width, const std::string& where) {
     RowBuffer x1(dtype, kRows, width), x2(dtype, kRows, width), h(dtype, kRows, width), dh(dtype, kRows, width);
@@ -98,7 +147,7 @@ TEST(MemoryBoundKernels, Gate) {
     x2.randomise(2);
     dh.randomise(3);
     for (int64_t i = 0; i < x1.count(); ++i) x1.set(i, x1.get(i) * 20);
-    const auto rows = [&](const RowBuffer& buffer) { return GateRows{buffer.data(), width}; };
+    const auto rows = [&](const RowBuffer& buffer) { return Rows{buffer.data(), width}; };
     cpu::gate_forward({dtype, kRows, width, rows(x1), rows(x2), rows(h)}, kThreads);
     cpu::gate_backward({dtype, kRows, width, rows(x1), rows(x2), rows(dh), rows(dx1), rows(dx2), rows(again)},
                        kThreads);

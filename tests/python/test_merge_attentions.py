@@ -150,6 +150,29 @@ def test_parts_that_saw_no_key_count_for_nothing():
     assert all((g[:, 3] == 0).all() for g in grads[:3]) and all((g[..., 3] == 0).all() for g in grads[3:])
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("n", [2, 3, 30])
+@pytest.mark.parametrize("dim", [5, 64])
+def test_nan_stays_nan(dim, n, dtype):
+    """In one part's lse: the row's out, lse and gradients; other rows are untouched, a part without keys adds nothing."""
+    attn, lse = parts((2, 6, 3, dim), n, dtype, requires_grad=False)
+    clean = [x.clone() for x in lse]
+    lse[1][:, 0, 2] = torch.nan
+    lse[0][:, 0, 2] = -torch.inf
+    inputs = [x.requires_grad_() for x in attn + lse]
+    out, total = merge(attn, lse)
+    torch.autograd.backward([out, total], [torch.ones_like(out), torch.ones_like(total)])
+    assert bool(out[:, 2, 0].isnan().all()) and bool(total[:, 0, 2].isnan().all())
+    assert bool(attn[1].grad[:, 2, 0].isnan().all()) and bool(lse[1].grad[:, 0, 2].isnan().all())
+    assert bool((attn[0].grad[:, 2, 0] == 0).all()) and bool((lse[0].grad[:, 0, 2] == 0).all())
+    expected_out, expected_total = merge([x.detach() for x in attn], clean)
+    others = torch.ones(6, 3, dtype=torch.bool)
+    others[2, 0] = False
+    assert torch.equal(out[:, others], expected_out[:, others])
+    assert torch.equal(total.transpose(1, 2)[:, others], expected_total.transpose(1, 2)[:, others])
+    assert all(not x.grad[:, others].isnan().any() for x in inputs[:n])
+
+
 def test_lses_far_apart():
     attn, lse = parts((1, 3, 1, 4), 2, torch.float32, requires_grad=False)
     out, total = merge(attn, [lse[0] + 1e4, lse[1] - 1e4])

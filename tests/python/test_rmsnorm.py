@@ -31,6 +31,30 @@ def gradients_close(inputs, double, rows, eps, centred):
         assert_close(weight.grad, other.grad, scale=rows**0.5)
 
 
+@pytest.mark.parametrize("centred", [False, True])
+@pytest.mark.parametrize("width", [2, 64, 273, 1024, 4096, 9000, 70000])
+@pytest.mark.parametrize("magnitude", [1e-25, 1e20, 1e30, 1e37])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_whose_squares_do_not_fit(dtype, magnitude, width, centred):
+    """Against fp64. Every third row is of ordinary size: rows of one block may go different ways."""
+    rows = 37
+    x = random((rows, width), dtype, 0).detach()
+    x[::3] = (x[::3].double() * magnitude / 3).to(dtype)
+    x.requires_grad_()
+    weight = random((width,), dtype, 1, True)
+    double = [wide(x), wide(weight)]
+    out = layer_norm(x, weight, eps=0.0) if centred else rms_norm(x, weight, 0.0)
+    row = double[0] - double[0].mean(-1, keepdim=True) if centred else double[0]
+    deviation = row.detach().square().mean(-1, keepdim=True).sqrt()
+    expected = row / torch.sqrt((row * row).mean(-1, keepdim=True)) * double[1]
+    assert_close(out, expected, scale=4)
+    grad = random(out.shape, dtype, 2)
+    out.backward(grad)
+    expected.backward(grad.double())
+    assert_close(x.grad.double() * deviation, double[0].grad * deviation, scale=32)
+    assert_close(weight.grad, double[1].grad, scale=8 * rows**0.5)
+
+
 @pytest.mark.parametrize("with_weight", [True, False])
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("dtype", DTYPES)

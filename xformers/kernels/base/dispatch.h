@@ -5,6 +5,7 @@
 
 #include "xformers/kernels/base/dtype.h"
 #include "xformers/kernels/base/error.h"
+#include "xformers/kernels/base/inline.h"
 
 namespace xformers {
 
@@ -19,21 +20,22 @@ void dispatch(const char* what, int value, const Fn& fn) {
               ".  Fix: this build has no code for it");
 }
 
-// The element types of a device.
-template <class Float32, class Float64, class BFloat16, class Float16>
-struct ElementTypes {};
+[[noreturn]] void fail_dtype(DType dtype);  // Error; not inline: thrown outside the units of instruction sets
 
-// Calls fn(T{}) with the element type.
-template <class F32, class F64, class B16, class F16, class Fn>
-auto dispatch(ElementTypes<F32, F64, B16, F16>, DType dtype, const Fn& fn) {
+// Calls fn(T()) with the type of an element; BFloat and Half are those of the device. On the GPU too.
+template <class BFloat, class Half, class Fn>
+XFORMERS_INLINE decltype(auto) dispatch_dtype(DType dtype, const Fn& fn) {
   switch (dtype) {
-    case DType::kFloat32: return fn(F32{});
-    case DType::kFloat64: return fn(F64{});
-    case DType::kBFloat16: return fn(B16{});
-    case DType::kFloat16: return fn(F16{});
+    case DType::kFloat32: return fn(float());
+    case DType::kFloat64: return fn(double());
+    case DType::kBFloat16: return fn(BFloat());
+    case DType::kFloat16: return fn(Half());
   }
-  throw Error("dtype has the number " + std::to_string(static_cast<int>(dtype)) +
-              ", expected one of DType.  Fix: set it");
+#if defined(__CUDA_ARCH__)
+  __trap();
+#else
+  fail_dtype(dtype);
+#endif
 }
 
 }  // namespace xformers

@@ -7,22 +7,12 @@
 
 #include <cstdint>
 
+#include "xformers/kernels/base/activation.h"
 #include "xformers/kernels/base/dtype.h"
 #include "xformers/kernels/params/dropout.h"
 #include "xformers/kernels/params/rows.h"
 
 namespace xformers {
-
-// With z = x + bias; the derivatives take the upper branch at the border.
-enum class Activation : uint8_t {
-  kNone,         // z
-  kRelu,         // z >= 0: z, else 0
-  kLeakyRelu,    // z >= 0: z, else 0.01 z
-  kGelu,         // z / 2 * (1 + tanh(sqrt(2 / pi) * (z + 0.044715 z^3)))
-  kSquaredRelu,  // z >= 0: z^2, else 0
-  kSmelu,        // z >= 2: z, z >= -2: (z + 2)^2 / 8, else 0
-  kStarRelu,     // 0.8944 * squared_relu(z) - 0.4472
-};
 
 struct BiasActDropoutShape {
   DType dtype = DType::kFloat32;  // of x, y, residual and their gradients
@@ -30,7 +20,7 @@ struct BiasActDropoutShape {
   Activation activation = Activation::kNone;
   Dropout dropout;
   // Of bias and dbias: fp32 (fp64 for fp64). On CUDA also bf16 or fp16, unless dtype is fp64.
-  DType bias_dtype = dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
+  DType bias_dtype = compute_dtype(dtype);
 };
 
 struct BiasActDropoutFwdParams {

@@ -5,18 +5,16 @@
 #include <cstdint>
 
 #include "xformers/kernels/base/dtype.h"
+#include "xformers/kernels/params/rows.h"
 
 namespace xformers {
 
-struct GateRows {
-  void* data = nullptr;  // [rows, width]
-  int64_t stride = 0;
-};
+using GateRows = Rows;
 
 struct GateFwdParams {
   DType dtype = DType::kFloat32;
   int64_t rows = 0, width = 0;
-  GateRows x1, x2, h;
+  Rows x1, x2, h;
 };
 
 // dx2 = dh * silu(x1), dx1 = dh * x2 * s * (1 + x1 * (1 - s)) with s = 1 / (1 + exp(-x1)); h is computed again, so that
@@ -24,8 +22,8 @@ struct GateFwdParams {
 struct GateBwdParams {
   DType dtype = DType::kFloat32;
   int64_t rows = 0, width = 0;
-  GateRows x1, x2, dh, dx1, dx2;
-  GateRows h;  // no data: not wanted
+  Rows x1, x2, dh, dx1, dx2;
+  Rows h;  // no data: not wanted
 };
 
 }  // namespace xformers

@@ -40,9 +40,9 @@ struct ScaledIndexAddParams {
   RowsTensor input;                // [rows, middle, width]
   RowsTensor source;               // [num_indices, middle, width]
   const int64_t* index = nullptr;  // [num_indices], each in [0, rows)
-  const void* scaling = nullptr;   // [width], fp32 (fp64 for fp64); nullptr: 1
+  const void* scaling = nullptr;   // [width]; nullptr: 1
   double alpha = 1;
-  DType scaling_dtype = DType::kFloat32;  // CUDA alone, where scaling and dscaling may also have 16 bits
+  DType scaling_dtype = compute_dtype(dtype);  // on CUDA also 16 bits, unless dtype is fp64
 };
 
 // dsource[i, m] = alpha * scaling * dout[index[i], m];  dscaling = sum over i, m of alpha * dout[index[i], m] *
@@ -56,8 +56,8 @@ struct ScaledIndexAddBwdParams {
   const int64_t* index = nullptr;
   const void* scaling = nullptr;
   double alpha = 1;
-  void* dscaling = nullptr;               // [width], fp32 (fp64 for fp64); nullptr: not wanted
-  DType scaling_dtype = DType::kFloat32;  // CUDA alone
+  void* dscaling = nullptr;                    // [width]; nullptr: not wanted
+  DType scaling_dtype = compute_dtype(dtype);  // of scaling and dscaling, as above
 };
 
 }  // namespace xformers

@@ -2,8 +2,9 @@
 //   RMS:    y = x / sqrt(mean(x^2) + eps) * weight
 //   layer:  y = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias
 // Statistics and products in fp32 (fp64 for fp64), one rounding. Strides in elements, between rows; each row is
-// contiguous. Weight and bias are fp32 (fp64 for fp64), [width]; nullptr: 1 and 0. On CUDA they, and their gradients,
-// may also have a 16-bit type: weight_dtype.
+// contiguous. Weight and bias, [width] (nullptr: 1 and 0), and their gradients are of weight_dtype: fp32 (fp64 for
+// fp64), on CUDA also that of 16-bit rows. Rows whose squares overflow or vanish are computed in units of a power of
+// two.
 #pragma once
 
 #include <cstdint>
@@ -26,10 +27,11 @@ struct NormFwdParams {
   NormShape shape;
   Rows x;
   Rows increment;  // no data: none. Else x += increment in place, rounded to x's dtype, and the result is normalised;
-                   // the statistics are those of the sum before it was rounded. RMS only.
+                   // the statistics are those of the sum before it was rounded (after, where squares do not fit).
+                   // RMS only.
   const void* weight = nullptr;
   const void* bias = nullptr;
-  DType weight_dtype = DType::kFloat32;  // CUDA alone
+  DType weight_dtype = compute_dtype(shape.dtype);
   Rows out;
 };
 
@@ -39,9 +41,9 @@ struct NormBwdParams {
   Rows x, dout;
   const void* weight = nullptr;
   Rows dx;                  // no data: not wanted
-  void* dweight = nullptr;  // [width], fp32 (fp64 for fp64); nullptr: not wanted
-  void* dbias = nullptr;
-  DType weight_dtype = DType::kFloat32;  // CUDA alone: of weight, dweight and dbias
+  void* dweight = nullptr;  // [width]; nullptr: not wanted
+  void* dbias = nullptr;    // of the layer norm alone
+  DType weight_dtype = compute_dtype(shape.dtype);
 };
 
 }  // namespace xformers

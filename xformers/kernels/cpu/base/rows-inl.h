@@ -6,7 +6,7 @@
 
 #include <type_traits>
 
-#include "xformers/kernels/base/dtype.h"
+#include "xformers/kernels/base/dispatch.h"
 #include "xformers/kernels/cpu/base/vec-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -281,15 +281,10 @@ HWY_INLINE void prefetch_behind(const void* p) {
   prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(p) + kPrefetchBytes));
 }
 
-// fn.template operator()<T>() for the element type.
+// fn(T()) for the element type.
 template <class Fn>
 HWY_INLINE void with_element(DType dtype, const Fn& fn) {
-  switch (dtype) {
-    case DType::kFloat32: return fn.template operator()<float>();
-    case DType::kFloat64: return fn.template operator()<double>();
-    case DType::kBFloat16: return fn.template operator()<BFloat16>();
-    case DType::kFloat16: return fn.template operator()<Float16>();
-  }
+  dispatch_dtype<BFloat16, Float16>(dtype, fn);
 }
 
 }  // namespace xformers::cpu::XFORMERS_ISA_NAMESPACE

@@ -7,9 +7,6 @@
 HWY_BEFORE_NAMESPACE();
 namespace xformers::cpu::XFORMERS_ISA_NAMESPACE {
 
-// Gelu in its tanh form: z * g(z), g = (1 + tanh(u)) / 2 = sigmoid(2 u), 2 u = z * (kGelu1 + kGelu3 * z^2).
-inline constexpr double kGelu1 = 1.5957691216057307118, kGelu3 = 0.071354816272600242;
-
 template <class V>
 struct GeluParts {
   V z, gate, square;  // z, g, z^2
@@ -78,20 +75,6 @@ HWY_INLINE Vec<Compute<T>> activation_slope(Vec<Compute<T>> z) {
     return hn::Mul(hn::Max(zero, z), hn::Set(d, C(1.7888)));
   } else {
     return one;
-  }
-}
-
-// fn.template operator()<kActivation>()
-template <class Fn>
-HWY_INLINE void with_activation(Activation activation, const Fn& fn) {
-  switch (activation) {
-    case Activation::kNone: return fn.template operator()<Activation::kNone>();
-    case Activation::kRelu: return fn.template operator()<Activation::kRelu>();
-    case Activation::kLeakyRelu: return fn.template operator()<Activation::kLeakyRelu>();
-    case Activation::kGelu: return fn.template operator()<Activation::kGelu>();
-    case Activation::kSquaredRelu: return fn.template operator()<Activation::kSquaredRelu>();
-    case Activation::kSmelu: return fn.template operator()<Activation::kSmelu>();
-    case Activation::kStarRelu: return fn.template operator()<Activation::kStarRelu>();
   }
 }
 

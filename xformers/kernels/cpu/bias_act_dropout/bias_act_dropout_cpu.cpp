@@ -1,19 +1,18 @@
 #include "xformers/kernels/cpu/bias_act_dropout/bias_act_dropout_cpu.h"
 
-#include "xformers/kernels/base/error.h"
 #include "xformers/kernels/cpu/base/isa_fn.h"
 #include "xformers/kernels/cpu/bias_act_dropout/isa_kernels.h"
+#include "xformers/kernels/params/checks.h"
 
 namespace xformers::cpu {
 
 void bias_act_dropout_forward(const BiasActDropoutFwdParams& params, const Threads& threads) {
+  check(params, WeightTypes::kCompute);
   if (params.shape.rows > 0 && params.shape.width > 0) XFORMERS_BY_ISA(bias_act_dropout_forward)(params, threads);
 }
 
 void bias_act_dropout_backward(const BiasActDropoutBwdParams& params, const Threads& threads) {
-  if (params.shape.rows > 0 && !params.x.data && params.shape.activation != Activation::kNone) {
-    throw Error("bias_act_dropout: x is missing, expected the input of the activation.  Fix: keep it for backward.");
-  }
+  check(params, WeightTypes::kCompute);
   if (params.shape.width > 0) XFORMERS_BY_ISA(bias_act_dropout_backward)(params, threads);
 }
 

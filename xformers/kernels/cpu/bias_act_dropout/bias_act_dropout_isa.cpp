@@ -117,13 +117,13 @@ void backward(const BiasActDropoutBwdParams& p, const Threads& threads) {
 }  // namespace
 
 void bias_act_dropout_forward(const BiasActDropoutFwdParams& p, const Threads& threads) {
-  with_element(p.shape.dtype, [&]<class T>() {
+  with_element(p.shape.dtype, [&]<class T>(T) {
     with_activation(p.shape.activation, [&]<Activation kActivation>() { forward<T, kActivation>(p, threads); });
   });
 }
 
 void bias_act_dropout_backward(const BiasActDropoutBwdParams& p, const Threads& threads) {
-  with_element(p.shape.dtype, [&]<class T>() {
+  with_element(p.shape.dtype, [&]<class T>(T) {
     with_activation(p.shape.activation, [&]<Activation kActivation>() { backward<T, kActivation>(p, threads); });
   });
 }

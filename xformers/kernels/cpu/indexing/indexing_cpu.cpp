@@ -5,6 +5,7 @@
 #include "xformers/kernels/base/error.h"
 #include "xformers/kernels/cpu/base/isa_fn.h"
 #include "xformers/kernels/cpu/indexing/isa_kernels.h"
+#include "xformers/kernels/params/checks.h"
 
 namespace xformers::cpu {
 namespace {
@@ -19,6 +20,7 @@ void check_index(const char* where, const std::string& name, const int64_t* inde
 }
 
 void check_indices(const IndexSelectCatParams& params) {
+  check(params);
   for (int64_t i = 0; i < params.num_selections; ++i) {
     const RowSelection& s = params.selections[i];
     check_index("index_select_cat", "indices[" + std::to_string(i) + "]", s.index, s.num_rows, s.source_rows);
@@ -44,12 +46,14 @@ void index_select_cat_backward(const IndexSelectCatParams& params, const Threads
 }
 
 void scaled_index_add(const ScaledIndexAddParams& params, const Threads& threads) {
+  check(params, WeightTypes::kCompute);
   check_index("scaled_index_add", "index", params.index, params.num_indices, params.rows);
   const RowGrouping grouping(params.index, params.num_indices, params.rows);
   XFORMERS_BY_ISA(scaled_index_add)(params, grouping.groups(), threads);
 }
 
 void scaled_index_add_backward(const ScaledIndexAddBwdParams& params, const Threads& threads) {
+  check(params, WeightTypes::kCompute);
   check_index("scaled_index_add_backward", "index", params.index, params.num_indices, params.rows);
   XFORMERS_BY_ISA(scaled_index_add_backward)(params, threads);
 }

@@ -52,7 +52,7 @@ void gather(DType dtype, const RowSelection& s, const Threads& threads) {
 }
 
 void scatter_sum(DType dtype, const RowSelection& s, const RowGroups& groups, const Threads& threads) {
-  with_element(dtype, [&]<class T>() {
+  with_element(dtype, [&]<class T>(T) {
     using C = Compute<T>;
     const T* packed = static_cast<const T*>(s.packed);
     const auto write = [&]<bool kStream>() {
@@ -80,7 +80,7 @@ void scatter_sum(DType dtype, const RowSelection& s, const RowGroups& groups, co
 }
 
 void scaled_index_add(const ScaledIndexAddParams& p, const RowGroups& groups, const Threads& threads) {
-  with_element(p.dtype, [&]<class T>() {
+  with_element(p.dtype, [&]<class T>(T) {
     using C = Compute<T>;
     const auto alpha = hn::Set(Tag<C>(), static_cast<C>(p.alpha));
     const C* scaling = static_cast<const C*>(p.scaling);
@@ -168,7 +168,7 @@ void both_gradients(const ScaledIndexAddBwdParams& p, const Threads& threads) {
 }  // namespace
 
 void scaled_index_add_backward(const ScaledIndexAddBwdParams& p, const Threads& threads) {
-  with_element(p.dtype, [&]<class T>() {
+  with_element(p.dtype, [&]<class T>(T) {
     const bool stream =
         p.num_indices * p.middle * p.width * static_cast<int64_t>(sizeof(T)) >= kStreamBytes && p.dsource.data;
     if (p.dscaling) {

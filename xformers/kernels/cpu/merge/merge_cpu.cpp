@@ -7,20 +7,17 @@
 #include <limits>
 #include <vector>
 
+#include "xformers/kernels/base/dispatch.h"
 #include "xformers/kernels/base/half.h"
 #include "xformers/kernels/cpu/base/blocks.h"
+#include "xformers/kernels/params/checks.h"
 
 namespace xformers::cpu {
 namespace {
 
 template <class Fn>
 void with_type(DType dtype, const Fn& fn) {
-  switch (dtype) {
-    case DType::kFloat32: return fn(float());
-    case DType::kFloat64: return fn(double());
-    case DType::kBFloat16: return fn(BFloat16());
-    case DType::kFloat16: return fn(Float16());
-  }
+  dispatch_dtype<BFloat16, Float16>(dtype, fn);
 }
 
 // Where a row starts.
@@ -142,10 +139,12 @@ void backward(const MergeBwdParams& p, const Threads& threads) {
 }  // namespace
 
 void merge_forward(const MergeFwdParams& params, const Threads& threads) {
+  check(params);
   params.shape.lse_dtype == DType::kFloat64 ? forward<double>(params, threads) : forward<float>(params, threads);
 }
 
 void merge_backward(const MergeBwdParams& params, const Threads& threads) {
+  check(params);
   params.shape.lse_dtype == DType::kFloat64 ? backward<double>(params, threads) : backward<float>(params, threads);
 }
 

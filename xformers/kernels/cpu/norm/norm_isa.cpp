@@ -10,57 +10,77 @@ HWY_BEFORE_NAMESPACE();
 namespace xformers::cpu::XFORMERS_ISA_NAMESPACE {
 namespace {
 
-template <class T>
-T* row_at(const Rows& rows, int64_t row) {
-  return static_cast<T*>(rows.data) + row * rows.stride;
-}
-
-// (x - mean) * scale is the normalised row; mean is 0 for RMS.
+// (x - mean) * scale is the normalised row; mean is 0 for RMS. In units of a power of two it is
+// (x * unit - mean_in_units) * scale_of_units.
 struct Statistics {
   double mean = 0, scale = 1;
+  double unit = 1, mean_in_units = 0, scale_of_units = 1;
 };
 
-double inverse_root(double mean_square, double eps) { return 1 / std::sqrt(mean_square + eps); }
-
-// Mean and variance from sums of deviations from a guess, as long as the guess is so near the mean that nothing
-// cancels.
+// Statistics from sums over x - guess and (x - guess)^2, with lanes of type C. Exact: the guess is so near the mean
+// that nothing cancels, and the squares were numbers, neither too large nor too small for C.
+template <class C>
 struct Moments {
-  double mean_deviation, variance;
+  double mean_deviation, scale;
   bool exact;
+
+  HWY_INLINE Moments(double sum, double sum_squares, const NormShape& shape) {
+    constexpr double kLeast = sizeof(C) == 8 ? 0x1p-900 : 0x1p-100;
+    const double count = static_cast<double>(shape.width);
+    mean_deviation = sum / count;
+    const double square = mean_deviation * mean_deviation, difference = sum_squares / count - square;
+    const double variance = difference > 0 ? difference : 0;
+    scale = 1 / std::sqrt(variance + shape.eps);
+    exact = square <= 4 * variance && sum_squares <= __DBL_MAX__ && sum_squares / count + shape.eps >= kLeast;
+  }
 };
 
-Moments moments_of(double sum, double sum_squares, double count) {
-  const double mean = sum / count, variance = sum_squares / count - mean * mean;
-  return {mean, variance > 0 ? variance : 0, mean * mean <= 4 * variance};
-}
-
-// The exact way in two passes, for rows whose first element is far from the others.
-template <class T>
-HWY_INLINE Statistics two_pass_statistics(const T* HWY_RESTRICT x, const NormShape& shape) {
+// The exact way, pass after pass: for rows whose first element is far from the others, and in units of a power of two
+// near the largest element, so that squares are numbers.
+template <bool kCentred, class T>
+HWY_INLINE Statistics exact_statistics(const T* HWY_RESTRICT x, const NormShape& shape) {
   using C = Compute<T>;
+  constexpr int kFinest = sizeof(C) == 8 ? 700 : 75, kCoarsest = sizeof(C) == 8 ? -1022 : -126;
+  const Tag<C> d;
+  auto largest = hn::Zero(d);
+  for_each_vec<C>(shape.width,
+                  [&](ptrdiff_t i, auto n) { largest = hn::Max(largest, hn::Abs(only_n(load_n(x + i, n), n))); });
+  const double top = static_cast<double>(hn::GetLane(hn::MaxOfLanes(d, largest)));
+  Statistics row;
+  if (top > 0 && top <= __DBL_MAX__) {
+    const int exponent = -std::ilogb(top);
+    row.unit = std::ldexp(1.0, exponent < kCoarsest ? kCoarsest : exponent > kFinest ? kFinest : exponent);
+  }
+  const double count = static_cast<double>(shape.width);
+  const auto unit = hn::Set(d, static_cast<C>(row.unit));
   double sum[1];
-  sum_row<C>(shape.width, sum,
-             [&](ptrdiff_t i, auto n, Vec<C>* sums) { sums[0] = hn::Add(sums[0], load_n(x + i, n)); });
-  const double count = static_cast<double>(shape.width), mean = sum[0] / count;
-  const auto v_mean = hn::Set(Tag<C>(), static_cast<C>(mean));
+  if constexpr (kCentred) {
+    sum_row<C>(shape.width, sum,
+               [&](ptrdiff_t i, auto n, Vec<C>* sums) { sums[0] = hn::MulAdd(load_n(x + i, n), unit, sums[0]); });
+    row.mean_in_units = sum[0] / count;
+  }
+  const auto mean = hn::Set(d, static_cast<C>(row.mean_in_units));
   sum_row<C>(shape.width, sum, [&](ptrdiff_t i, auto n, Vec<C>* sums) {
-    const auto deviation = only_n(hn::Sub(load_n(x + i, n), v_mean), n);
+    const auto deviation = only_n(hn::MulSub(load_n(x + i, n), unit, mean), n);
     sums[0] = hn::MulAdd(deviation, deviation, sums[0]);
   });
-  return {mean, inverse_root(sum[0] / count, shape.eps)};
+  row.scale_of_units = 1 / std::sqrt(sum[0] / count + shape.eps * row.unit * row.unit);
+  row.mean = row.mean_in_units / row.unit;
+  row.scale = row.scale_of_units * row.unit;
+  return row;
 }
 
 template <bool kCentred, class T>
 HWY_INLINE Statistics statistics_of(const T* HWY_RESTRICT x, const NormShape& shape) {
   using C = Compute<T>;
-  const double count = static_cast<double>(shape.width);
   if constexpr (!kCentred) {
     double square[1];
     sum_row<C>(shape.width, square, [&](ptrdiff_t i, auto n, Vec<C>* sums) {
       const auto value = load_n(x + i, n);
       sums[0] = hn::MulAdd(value, value, sums[0]);
     });
-    return {0, inverse_root(square[0] / count, shape.eps)};
+    const Moments<C> moments(0, square[0], shape);
+    return moments.exact ? Statistics{.scale = moments.scale} : exact_statistics<kCentred>(x, shape);
   } else {
     const C guess = static_cast<C>(to_compute(x[0]));
     const auto v_guess = hn::Set(Tag<C>(), guess);
@@ -70,13 +90,13 @@ HWY_INLINE Statistics statistics_of(const T* HWY_RESTRICT x, const NormShape& sh
       sums[0] = hn::Add(sums[0], deviation);
       sums[1] = hn::MulAdd(deviation, deviation, sums[1]);
     });
-    const Moments moments = moments_of(sums_of_row[0], sums_of_row[1], count);
-    if (!moments.exact) return two_pass_statistics(x, shape);
-    return {guess + moments.mean_deviation, inverse_root(moments.variance, shape.eps)};
+    const Moments<C> moments(sums_of_row[0], sums_of_row[1], shape);
+    if (!moments.exact) return exact_statistics<kCentred>(x, shape);
+    return {.mean = guess + moments.mean_deviation, .scale = moments.scale};
   }
 }
 
-// x += increment; the statistics are those of the sum before it is rounded.
+// x += increment; the statistics are those of the sum before it is rounded (after, where its squares did not fit).
 template <class T>
 HWY_INLINE Statistics increment_row(T* HWY_RESTRICT x, const T* HWY_RESTRICT increment, const NormShape& shape) {
   using C = Compute<T>;
@@ -86,7 +106,8 @@ HWY_INLINE Statistics increment_row(T* HWY_RESTRICT x, const T* HWY_RESTRICT inc
     sums[0] = hn::MulAdd(value, value, sums[0]);
     store_n(value, x + i, n);
   });
-  return {.mean = 0, .scale = inverse_root(sum[0] / static_cast<double>(shape.width), shape.eps)};
+  const Moments<C> moments(0, sum[0], shape);
+  return moments.exact ? Statistics{.scale = moments.scale} : exact_statistics<false>(x, shape);
 }
 
 template <class T, bool kCentred, bool kStream>
@@ -145,6 +166,7 @@ HWY_INLINE RowTerms<Compute<T>> terms_of(const NormBwdParams& p, int64_t row, co
   };
   Statistics statistics;
   double g_sum = 0, g_deviation = 0;  // sums of g and of g * (x - mean)
+  bool exact;
   if constexpr (kCentred) {
     const C guess = static_cast<C>(to_compute(x[0]));
     const auto v_guess = hn::Set(d, guess);
@@ -157,19 +179,11 @@ HWY_INLINE RowTerms<Compute<T>> terms_of(const NormBwdParams& p, int64_t row, co
       sums[2] = hn::Add(sums[2], g);
       sums[3] = hn::MulAdd(g, deviation, sums[3]);
     });
-    const Moments moments = moments_of(sums_of_row[0], sums_of_row[1], static_cast<double>(width));
-    statistics = {guess + moments.mean_deviation, inverse_root(moments.variance, p.shape.eps)};
+    const Moments<C> moments(sums_of_row[0], sums_of_row[1], p.shape);
+    exact = moments.exact;
+    statistics = {.mean = guess + moments.mean_deviation, .scale = moments.scale};
     g_sum = sums_of_row[2];
     g_deviation = sums_of_row[3] - moments.mean_deviation * g_sum;
-    if (!moments.exact) {
-      statistics = two_pass_statistics(x, p.shape);
-      const auto mean = hn::Set(d, static_cast<C>(statistics.mean));
-      double deviation[1];
-      sum_row<C>(width, deviation, [&](ptrdiff_t i, auto n, Vec<C>* sums) {
-        sums[0] = hn::MulAdd(weighted(i, n), hn::Sub(load_n(x + i, n), mean), sums[0]);
-      });
-      g_deviation = deviation[0];
-    }
   } else {
     double sums_of_row[2];
     sum_row<C>(width, sums_of_row, [&](ptrdiff_t i, auto n, Vec<C>* sums) {
@@ -177,12 +191,26 @@ HWY_INLINE RowTerms<Compute<T>> terms_of(const NormBwdParams& p, int64_t row, co
       sums[0] = hn::MulAdd(value, value, sums[0]);
       sums[1] = hn::MulAdd(weighted(i, n), value, sums[1]);
     });
-    statistics.scale = inverse_root(sums_of_row[0] / static_cast<double>(width), p.shape.eps);
+    const Moments<C> moments(0, sums_of_row[0], p.shape);
+    exact = moments.exact;
+    statistics.scale = moments.scale;
     g_deviation = sums_of_row[1];
+  }
+  double scale_of_deviation = statistics.scale;
+  if (!exact) {
+    statistics = exact_statistics<kCentred>(x, p.shape);
+    scale_of_deviation = statistics.scale_of_units;
+    const auto unit = hn::Set(d, static_cast<C>(statistics.unit));
+    const auto mean = hn::Set(d, static_cast<C>(statistics.mean_in_units));
+    double deviation[1];
+    sum_row<C>(width, deviation, [&](ptrdiff_t i, auto n, Vec<C>* sums) {
+      sums[0] = hn::MulAdd(weighted(i, n), hn::MulSub(load_n(x + i, n), unit, mean), sums[0]);
+    });
+    g_deviation = deviation[0];
   }
   const double count = static_cast<double>(width);
   return {static_cast<C>(statistics.mean), static_cast<C>(statistics.scale),
-          static_cast<C>(g_deviation * statistics.scale / count), static_cast<C>(g_sum / count)};
+          static_cast<C>(g_deviation * scale_of_deviation / count), static_cast<C>(g_sum / count)};
 }
 
 // dx of kRows rows from `first` on, which also go into dweight and dbias (null: none): several rows share each access
@@ -269,7 +297,7 @@ void backward_rows(const NormBwdParams& p, const Threads& threads) {
 // fn.template operator()<T, kCentred, kStream>()
 template <class Fn>
 void specialise(const NormShape& shape, const Fn& fn) {
-  with_element(shape.dtype, [&]<class T>() {
+  with_element(shape.dtype, [&]<class T>(T) {
     const bool stream = shape.rows * shape.width * static_cast<int64_t>(sizeof(T)) >= kStreamBytes;
     if (shape.kind == NormKind::kLayer) {
       stream ? fn.template operator()<T, true, true>() : fn.template operator()<T, true, false>();

@@ -4,18 +4,21 @@
 
 #include "xformers/kernels/cpu/base/isa_fn.h"
 #include "xformers/kernels/cpu/rope/isa_kernels.h"
+#include "xformers/kernels/params/checks.h"
 #include "xformers/kernels/params/rope_check.h"
 #include "xformers/kernels/params/rope_frequencies.h"
 
 namespace xformers::cpu {
 
 void rope_padded(const RopePaddedParams& params, const Threads& threads) {
+  check(params);
   const std::vector<double> frequencies = rope_frequencies(params.head_dim, params.scaling);
   check_rope_sequences(params);
   XFORMERS_BY_ISA(rope_padded)(params, frequencies.data(), threads);
 }
 
 void rotary(const RotaryParams& params, const Threads& threads) {
+  check(params);
   const std::vector<double> frequencies = rope_frequencies(params.head_dim, params.scaling);
   if (params.outer == 0 || params.seqlen == 0) return;
   XFORMERS_BY_ISA(rotary)(params, frequencies.data(), threads);

@@ -112,7 +112,7 @@ void all_positions(const RotaryParams& p, const double* frequencies, const Threa
 // fn.template operator()<T, C, kStream>(): element and rotation type.
 template <class Fn>
 void specialise(DType dtype, bool fp64, int64_t elements, const Fn& fn) {
-  with_element(dtype, [&]<class T>() {
+  with_element(dtype, [&]<class T>(T) {
     const bool stream = elements * static_cast<int64_t>(sizeof(T)) >= kStreamBytes;
     if (fp64) {
       fn.template operator()<T, double, false>();

@@ -2,6 +2,7 @@
 
 #include "xformers/kernels/cpu/base/isa_fn.h"
 #include "xformers/kernels/cpu/softmax/isa_kernels.h"
+#include "xformers/kernels/params/checks.h"
 
 namespace xformers::cpu {
 namespace {
@@ -13,10 +14,12 @@ bool is_empty(const SoftmaxShape& shape) {
 }  // namespace
 
 void softmax_forward(const SoftmaxFwdParams& params, const Threads& threads) {
+  check(params);
   if (!is_empty(params.shape)) XFORMERS_BY_ISA(softmax_forward)(params, threads);
 }
 
 void softmax_backward(const SoftmaxBwdParams& params, const Threads& threads) {
+  check(params);
   if (!is_empty(params.shape)) XFORMERS_BY_ISA(softmax_backward)(params, threads);
 }
 

@@ -164,7 +164,7 @@ void backward(const SoftmaxBwdParams& p, const Threads& threads) {
 // fn.template operator()<T, kStream>()
 template <class Fn>
 void specialise(const SoftmaxShape& s, const Fn& fn) {
-  with_element(s.dtype, [&]<class T>() {
+  with_element(s.dtype, [&]<class T>(T) {
     const int64_t bytes = s.outer0 * s.outer1 * s.rows * s.width * static_cast<int64_t>(sizeof(T));
     bytes >= kStreamBytes ? fn.template operator()<T, true>() : fn.template operator()<T, false>();
   });

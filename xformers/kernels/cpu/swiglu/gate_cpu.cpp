@@ -2,14 +2,17 @@
 
 #include "xformers/kernels/cpu/base/isa_fn.h"
 #include "xformers/kernels/cpu/swiglu/isa_kernels.h"
+#include "xformers/kernels/params/checks.h"
 
 namespace xformers::cpu {
 
 void gate_forward(const GateFwdParams& params, const Threads& threads) {
+  check(params);
   if (params.rows > 0 && params.width > 0) XFORMERS_BY_ISA(gate_forward)(params, threads);
 }
 
 void gate_backward(const GateBwdParams& params, const Threads& threads) {
+  check(params);
   if (params.rows > 0 && params.width > 0) XFORMERS_BY_ISA(gate_backward)(params, threads);
 }
 

@@ -7,11 +7,6 @@ HWY_BEFORE_NAMESPACE();
 namespace xformers::cpu::XFORMERS_ISA_NAMESPACE {
 namespace {
 
-template <class T>
-T* row_at(const GateRows& rows, int64_t row) {
-  return static_cast<T*>(rows.data) + row * rows.stride;
-}
-
 // 0 where it is that in the compute type, so that silu(-inf) is NaN, as x / (1 + exp(-x)) is.
 template <class T>
 HWY_INLINE Vec<Compute<T>> vanishing_sigmoid(Vec<Compute<T>> x) {
@@ -70,14 +65,14 @@ void backward(const GateBwdParams& p, const Threads& threads) {
 }  // namespace
 
 void gate_forward(const GateFwdParams& p, const Threads& threads) {
-  with_element(p.dtype, [&]<class T>() {
+  with_element(p.dtype, [&]<class T>(T) {
     const bool stream = p.rows * p.width * static_cast<int64_t>(sizeof(T)) >= kStreamBytes;
     stream ? forward<T, true>(p, threads) : forward<T, false>(p, threads);
   });
 }
 
 void gate_backward(const GateBwdParams& p, const Threads& threads) {
-  with_element(p.dtype, [&]<class T>() {
+  with_element(p.dtype, [&]<class T>(T) {
     const bool stream = p.rows * p.width * static_cast<int64_t>(sizeof(T)) >= kStreamBytes;
     stream ? backward<T, true>(p, threads) : backward<T, false>(p, threads);
   });

@@ -25,7 +25,6 @@ using fp64 = double;
 using fp32 = float;
 using fp16 = __half;
 using bf16 = __nv_bfloat16;
-using Elements = ElementTypes<fp32, fp64, bf16, fp16>;
 
 struct ForwardInstance {
   DType dtype;

@@ -19,7 +19,6 @@ struct Args {
 template <class C, class T>
 __global__ void __launch_bounds__(kColumns* kShares) column_sums_kernel(const Args<C, T> args) {
   __shared__ C shared[kShares][kColumns + 1];
-  wait_for_kernel_before();
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int64_t begin = int64_t{blockIdx.x} * kColumns, column = begin + lane;
   wait_for_kernel_before();  // the partial sums

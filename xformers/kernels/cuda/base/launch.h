@@ -78,12 +78,6 @@ __device__ __forceinline__ void wait_for_kernel_before() {
   cudaGridDependencySynchronize();
 #endif
 }
-// From when all blocks of a kernel have said so (or ended), those of the next one may come, where there is room.
-__device__ __forceinline__ void let_kernel_behind_come() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  cudaTriggerProgrammaticLaunchCompletion();
-#endif
-}
 #endif
 
 }  // namespace xformers::cuda

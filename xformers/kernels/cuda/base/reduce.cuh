@@ -134,6 +134,17 @@ class GroupReduce {
     for (int i = 0; i < kValues; ++i) values[i] = kValues == 1 ? sum : __shfl_sync(0xffffffffu, sum, i * kLanes);
   }
 
+  // After a reduction that gave `total` as its first value: whether any group says so that has to do as this one does.
+  // Without a barrier: where it would take one, says is asked of what each warp of the block contributed, not of
+  // totals.
+  template <class Says>
+  __device__ __forceinline__ bool any_part(C total, const Says& says) const {
+    if (group_.size <= 32 || group_.owns_block()) return group_.any(says(total));
+    const int lane = threadIdx.x % 32;
+    return static_cast<bool>(
+        __any_sync(0xffffffffu, lane * 32 < static_cast<int>(blockDim.x) && says(shared_.partial[turn_ ^ 1][0][lane])));
+  }
+
  private:
   Shared& shared_;
   ThreadGroup group_;

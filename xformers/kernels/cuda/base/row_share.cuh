@@ -4,7 +4,9 @@
 // them stay in registers as they came from memory; with kItems 0 each pass reads the row again, through the cache.
 #pragma once
 
+#include "xformers/kernels/cuda/base/launch.h"
 #include "xformers/kernels/cuda/base/reduce.cuh"
+#include "xformers/kernels/cuda/base/stream.h"
 #include "xformers/kernels/cuda/base/vector.cuh"
 
 namespace xformers::cuda {
@@ -60,6 +62,12 @@ struct RowShare {
     }
   }
 };
+
+// A kernel in which groups of threads share rows.
+template <class Args>
+void launch_rows(void (*kernel)(Args), const RowPlan& plan, int64_t rows, const Args& args, const Stream& where) {
+  launch_after(kernel, plan.blocks(rows), 1, plan.threads, static_cast<cudaStream_t>(where.stream), args);
+}
 
 // fn(item, column): the columns of this thread, of which there are none where the row is not there.
 template <int kVec, int kItems, class Fn>

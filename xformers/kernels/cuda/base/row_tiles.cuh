@@ -12,8 +12,10 @@
 #include <algorithm>
 #include <bit>
 
+#include "xformers/kernels/base/divide.h"
 #include "xformers/kernels/cuda/base/device.h"
-#include "xformers/kernels/cuda/base/divide.h"
+#include "xformers/kernels/cuda/base/launch.h"
+#include "xformers/kernels/cuda/base/stream.h"
 #include "xformers/kernels/cuda/base/vector.cuh"
 
 namespace xformers::cuda {
@@ -26,7 +28,7 @@ struct RowTiles {
   int64_t rows = 0, vectors = 0;  // vectors: accesses per row
   int log2_lanes = 0;             // of the number of threads side by side
   int in_flight = 0;              // rows that a thread takes at a time
-  ShortDivisor strips;
+  Divisor<uint32_t> strips;
   int64_t chunks = 0, stride = 0;  // blocks per strip; rows from one turn of a block to its next
 
   int64_t blocks() const { return strips.size() * chunks; }
@@ -38,13 +40,18 @@ struct RowTiles {
     constexpr int64_t kMaxLanes = 128;
     log2_lanes = std::bit_width(static_cast<uint64_t>(std::min(vectors, kMaxLanes) - 1));
     const int64_t count = (vectors + lanes() - 1) / lanes();
-    strips = ShortDivisor(static_cast<uint32_t>(count));
+    strips = Divisor<uint32_t>(count);
     const int64_t turn = int64_t{in_flight} * (kTileThreads / lanes());
     chunks = (rows + turn - 1) / turn;
     if (most > 0) chunks = std::clamp<int64_t>(int64_t{most} * current_device().multiprocessors / count, 1, chunks);
     stride = chunks * turn;
   }
 };
+
+template <class Args>
+void launch_rows(void (*kernel)(Args), const RowTiles& tiles, const Args& args, const Stream& where) {
+  launch_after(kernel, tiles.blocks(), 1, kTileThreads, static_cast<cudaStream_t>(where.stream), args);
+}
 
 // Where a thread begins, and how it goes on.
 struct TileWalk {

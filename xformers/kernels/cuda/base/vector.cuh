@@ -6,10 +6,12 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 #include <type_traits>
 
-#include "xformers/kernels/base/dtype.h"
+#include "xformers/kernels/base/dispatch.h"
 #include "xformers/kernels/cuda/base/elements.cuh"
+#include "xformers/kernels/params/rows.h"
 
 namespace xformers::cuda {
 
@@ -25,9 +27,9 @@ __device__ __forceinline__ Compute<T> to_compute(T x) {
 template <class T>
 inline constexpr int kVectorOf = 16 / sizeof(T);  // elements of a 16-byte access
 
-// Elements as they lie in memory.
+// Elements as they lie in memory; more than 16 bytes are moved by several accesses.
 template <class T, int kCount>
-struct alignas(sizeof(T) * kCount) Packed {
+struct alignas(sizeof(T) * kCount < 16 ? sizeof(T) * kCount : 16) Packed {
   T at[kCount];
 };
 
@@ -63,6 +65,16 @@ __device__ __forceinline__ void unpack(const Packed<T, kCount>& from, Compute<T>
   }
 }
 
+// The same in another type than Compute<T>.
+template <class T, int kCount, class C>
+requires(!std::is_same_v<C, Compute<T>>) __device__ __forceinline__
+    void unpack(const Packed<T, kCount>& from, C (&to)[kCount]) {
+  Compute<T> numbers[kCount];
+  unpack(from, numbers);
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) to[i] = static_cast<C>(numbers[i]);
+}
+
 // One rounding.
 template <class T, int kCount>
 __device__ __forceinline__ Packed<T, kCount> pack(const Compute<T> (&from)[kCount]) {
@@ -86,29 +98,23 @@ __device__ __forceinline__ Packed<T, kCount> pack(const Compute<T> (&from)[kCoun
   return to;
 }
 
+template <class T, int kCount, class C>
+requires(!std::is_same_v<C, Compute<T>>) __device__ __forceinline__ Packed<T, kCount> pack(const C (&from)[kCount]) {
+  Compute<T> numbers[kCount];
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) numbers[i] = static_cast<Compute<T>>(from[i]);
+  return pack<T>(numbers);
+}
+
 // kCount numbers of a type known at run time, which is C or a 16-bit one: weights beside data of another type.
 template <int kCount, class C>
 __device__ __forceinline__ void load_as(const void* from, DType dtype, int64_t column, C (&to)[kCount]) {
-  const auto convert = [&](const auto& packed) {
-    Compute<std::remove_cvref_t<decltype(packed.at[0])>> numbers[kCount];
-    unpack(packed, numbers);
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) to[i] = static_cast<C>(numbers[i]);
-  };
   if (dtype == DType::kBFloat16) {
-    convert(load<kCount>(static_cast<const __nv_bfloat16*>(from) + column));
+    unpack(load<kCount>(static_cast<const __nv_bfloat16*>(from) + column), to);
   } else if (dtype == DType::kFloat16) {
-    convert(load<kCount>(static_cast<const __half*>(from) + column));
-  } else if constexpr (sizeof(C) * kCount <= 16) {
-    convert(load<kCount>(static_cast<const C*>(from) + column));
-  } else {  // two accesses of 16 bytes
-    constexpr int kHalf = kCount / 2;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const auto packed = load<kHalf>(static_cast<const C*>(from) + column + half * kHalf);
-#pragma unroll
-      for (int i = 0; i < kHalf; ++i) to[half * kHalf + i] = packed.at[i];
-    }
+    unpack(load<kCount>(static_cast<const __half*>(from) + column), to);
+  } else {
+    unpack(load<kCount>(static_cast<const C*>(from) + column), to);
   }
 }
 
@@ -118,15 +124,29 @@ inline bool rows_are_aligned(const void* data, int64_t stride, DType dtype, int6
   return is_aligned(data, bytes) && stride * static_cast<int64_t>(size_of(dtype)) % bytes == 0;
 }
 
-// Calls fn with a value of the element type.
+// Whether matrices of this width (no data: there is none) are made of 16-byte accesses.
+inline bool rows_fit(std::initializer_list<const Rows*> matrices, int64_t width, DType dtype) {
+  bool fit = width * static_cast<int64_t>(size_of(dtype)) % 16 == 0;
+  for (const Rows* rows : matrices) fit &= !rows->data || rows_are_aligned(rows->data, rows->stride, dtype);
+  return fit;
+}
+
+// fn(T()) for the element type; on the device too.
 template <class Fn>
-auto with_element(DType dtype, const Fn& fn) {
-  switch (dtype) {
-    case DType::kFloat64: return fn(double{});
-    case DType::kBFloat16: return fn(__nv_bfloat16{});
-    case DType::kFloat16: return fn(__half{});
-    default: return fn(float{});
-  }
+XFORMERS_INLINE decltype(auto) with_element(DType dtype, const Fn& fn) {
+  return dispatch_dtype<__nv_bfloat16, __half>(dtype, fn);
+}
+
+// fn.template operator()<T, kCount>(): accesses of 16 bytes where `vectors` (everything is aligned so), else element by
+// element; of fp64 only where kWide.
+template <bool kWide = true, class Fn>
+void with_vectors(DType dtype, bool vectors, const Fn& fn) {
+  with_element(dtype, [&]<class T>(T) {
+    if constexpr (kWide || sizeof(T) < 8) {
+      if (vectors) return fn.template operator()<T, kVectorOf<T>>();
+    }
+    fn.template operator()<T, 1>();
+  });
 }
 
 }  // namespace xformers::cuda

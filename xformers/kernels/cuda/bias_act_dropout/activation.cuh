@@ -13,8 +13,7 @@ struct Factor {
   C by, inverse;
 };
 
-// Gelu in its tanh form: z * g, g = (1 + tanh(u)) / 2 = sigmoid(2 u), 2 u = z * (kGelu1 + kGelu3 * z^2).
-inline constexpr double kGelu1 = 1.5957691216057307118, kGelu3 = 0.071354816272600242, kLog2e = 1.4426950408889634;
+inline constexpr double kLog2e = 1.4426950408889634;
 
 // g * factor.
 template <class T>
@@ -44,24 +43,23 @@ template <class T, int kCount>
 __device__ __forceinline__ void activate(Activation activation, const Factor<Compute<T>>& factor,
                                          Compute<T> (&z)[kCount]) {
   using C = Compute<T>;
-  const auto each = [&](const auto& fn) {
+  with_activation(activation, [&]<Activation kActivation>() {
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) z[i] = fn(z[i]);
-  };
-  switch (activation) {
-    case Activation::kNone: return;
-    case Activation::kRelu: return each([](C z) { return positive_part(z); });
-    case Activation::kLeakyRelu: return each([](C z) { return z >= 0 ? z : C(0.01) * z; });
-    case Activation::kGelu: return each([&](C z) { return z * gelu_gate<T>(z, factor); });
-    case Activation::kSquaredRelu: return each([&](C z) { return factor.by * positive_part(z) * positive_part(z); });
-    case Activation::kSmelu:
-      return each([&](C z) {
-        const C bent = positive_part(z + 2);
-        return factor.by * (z >= 2 ? z : C(0.125) * bent * bent);
-      });
-    case Activation::kStarRelu:
-      return each([&](C z) { return factor.by * (C(0.8944) * positive_part(z) * positive_part(z) - C(0.4472)); });
-  }
+    for (C& x : z) {
+      const C positive = positive_part(x);
+      if constexpr (kActivation == Activation::kRelu) x = positive;
+      if constexpr (kActivation == Activation::kLeakyRelu) x = x >= 0 ? x : C(0.01) * x;
+      if constexpr (kActivation == Activation::kGelu) x = x * gelu_gate<T>(x, factor);
+      if constexpr (kActivation == Activation::kSquaredRelu) x = factor.by * positive * positive;
+      if constexpr (kActivation == Activation::kSmelu) {
+        const C bent = positive_part(x + 2);
+        x = factor.by * (x >= 2 ? x : C(0.125) * bent * bent);
+      }
+      if constexpr (kActivation == Activation::kStarRelu) {
+        x = factor.by * (C(0.8944) * positive * positive - C(0.4472));
+      }
+    }
+  });
 }
 
 // z becomes factor times the derivative there; at a kink, that of the upper side.
@@ -69,27 +67,24 @@ template <class T, int kCount>
 __device__ __forceinline__ void slope(Activation activation, const Factor<Compute<T>>& factor,
                                       Compute<T> (&z)[kCount]) {
   using C = Compute<T>;
-  const auto each = [&](const auto& fn) {
+  with_activation(activation, [&]<Activation kActivation>() {
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) z[i] = fn(z[i]);
-  };
-  switch (activation) {
-    case Activation::kNone: return each([&](C) { return factor.by; });
-    case Activation::kRelu: return each([&](C z) { return z >= 0 ? factor.by : C(0); });
-    case Activation::kLeakyRelu: return each([&](C z) { return z >= 0 ? factor.by : C(0.01) * factor.by; });
-    case Activation::kGelu:
-      return each([&](C z) {
-        const C gate = gelu_gate<T>(z, factor), rest = 1 - gate * factor.inverse;
-        return z * (C(3 * kGelu3) * z * z + C(kGelu1)) * rest * gate + gate;
-      });
-    case Activation::kSquaredRelu: return each([&](C z) { return factor.by * (2 * positive_part(z)); });
-    case Activation::kSmelu:
-      return each([&](C z) {
-        const C bent = C(0.25) * positive_part(z + 2);
-        return bent > 1 ? factor.by : factor.by * bent;
-      });
-    case Activation::kStarRelu: return each([&](C z) { return factor.by * (C(1.7888) * positive_part(z)); });
-  }
+    for (C& x : z) {
+      if constexpr (kActivation == Activation::kNone) x = factor.by;
+      if constexpr (kActivation == Activation::kRelu) x = x >= 0 ? factor.by : C(0);
+      if constexpr (kActivation == Activation::kLeakyRelu) x = x >= 0 ? factor.by : C(0.01) * factor.by;
+      if constexpr (kActivation == Activation::kGelu) {
+        const C gate = gelu_gate<T>(x, factor), rest = 1 - gate * factor.inverse;
+        x = x * (C(3 * kGelu3) * x * x + C(kGelu1)) * rest * gate + gate;
+      }
+      if constexpr (kActivation == Activation::kSquaredRelu) x = factor.by * (2 * positive_part(x));
+      if constexpr (kActivation == Activation::kSmelu) {
+        const C bent = C(0.25) * positive_part(x + 2);
+        x = bent > 1 ? factor.by : factor.by * bent;
+      }
+      if constexpr (kActivation == Activation::kStarRelu) x = factor.by * (C(1.7888) * positive_part(x));
+    }
+  });
 }
 
 }  // namespace xformers::cuda

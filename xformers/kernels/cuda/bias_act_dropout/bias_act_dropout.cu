@@ -1,13 +1,11 @@
 // keep * activation(x + bias) / (1 - p) + residual and its gradients, one pass each; the mask is drawn, never stored. A
 // thread keeps its columns' bias, and in backward their sums, in registers.
-#include <initializer_list>
-
 #include "xformers/kernels/cuda/base/column_sums.h"
-#include "xformers/kernels/cuda/base/launch.h"
 #include "xformers/kernels/cuda/base/row_tiles.cuh"
 #include "xformers/kernels/cuda/bias_act_dropout/activation.cuh"
 #include "xformers/kernels/cuda/bias_act_dropout/bias_act_dropout_cuda.h"
 #include "xformers/kernels/cuda/bias_act_dropout/keep.cuh"
+#include "xformers/kernels/params/checks.h"
 
 namespace xformers::cuda {
 namespace {
@@ -53,7 +51,7 @@ __device__ __forceinline__ Activation activation_of(const BiasActDropoutShape& s
 
 template <class T, int kWidth, int kActivation, bool kResidual>
 __global__ void __launch_bounds__(kTileThreads, kBlocksPerMultiprocessor)
-    forward_kernel(const __grid_constant__ FwdArgs<Compute<T>> args) {
+    bias_act_dropout_forward_rows(const __grid_constant__ FwdArgs<Compute<T>> args) {
   using C = Compute<T>;
   constexpr int kRows = kResidual ? kTileRows : kOneTensorRows;
   const BiasActDropoutFwdParams& p = args.call;
@@ -164,7 +162,7 @@ __device__ __forceinline__ void backward_rows(const BwdArgs<Compute<T>>& args, c
 // Without sums a thread takes its rows and is done.
 template <class T, int kWidth, int kActivation, bool kSums>
 __global__ void __launch_bounds__(kTileThreads, backward_blocks(kActivation))
-    backward_kernel(const __grid_constant__ BwdArgs<Compute<T>> args) {
+    bias_act_dropout_backward_rows(const __grid_constant__ BwdArgs<Compute<T>> args) {
   using C = Compute<T>;
   const BiasActDropoutBwdParams& p = args.call;
   const TileWalk walk(args.tiles);
@@ -192,7 +190,7 @@ __global__ void __launch_bounds__(kTileThreads, backward_blocks(kActivation))
 // fn.template operator()<kActivation>(): the common ones of 16-bit types by themselves, which spares the way past the
 // others' code; kAny for the rest.
 template <class T, int kWidth, class Fn>
-void with_activation(Activation activation, const Fn& fn) {
+void with_common_activation(Activation activation, const Fn& fn) {
   if constexpr (sizeof(T) == 2 && kWidth > 1) {
     if (activation == Activation::kRelu) return fn.template operator()<static_cast<int>(Activation::kRelu)>();
     if (activation == Activation::kGelu) return fn.template operator()<static_cast<int>(Activation::kGelu)>();
@@ -201,19 +199,10 @@ void with_activation(Activation activation, const Fn& fn) {
   fn.template operator()<kAny>();
 }
 
-// fn.template operator()<T, kWidth>(): 16 bytes per access where all rows are aligned so, else element by element.
+// fn.template operator()<T, kWidth>()
 template <class Fn>
-void with_types(const BiasActDropoutShape& shape, const void* bias, std::initializer_list<const Rows*> tensors,
-                const Fn& fn) {
-  bool aligned = is_aligned(bias);
-  for (const Rows* rows : tensors) aligned &= rows_are_aligned(rows->data, rows->stride, shape.dtype);
-  with_element(shape.dtype, [&]<class T>(T) {
-    if (aligned && shape.width % kVectorOf<T> == 0) {
-      fn.template operator()<T, kVectorOf<T>>();
-    } else {
-      fn.template operator()<T, 1>();
-    }
-  });
+void with_backward_types(const BiasActDropoutBwdParams& p, const Fn& fn) {
+  with_vectors(p.shape.dtype, rows_fit({&p.x, &p.dout, &p.dx}, p.shape.width, p.shape.dtype) && is_aligned(p.bias), fn);
 }
 
 // As many rows in flight as leave every multiprocessor blocks for two rounds.
@@ -229,8 +218,10 @@ RowTiles forward_tiles(const BiasActDropoutShape& shape, int width, int in_fligh
 }  // namespace
 
 void bias_act_dropout_forward(const BiasActDropoutFwdParams& p, const Stream& stream) {
+  check(p, WeightTypes::kAlso16Bit);
   if (p.shape.rows == 0 || p.shape.width == 0) return;
-  with_types(p.shape, p.bias, {&p.x, &p.residual, &p.out}, [&]<class T, int kWidth>() {
+  const bool vectors = rows_fit({&p.x, &p.residual, &p.out}, p.shape.width, p.shape.dtype) && is_aligned(p.bias);
+  with_vectors(p.shape.dtype, vectors, [&]<class T, int kWidth>() {
     using C = Compute<T>;
     const RowDropout dropout(p.shape.dropout);
     const Factor<C> factor = factor_of<C>(dropout);
@@ -241,10 +232,10 @@ void bias_act_dropout_forward(const BiasActDropoutFwdParams& p, const Stream& st
                           .before = early ? factor.by : C(1),
                           .after = early ? Factor<C>{1, 1} : factor,
                           .tiles = forward_tiles(p.shape, kWidth, residual ? kTileRows : kOneTensorRows)};
-    with_activation<T, kWidth>(p.shape.activation, [&]<int kActivation>() {
-      launch_after(
-          residual ? forward_kernel<T, kWidth, kActivation, true> : forward_kernel<T, kWidth, kActivation, false>,
-          args.tiles.blocks(), 1, kTileThreads, static_cast<cudaStream_t>(stream.stream), args);
+    with_common_activation<T, kWidth>(p.shape.activation, [&]<int kActivation>() {
+      launch_rows(residual ? bias_act_dropout_forward_rows<T, kWidth, kActivation, true>
+                           : bias_act_dropout_forward_rows<T, kWidth, kActivation, false>,
+                  args.tiles, args, stream);
     });
   });
 }
@@ -261,20 +252,18 @@ RowTiles backward_tiles(const BiasActDropoutBwdParams& p, int width) {
 size_t bias_act_dropout_backward_workspace(const BiasActDropoutBwdParams& p) {
   if (!p.dbias || p.shape.rows == 0 || p.shape.width == 0) return 0;
   size_t bytes = 0;
-  with_types(p.shape, p.bias, {&p.x, &p.dout, &p.dx}, [&]<class T, int kWidth>() {
+  with_backward_types(p, [&]<class T, int kWidth>() {
     bytes = static_cast<size_t>(backward_tiles(p, kWidth).chunks * p.shape.width) * sizeof(Compute<T>);
   });
   return bytes;
 }
 
 void bias_act_dropout_backward(const BiasActDropoutBwdParams& p, const Stream& stream) {
-  if (!p.x.data && p.shape.activation != Activation::kNone && p.shape.rows > 0) {
-    throw Error("bias_act_dropout: x is missing, expected the input of the activation.  Fix: keep it for backward.");
-  }
+  check(p, WeightTypes::kAlso16Bit);
   if (p.shape.width == 0 || (!p.dx.data && !p.dbias)) return;
   int64_t chunks = 0;
   if (p.shape.rows > 0) {
-    with_types(p.shape, p.bias, {&p.x, &p.dout, &p.dx}, [&]<class T, int kWidth>() {
+    with_backward_types(p, [&]<class T, int kWidth>() {
       using C = Compute<T>;
       const RowDropout dropout(p.shape.dropout);
       const BwdArgs<C> args{.call = p,
@@ -283,15 +272,16 @@ void bias_act_dropout_backward(const BiasActDropoutBwdParams& p, const Stream& s
                             .tiles = backward_tiles(p, kWidth),
                             .partials = stream.workspace};
       chunks = args.tiles.chunks;
-      with_activation<T, kWidth>(p.shape.activation, [&]<int kActivation>() {
-        launch_after(
-            p.dbias ? backward_kernel<T, kWidth, kActivation, true> : backward_kernel<T, kWidth, kActivation, false>,
-            args.tiles.blocks(), 1, kTileThreads, static_cast<cudaStream_t>(stream.stream), args);
+      with_common_activation<T, kWidth>(p.shape.activation, [&]<int kActivation>() {
+        launch_rows(p.dbias ? bias_act_dropout_backward_rows<T, kWidth, kActivation, true>
+                            : bias_act_dropout_backward_rows<T, kWidth, kActivation, false>,
+                    args.tiles, args, stream);
       });
     });
   }
-  const DType compute = p.shape.dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
-  if (p.dbias) column_sums(stream.workspace, compute, chunks, p.shape.width, p.dbias, p.shape.bias_dtype, stream);
+  if (!p.dbias) return;
+  column_sums(stream.workspace, compute_dtype(p.shape.dtype), chunks, p.shape.width, p.dbias, p.shape.bias_dtype,
+              stream);
 }
 
 }  // namespace xformers::cuda

@@ -1,10 +1,11 @@
 // scaled_index_add: every row that changes has one owner, the first of the places that point to it, which adds up all
 // of them in their order.
-#include "xformers/kernels/cuda/base/divide.h"
+#include "xformers/kernels/base/divide.h"
 #include "xformers/kernels/cuda/base/vector.cuh"
 #include "xformers/kernels/cuda/indexing/indexing_cuda.h"
 #include "xformers/kernels/cuda/indexing/pieces.cuh"
 #include "xformers/kernels/cuda/indexing/places.cuh"
+#include "xformers/kernels/params/checks.h"
 
 namespace xformers::cuda {
 namespace {
@@ -16,7 +17,7 @@ struct AddArgs {
   PlaceIndex places;
   Pieces<kItems> pieces;  // of rows of middle * width elements
   unsigned vectors_of_width;
-  Divisor by_width;  // by vectors_of_width
+  Divisor<int64_t> by_width;  // by vectors_of_width
 };
 
 // A thread's vectors of a piece: kItems of them, blockDim.x apart.
@@ -89,7 +90,7 @@ __device__ __noinline__ void add_repeated(const AddArgs& args, PlacesShared& sha
 }
 
 template <class T, int kVec>
-__global__ void __launch_bounds__(kPieceThreads, kAddBlocks) add_rows(const __grid_constant__ AddArgs args) {
+__global__ void __launch_bounds__(kPieceThreads, kAddBlocks) index_add_rows(const __grid_constant__ AddArgs args) {
   using C = Compute<T>;
   __shared__ PlacesShared shared;
   const ScaledIndexAddParams& p = args.p;
@@ -129,12 +130,12 @@ void add(const ScaledIndexAddParams& p, const PlaceIndex& places, cudaStream_t s
   const int64_t per_width = p.width / kVec, vectors = p.middle * per_width;
   const int threads = Pieces<kItems>::threads_for(vectors);
   const Pieces<kItems> pieces(p.num_indices, vectors, threads);
-  launch_after(add_rows<T, kVec>, pieces.all, 1, threads, stream,
+  launch_after(index_add_rows<T, kVec>, pieces.all, 1, threads, stream,
                AddArgs{.p = p,
                        .places = places,
                        .pieces = pieces,
                        .vectors_of_width = static_cast<unsigned>(per_width),
-                       .by_width = Divisor(per_width)});
+                       .by_width = Divisor<int64_t>(per_width)});
 }
 
 bool fits(const RowsTensor& t, DType dtype) {
@@ -148,15 +149,13 @@ size_t scaled_index_add_workspace(const ScaledIndexAddParams& p) {
 }
 
 void scaled_index_add(const ScaledIndexAddParams& p, const Stream& where) {
+  check(p, WeightTypes::kAlso16Bit);
   if (p.num_indices == 0 || p.middle == 0 || p.width == 0 || p.rows == 0) return;
   const auto stream = static_cast<cudaStream_t>(where.stream);
   const PlaceIndex places = make_place_lists(p.index, p.num_indices, p.rows, where.workspace, where);
   const bool vectors =
       in_vectors(p.width, p.dtype) && fits(p.input, p.dtype) && fits(p.source, p.dtype) && is_aligned(p.scaling);
-  with_element(p.dtype, [&](auto element) {
-    using T = decltype(element);
-    vectors ? add<T, kVectorOf<T>>(p, places, stream) : add<T, 1>(p, places, stream);
-  });
+  with_vectors(p.dtype, vectors, [&]<class T, int kVec>() { add<T, kVec>(p, places, stream); });
 }
 
 }  // namespace xformers::cuda

@@ -5,13 +5,14 @@
 // dscaling as many blocks as the GPU holds leave one partial sum per column each, which a second kernel adds in order.
 #include <algorithm>
 
+#include "xformers/kernels/base/divide.h"
 #include "xformers/kernels/cuda/base/column_sums.h"
 #include "xformers/kernels/cuda/base/device.h"
-#include "xformers/kernels/cuda/base/divide.h"
 #include "xformers/kernels/cuda/base/launch.h"
 #include "xformers/kernels/cuda/base/vector.cuh"
 #include "xformers/kernels/cuda/indexing/indexing_cuda.h"
 #include "xformers/kernels/cuda/indexing/places.cuh"
+#include "xformers/kernels/params/checks.h"
 
 namespace xformers::cuda {
 namespace {
@@ -23,14 +24,14 @@ constexpr int rows_ahead = sizeof(T) == 8 ? 2 : 4;
 
 struct BackwardArgs {
   ScaledIndexAddBwdParams p;
-  Divisor by_middle;
+  Divisor<int64_t> by_middle;
   int columns = kThreads;  // threads side by side, a power of two; the other threads of a block take other rows
   void* partials = nullptr;
 };
 
 template <class T, int kVec, bool kSum>
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
-    add_backward(const __grid_constant__ BackwardArgs args) {
+    index_add_backward_rows(const __grid_constant__ BackwardArgs args) {
   using C = Compute<T>;
   constexpr int kAhead = rows_ahead<T>;
   __shared__ C shared[kSum ? kThreads * kVec : 1];
@@ -146,22 +147,22 @@ Layout layout_of(const ScaledIndexAddBwdParams& p) {
 template <class T, int kVec>
 void run(const ScaledIndexAddBwdParams& p, const Layout& layout, const Stream& where) {
   const BackwardArgs args{
-      .p = p, .by_middle = Divisor(p.middle), .columns = layout.columns, .partials = where.workspace};
-  launch_after(p.dscaling ? add_backward<T, kVec, true> : add_backward<T, kVec, false>, layout.blocks, layout.across,
-               kThreads, static_cast<cudaStream_t>(where.stream), args);
+      .p = p, .by_middle = Divisor<int64_t>(p.middle), .columns = layout.columns, .partials = where.workspace};
+  launch_after(p.dscaling ? index_add_backward_rows<T, kVec, true> : index_add_backward_rows<T, kVec, false>,
+               layout.blocks, layout.across, kThreads, static_cast<cudaStream_t>(where.stream), args);
   if (!p.dscaling) return;
-  constexpr DType kCompute = sizeof(T) == 8 ? DType::kFloat64 : DType::kFloat32;
-  column_sums(where.workspace, kCompute, layout.blocks, p.width, p.dscaling, p.scaling_dtype, where);
+  column_sums(where.workspace, compute_dtype(p.dtype), layout.blocks, p.width, p.dscaling, p.scaling_dtype, where);
 }
 
 }  // namespace
 
 size_t scaled_index_add_backward_workspace(const ScaledIndexAddBwdParams& p) {
   if (!p.dscaling || p.width == 0 || p.num_indices * p.middle == 0) return 0;
-  return static_cast<size_t>(layout_of(p).blocks * p.width) * (p.dtype == DType::kFloat64 ? 8 : 4);
+  return static_cast<size_t>(layout_of(p).blocks * p.width) * size_of(compute_dtype(p.dtype));
 }
 
 void scaled_index_add_backward(const ScaledIndexAddBwdParams& p, const Stream& where) {
+  check(p, WeightTypes::kAlso16Bit);
   if (p.width == 0 || (!p.dscaling && !p.dsource.data)) return;
   if (p.num_indices * p.middle == 0) {
     if (!p.dscaling) return;
@@ -170,10 +171,7 @@ void scaled_index_add_backward(const ScaledIndexAddBwdParams& p, const Stream& w
     return;
   }
   const Layout layout = layout_of(p);
-  with_element(p.dtype, [&](auto element) {
-    using T = decltype(element);
-    layout.vec > 1 ? run<T, kVectorOf<T>>(p, layout, where) : run<T, 1>(p, layout, where);
-  });
+  with_vectors(p.dtype, layout.vec > 1, [&]<class T, int kVec>() { run<T, kVec>(p, layout, where); });
 }
 
 }  // namespace xformers::cuda

@@ -2,11 +2,12 @@
 // of lanes takes a piece of a row of kItems units per lane.
 #include <algorithm>
 
-#include "xformers/kernels/cuda/base/divide.h"
+#include "xformers/kernels/base/divide.h"
 #include "xformers/kernels/cuda/base/launch.h"
 #include "xformers/kernels/cuda/base/vector.cuh"
 #include "xformers/kernels/cuda/indexing/indexing_cuda.h"
 #include "xformers/kernels/cuda/indexing/places.cuh"
+#include "xformers/kernels/params/checks.h"
 
 namespace xformers::cuda {
 namespace {
@@ -19,7 +20,7 @@ struct Source {
   const int64_t* index;
   int64_t stride;  // in units, as the width
   int64_t width, pieces, source_rows, num_rows;
-  Divisor by_pieces;
+  Divisor<int64_t> by_pieces;
   int64_t first_block;
   int shift;  // 1 << shift lanes are a team
 };
@@ -78,6 +79,7 @@ int64_t unit_of(const RowSelection* selections, int64_t count, int64_t element) 
 }  // namespace
 
 void index_select_cat(const IndexSelectCatParams& p, const Stream& where) {
+  check(p);
   const int64_t element = static_cast<int64_t>(size_of(p.dtype));
   for (int64_t first = 0; first < p.num_selections; first += kMaxSelections) {
     const int64_t count = std::min<int64_t>(kMaxSelections, p.num_selections - first);
@@ -99,7 +101,7 @@ void index_select_cat(const IndexSelectCatParams& p, const Stream& where) {
                                     .pieces = pieces,
                                     .source_rows = s.source_rows,
                                     .num_rows = s.num_rows,
-                                    .by_pieces = Divisor(pieces),
+                                    .by_pieces = Divisor<int64_t>(pieces),
                                     .first_block = blocks,
                                     .shift = shift};
       blocks += ((s.num_rows * pieces << shift) + kThreads - 1) / kThreads;

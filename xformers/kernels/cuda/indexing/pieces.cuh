@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "xformers/kernels/cuda/base/divide.h"
+#include "xformers/kernels/base/divide.h"
 #include "xformers/kernels/cuda/base/launch.h"
 
 namespace xformers::cuda {
@@ -16,7 +16,7 @@ template <int kItems>
 struct Pieces {
   int64_t vectors = 0;  // of a row
   int64_t per_row = 0, all = 0;
-  Divisor by_row;  // by per_row
+  Divisor<int64_t> by_row;  // by per_row
 
   // Threads of a block for rows of so many vectors.
   static int threads_for(int64_t vectors) {
@@ -26,7 +26,7 @@ struct Pieces {
   Pieces() = default;
   Pieces(int64_t rows, int64_t vectors_of_row, int threads)
       : vectors(vectors_of_row), per_row((vectors + threads * kItems - 1) / (threads * kItems)), all(rows * per_row) {
-    by_row = Divisor(per_row);
+    by_row = Divisor<int64_t>(per_row);
   }
 
   struct Piece {

@@ -7,6 +7,7 @@
 #include "xformers/kernels/cuda/indexing/indexing_cuda.h"
 #include "xformers/kernels/cuda/indexing/pieces.cuh"
 #include "xformers/kernels/cuda/indexing/places.cuh"
+#include "xformers/kernels/params/checks.h"
 
 namespace xformers::cuda {
 namespace {
@@ -26,7 +27,8 @@ struct ScatterArgs {
 };
 
 template <class T, int kVec>
-__global__ void __launch_bounds__(kPieceThreads, kPieceBlocks) scatter_rows(const __grid_constant__ ScatterArgs args) {
+__global__ void __launch_bounds__(kPieceThreads, kPieceBlocks)
+    index_scatter_rows(const __grid_constant__ ScatterArgs args) {
   using C = Compute<T>;
   __shared__ PlacesShared shared;
   int which = 0;
@@ -77,6 +79,7 @@ size_t index_select_cat_backward_workspace(const IndexSelectCatParams& p) {
 }
 
 void index_select_cat_backward(const IndexSelectCatParams& p, const Stream& where) {
+  check(p);
   const auto stream = static_cast<cudaStream_t>(where.stream);
   auto* lists = static_cast<char*>(where.workspace);
   for (int64_t first = 0; first < p.num_selections; first += kMaxSources) {
@@ -100,9 +103,8 @@ void index_select_cat_backward(const IndexSelectCatParams& p, const Stream& wher
       args.sources[args.count++] = {.s = s, .places = places, .pieces = pieces, .first_block = blocks};
       blocks += pieces.all;
     }
-    with_element(p.dtype, [&](auto element) {
-      using T = decltype(element);
-      launch_after(vectors ? scatter_rows<T, kVectorOf<T>> : scatter_rows<T, 1>, blocks, 1, threads, stream, args);
+    with_vectors(p.dtype, vectors, [&]<class T, int kVec>() {
+      launch_after(index_scatter_rows<T, kVec>, blocks, 1, threads, stream, args);
     });
   }
 }

@@ -39,7 +39,7 @@ bool lie_alike(const MergeArgs& args, AlikeArgs& alike) {
   alike.rows = static_cast<uint32_t>(s.num_rows()), alike.vectors = static_cast<uint32_t>(vectors);
   alike.num_parts = static_cast<uint32_t>(s.num_parts);
   alike.log_lanes = args.log_lanes;
-  alike.queries = args.queries, alike.groups = args.groups, alike.heads = args.heads;
+  alike.by = args.by;
   alike.out_data = args.out.data, alike.lse_data = args.lse.data;
   for (int64_t i = 0; i < s.num_parts; ++i) {
     alike.parts[i] = {args.few_parts.at[i].out.data, args.few_parts.at[i].lse.data};

@@ -21,7 +21,7 @@ struct AlikeArgs {
   uint32_t rows = 0, vectors = 0;
   uint32_t num_parts = 0;
   int log_lanes = 5;  // 2^log_lanes threads share a row: one per vector, 32 at most
-  SmallDivisor queries, groups, heads;
+  RowDivisors by;
   AlikeStrides part_out, part_lse, out, lse, grad_out, grad_lse;  // out, lse; backward: dout, dlse
   void *out_data = nullptr, *lse_data = nullptr;                  // lse null: not wanted; dlse null: none
   AlikePart parts[kPartsInArguments], grads[kPartsInArguments];   // grads: backward only

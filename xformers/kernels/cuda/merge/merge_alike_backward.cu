@@ -6,13 +6,13 @@ namespace xformers::cuda {
 namespace {
 
 // Gradients of the lses of one row, and of which lane: dots are <out_i, dout>, [num_parts] every `stride`.
-__device__ __forceinline__ void write_lse_gradients(const AlikeArgs& args, const AlikePlace& place,
-                                                    const float* weights, const float* dots, int stride) {
+__device__ __forceinline__ void write_lse_gradients(const AlikeArgs& args, const MergeRow& row, const float* weights,
+                                                    const float* dots, int stride) {
   const int num_parts = static_cast<int>(args.num_parts);
   float mean = 0;
   for (int i = 0; i < num_parts; ++i) mean += weights[i * stride] * dots[i * stride];
-  const float dlse = args.lse_data ? static_cast<const float*>(args.lse_data)[place.in(args.lse)] : 0;
-  const uint32_t to = place.in(args.grad_lse);
+  const float dlse = args.lse_data ? static_cast<const float*>(args.lse_data)[row.in(args.lse)] : 0;
+  const uint32_t to = row.in(args.grad_lse);
   for (int i = 0; i < num_parts; ++i) {
     const float weight = weights[i * stride];
     static_cast<float*>(args.grads[i].lse)[to] = weight == 0 ? 0 : weight * (dlse + dots[i * stride] - mean);
@@ -25,57 +25,46 @@ __global__ void __launch_bounds__(kAlikeThreads, kBatch == 2 ? 8 : 5)
     merge_backward_alike(const __grid_constant__ AlikeArgs args) {
   constexpr int kVector = kVectorOf<T>;
   constexpr bool kAll = kBatch == 2;
-  using Vector = Elements<T, kVector>;
-  extern __shared__ float memory[];
+  using Vector = Packed<T, kVector>;
   const WarpRows warp(args);
   if (warp.first >= args.rows) return;
-  const int num_parts = static_cast<int>(args.num_parts);
-  const uint32_t mine = min(warp.first + warp.lane, args.rows - 1);
-  const AlikePlace place(args, mine);
-  uint32_t from[kRows], from_dout[kRows];
-  warp.tell(from, place.in(args.part_out));
-  warp.tell(from_dout, place.in(args.out));
-
+  const int num_parts = warp.num_parts;
+  uint32_t from_dout[kRows];
+  warp.tell(from_dout, warp.own.in(args.out));
   Vector x[kBatch][kRows], dout[kRows];
-  const auto load = [&](int begin, uint32_t vector) {
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      if (begin + i < num_parts) load_rows(x[i], args.parts[begin + i].out, from, vector);
-    }
-  };
   if (warp.in_row < args.vectors) {
     load_rows(dout, args.out_data, from_dout, warp.in_row);
-    load(0, warp.in_row);
+    warp.load_parts(x, args, 0, warp.in_row);
   }
-  float* const weights = memory + threadIdx.x / 32 * warp.count * (2 * num_parts + 1);  // [parts][rows]
-  float* const dots = weights + num_parts * warp.count;                                 // likewise
-  auto* const to = reinterpret_cast<uint32_t*>(dots + num_parts * warp.count);          // [rows]
-  if (warp.lane < warp.count) to[warp.lane] = place.in(args.grad_out);
-  find_weights<kAll ? kBatch : 0>(args, warp, place, weights);
+  float* const weights = warp.memory(2 * num_parts + 1);                        // [parts][rows]
+  float* const dots = weights + num_parts * warp.count;                         // likewise
+  auto* const to = reinterpret_cast<uint32_t*>(dots + num_parts * warp.count);  // [rows]
+  if (warp.lane < warp.count) to[warp.lane] = warp.own.in(args.grad_out);
+  find_weights<kAll ? kBatch : 0>(args, warp, weights);
   for (int begin = 0; begin < num_parts; begin += kBatch) {
     float dot[kBatch * kRows] = {};
     for (uint32_t vector = warp.in_row; vector < args.vectors; vector += warp.lanes()) {
       const bool again = vector >= warp.lanes() || (begin > 0 && args.vectors > warp.lanes());
       if (again) load_rows(dout, args.out_data, from_dout, vector);
-      if (again || begin > 0) load(begin, vector);
+      if (again || begin > 0) warp.load_parts(x, args, begin, vector);
 #pragma unroll
       for (int u = 0; u < kRows; ++u) {
         float gradient[kVector];
-#pragma unroll
-        for (int d = 0; d < kVector; ++d) gradient[d] = dout[u].template get<float>(d);
+        unpack(dout[u], gradient);
 #pragma unroll
         for (int i = 0; i < kBatch; ++i) {
           if (begin + i >= num_parts) continue;
           const float weight = weights[(begin + i) * warp.count + warp.row(u)];
           Vector result = {};
           if (weight != 0) {  // else elements may be anything
-            float weighted[kVector];
+            float weighted[kVector], numbers[kVector];
+            unpack(x[i][u], numbers);
 #pragma unroll
             for (int d = 0; d < kVector; ++d) {
               weighted[d] = weight * gradient[d];
-              dot[i * kRows + u] += x[i][u].template get<float>(d) * gradient[d];
+              dot[i * kRows + u] += numbers[d] * gradient[d];
             }
-            result.set(weighted);
+            result = pack<T>(weighted);
           }
           if (warp.has(u, args)) static_cast<Vector*>(args.grads[begin + i].out)[to[warp.row(u)] + vector] = result;
         }
@@ -93,16 +82,13 @@ __global__ void __launch_bounds__(kAlikeThreads, kBatch == 2 ? 8 : 5)
     if (kAll) break;
   }
   __syncwarp();
-  if (warp.lane < warp.count && mine == warp.first + warp.lane) {
-    write_lse_gradients(args, place, weights + warp.lane, dots + warp.lane, warp.count);
-  }
+  if (warp.has_own) write_lse_gradients(args, warp.own, weights + warp.lane, dots + warp.lane, warp.count);
 }
 
 }  // namespace
 
 void launch_alike_backward(const AlikeArgs& args, cudaStream_t stream) {
-  with_float(args.dtype, [&](auto type) {
-    using T = decltype(type);
+  with_float(args.dtype, [&]<class T>(T) {
     const auto kernel = args.num_parts <= 2 ? merge_backward_alike<T, 2> : merge_backward_alike<T, 4>;
     launch_alike(kernel, args, 2 * args.num_parts + 1, stream);
   });

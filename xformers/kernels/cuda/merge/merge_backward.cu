@@ -11,15 +11,12 @@ __global__ void __launch_bounds__(kMergeThreads, 2) merge_backward_rows(const __
   constexpr int kVector = kVectorOf<T>;
   const MergeShape& shape = args.shape;
   const DType lse_dtype = shape.lse_dtype;
-  const uint32_t index = blockIdx.x * (kMergeThreads >> args.log_lanes) + (threadIdx.x >> args.log_lanes);
+  const auto [index, lanes, dim, step, mine, num_parts] = RowLane::of<T>(args);
   const auto rows = static_cast<uint32_t>(shape.num_rows());
   const bool inside = index < rows;  // the others only take part in the sums of their warp
-  const MergeRow row(args, inside ? index : rows - 1);
+  const MergeRow row(args.by, inside ? index : rows - 1);
   const PartRows<const T> parts(args.parts, args.few_parts, row);
   const PartRows<T> grads(args.grads, args.few_grads, row);
-  const int lanes = 1 << args.log_lanes, dim = static_cast<int>(shape.head_dim), step = lanes * kVector,
-            mine = (static_cast<int>(threadIdx.x) & (lanes - 1)) * kVector,
-            num_parts = static_cast<int>(shape.num_parts);
   const Shares<C> shares(parts, num_parts, lse_dtype);
   C weight[kBatch], dots[kBatch], mean = 0;  // mean: sum_i W_i <out_i, dout>
   for (int begin = 0; begin < num_parts; begin += kBatch) {
@@ -36,16 +33,15 @@ __global__ void __launch_bounds__(kMergeThreads, 2) merge_backward_rows(const __
         if (begin + i >= num_parts) continue;
         C gradient[kVector] = {};
         if (weight[i] != 0) {  // else its elements may be anything
-          const auto x = Elements<T, kVector>::template load<kAligned>(parts.out(begin + i), first, dim);
+          C x[kVector];
+          unpack(load_row<kAligned, kVector>(parts.out(begin + i), first, dim), x);
 #pragma unroll
           for (int d = 0; d < kVector; ++d) {
             gradient[d] = weight[i] * dout[d];
-            dots[i] += x.template get<C>(d) * dout[d];
+            dots[i] += x[d] * dout[d];
           }
         }
-        Elements<T, kVector> result;
-        result.set(gradient);
-        if (inside) result.template store<kAligned>(grads.out(begin + i), first, dim);
+        if (inside) store_row<kAligned>(pack<T>(gradient), grads.out(begin + i), first, dim);
       }
     }
 #pragma unroll
@@ -57,7 +53,7 @@ __global__ void __launch_bounds__(kMergeThreads, 2) merge_backward_rows(const __
     }
   }
   if (mine > 0 || !inside) return;
-  const C dlse = args.lse.data ? load_lse<C>(lse_dtype, args.lse.data, row.offset(args.lse)) : C(0);
+  const C dlse = args.lse.data ? load_lse<C>(lse_dtype, args.lse.data, row.in(args.lse)) : C(0);
   const auto write = [&](int part, C share, C dot) {
     grads.set_lse(part, lse_dtype, share == 0 ? C(0) : share * (dlse + dot - mean));
   };

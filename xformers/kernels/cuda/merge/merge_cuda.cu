@@ -9,6 +9,7 @@
 #include "xformers/kernels/cuda/merge/alike_args.h"
 #include "xformers/kernels/cuda/merge/merge_args.h"
 #include "xformers/kernels/cuda/merge/merge_cuda.h"
+#include "xformers/kernels/params/checks.h"
 
 namespace xformers::cuda {
 namespace {
@@ -89,8 +90,9 @@ void run_piece(MergeArgs args, const MergePart* parts, const MergePart* grads, i
     memory += s.num_parts;
   };
   args.aligned = is_aligned(args.out, s, size_of(s.out_dtype));
-  args.queries = SmallDivisor(s.seqlen), args.groups = SmallDivisor(s.num_groups),
-  args.heads = SmallDivisor(s.heads_per_group);
+  args.by = {.queries = Divisor<uint32_t>(s.seqlen),
+             .groups = Divisor<uint32_t>(s.num_groups),
+             .heads = Divisor<uint32_t>(s.heads_per_group)};
   args.same_strides = s.num_parts <= kPartsInArguments && have_same_strides(parts, s.num_parts) &&
                       (!grads || have_same_strides(grads, s.num_parts));
   place(parts, args.parts, args.few_parts);
@@ -128,12 +130,14 @@ size_t merge_workspace(const MergeFwdParams& params) { return list_bytes(params.
 size_t merge_workspace(const MergeBwdParams& params) { return list_bytes(params.shape, 2); }
 
 void merge_forward(const MergeFwdParams& p, const Stream& stream) {
+  check(p);
   MergeArgs args;
   args.shape = p.shape, args.out = p.out, args.lse = p.lse;
   run(args, p.parts, nullptr, stream, {launch_merge_forward, launch_alike_forward});
 }
 
 void merge_backward(const MergeBwdParams& p, const Stream& stream) {
+  check(p);
   MergeArgs args;
   args.shape = p.shape, args.out = p.dout, args.lse = p.dlse;
   run(args, p.parts, p.grads, stream, {launch_merge_backward, launch_alike_backward});

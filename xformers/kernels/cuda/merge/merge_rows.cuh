@@ -7,97 +7,56 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "xformers/kernels/cuda/arch/mma.cuh"
-#include "xformers/kernels/cuda/base/cuda_check.h"
+#include "xformers/kernels/cuda/base/launch.h"
 #include "xformers/kernels/cuda/base/vector.cuh"
-#include "xformers/kernels/cuda/merge/merge_args.h"
+#include "xformers/kernels/cuda/merge/alike_args.h"
 
 namespace xformers::cuda {
 
 inline constexpr int kMergeThreads = 256;
 
 struct MergeRow {
-  int64_t batch, query, group, head;
+  uint32_t batch, query, group, head;
 
-  __device__ __forceinline__ MergeRow(const MergeArgs& args, uint32_t index) {
-    head = args.heads.divide(index);
-    group = args.groups.divide(index);
-    query = args.queries.divide(index);
-    batch = index;
+  __device__ __forceinline__ MergeRow(const RowDivisors& by, uint32_t index) {
+    const auto heads = by.heads.divide(index), groups = by.groups.divide(heads.quotient),
+               queries = by.queries.divide(groups.quotient);
+    head = heads.rest, group = groups.rest, query = queries.rest, batch = queries.quotient;
   }
-  __device__ __forceinline__ int64_t offset(const HeadsTensor& t) const { return t.offset(batch, query, group, head); }
+  // Of HeadsTensor in elements, of AlikeStrides in their units.
+  __device__ __forceinline__ int64_t in(const HeadsTensor& t) const {
+    return batch * t.batch_stride + query * t.seq_stride + group * t.group_stride + head * t.head_stride;
+  }
+  __device__ __forceinline__ uint32_t in(const AlikeStrides& s) const {
+    return batch * s.batch + query * s.query + group * s.group + head * s.head;
+  }
   template <class T>
-  __device__ __forceinline__ T* in(const HeadsTensor& t) const {
-    return static_cast<T*>(t.data) + offset(t);
+  __device__ __forceinline__ T* at(const HeadsTensor& t) const {
+    return static_cast<T*>(t.data) + in(t);
   }
 };
 
-// kVector elements as they lie in memory, in whole registers: 16-bit ones are only taken apart where they are used.
-template <class T, int kVector>
-struct alignas(sizeof(T) * kVector < 16 ? sizeof(T) * kVector : 16) Elements {
-  static constexpr int kWords = static_cast<int>(sizeof(T)) * kVector / 4;
-  uint32_t word[kWords];
-
-  template <bool kAligned>
-  static __device__ __forceinline__ Elements load(const T* row, int first, int dim) {
-    if constexpr (kAligned) {
-      return *reinterpret_cast<const Elements*>(row + first);
-    } else {
-      T elements[kVector];
+// kVector elements from `first` on, those behind `dim` zeros that nobody stores; whole where rows are aligned.
+template <bool kAligned, int kVector, class T>
+__device__ __forceinline__ Packed<T, kVector> load_row(const T* row, int first, int dim) {
+  if constexpr (kAligned) {
+    return load<kVector>(row + first);
+  } else {
+    Packed<T, kVector> elements;
 #pragma unroll
-      for (int i = 0; i < kVector; ++i) elements[i] = first + i < dim ? row[first + i] : to_element<T>(0.0f);
-      Elements result;
-      __builtin_memcpy(result.word, elements, sizeof(elements));
-      return result;
-    }
+    for (int i = 0; i < kVector; ++i) elements.at[i] = first + i < dim ? row[first + i] : to_element<T>(0.0f);
+    return elements;
   }
-  template <bool kAligned>
-  __device__ __forceinline__ void store(T* row, int first, int dim) const {
-    if constexpr (kAligned) {
-      *reinterpret_cast<Elements*>(row + first) = *this;
-    } else {
-      T elements[kVector];
-      __builtin_memcpy(elements, word, sizeof(elements));
+}
+template <bool kAligned, class T, int kVector>
+__device__ __forceinline__ void store_row(const Packed<T, kVector>& elements, T* row, int first, int dim) {
+  if constexpr (kAligned) {
+    store(row + first, elements);
+  } else {
 #pragma unroll
-      for (int i = 0; i < kVector; ++i) {
-        if (first + i < dim) row[first + i] = elements[i];
-      }
+    for (int i = 0; i < kVector; ++i) {
+      if (first + i < dim) row[first + i] = elements.at[i];
     }
-  }
-
-  template <class C>
-  __device__ __forceinline__ C get(int i) const {
-    if constexpr (std::is_same_v<T, double>) {
-      return static_cast<C>(__hiloint2double(static_cast<int>(word[2 * i + 1]), static_cast<int>(word[2 * i])));
-    } else if constexpr (std::is_same_v<T, float>) {
-      return static_cast<C>(__uint_as_float(word[i]));
-    } else {
-      const float2 pair = unpack<T>(word[i / 2]);
-      return static_cast<C>(i % 2 == 0 ? pair.x : pair.y);
-    }
-  }
-  template <class C>
-  __device__ __forceinline__ void set(const C (&x)[kVector]) {
-    if constexpr (sizeof(T) == 2 && std::is_same_v<C, float>) {
-#pragma unroll
-      for (int i = 0; i < kVector; i += 2) word[i / 2] = pack<T>(x[i], x[i + 1]);
-    } else {
-      T elements[kVector];
-#pragma unroll
-      for (int i = 0; i < kVector; ++i) elements[i] = to_element<T>(x[i]);
-      __builtin_memcpy(word, elements, sizeof(elements));
-    }
-  }
-};
-
-// Calls fn with a value of the element type.
-template <class Fn>
-__device__ __forceinline__ void with_element_here(DType dtype, const Fn& fn) {
-  switch (dtype) {
-    case DType::kFloat32: return fn(float{});
-    case DType::kFloat64: return fn(double{});
-    case DType::kBFloat16: return fn(__nv_bfloat16{});
-    case DType::kFloat16: return fn(__half{});
   }
 }
 
@@ -105,22 +64,12 @@ __device__ __forceinline__ void with_element_here(DType dtype, const Fn& fn) {
 template <bool kAligned, class C, int kVector>
 __device__ __forceinline__ void load_any(C (&x)[kVector], DType dtype, const MergeRow& row, const HeadsTensor& t,
                                          int first, int dim) {
-  with_element_here(dtype, [&](auto type) {
-    using O = decltype(type);
-    const auto elements = Elements<O, kVector>::template load<kAligned>(row.in<const O>(t), first, dim);
-#pragma unroll
-    for (int i = 0; i < kVector; ++i) x[i] = elements.template get<C>(i);
-  });
+  with_element(dtype, [&]<class O>(O) { unpack(load_row<kAligned, kVector>(row.at<const O>(t), first, dim), x); });
 }
 template <bool kAligned, class C, int kVector>
 __device__ __forceinline__ void store_any(const C (&x)[kVector], DType dtype, const MergeRow& row, const HeadsTensor& t,
                                           int first, int dim) {
-  with_element_here(dtype, [&](auto type) {
-    using O = decltype(type);
-    Elements<O, kVector> elements;
-    elements.set(x);
-    elements.template store<kAligned>(row.in<O>(t), first, dim);
-  });
+  with_element(dtype, [&]<class O>(O) { store_row<kAligned>(pack<O>(x), row.at<O>(t), first, dim); });
 }
 
 // An lse is fp32, or either type where anything is computed in fp64.
@@ -150,11 +99,12 @@ __device__ __forceinline__ C share(C x, C origin) {
   }
 }
 
-// Of the largest lse and the sum of all parts' shares of it: what makes weights of shares, and the lse of all.
+// Of a share and the sum of all shares: a part that saw no key weighs nothing, beside NaN too.
 template <class C>
-__device__ __forceinline__ C inverse_of(C total) {
-  return total == 0 ? C(0) : 1 / total;
+__device__ __forceinline__ C weight_of(C share, C inverse_total) {
+  return share == 0 ? C(0) : share * inverse_total;
 }
+// Of the largest lse, which ignores NaN, and the sum, which keeps it.
 template <class C>
 __device__ __forceinline__ C merged_lse(C highest, C total) {
   return total == 0 ? -static_cast<C>(INFINITY) : highest + log(total);
@@ -166,16 +116,16 @@ class PartRows {
  public:
   __device__ __forceinline__ PartRows(const MergePart* many, const PartList& few, const MergeRow& row)
       : many_(many), few_(few), row_(row) {}
-  __device__ __forceinline__ T* out(int part) const { return row_.in<T>(at(part).out); }
+  __device__ __forceinline__ T* out(int part) const { return row_.at<T>(at(part).out); }
   template <class C>
   __device__ __forceinline__ C lse(int part, DType dtype) const {
     const HeadsTensor& t = at(part).lse;
-    return load_lse<C>(dtype, t.data, row_.offset(t));
+    return load_lse<C>(dtype, t.data, row_.in(t));
   }
   template <class C>
   __device__ __forceinline__ void set_lse(int part, DType dtype, C x) const {
     const HeadsTensor& t = at(part).lse;
-    store_lse(x, dtype, t.data, row_.offset(t));
+    store_lse(x, dtype, t.data, row_.in(t));
   }
 
  private:
@@ -196,10 +146,28 @@ class Shares {
   __device__ __forceinline__ Shares(const Parts& parts, int num_parts, DType lse_dtype) {
     for (int i = 0; i < num_parts; ++i) highest_ = max(highest_, parts.template lse<C>(i, lse_dtype));
     for (int i = 0; i < num_parts; ++i) total_ += share(parts.template lse<C>(i, lse_dtype), highest_);
-    inverse_ = inverse_of(total_);
+    inverse_ = 1 / total_;
   }
-  __device__ __forceinline__ C weight(C lse) const { return share(lse, highest_) * inverse_; }
+  __device__ __forceinline__ C weight(C lse) const { return weight_of(share(lse, highest_), inverse_); }
   __device__ __forceinline__ C lse() const { return merged_lse(highest_, total_); }
+};
+
+// A thread's place in a row.
+struct RowLane {
+  uint32_t index;               // of the row
+  int lanes, dim, step, first;  // elements [first, + kVector) of every `step`
+  int num_parts;
+
+  template <class T>
+  static __device__ __forceinline__ RowLane of(const MergeArgs& args) {
+    const int lanes = 1 << args.log_lanes;
+    return {.index = blockIdx.x * (kMergeThreads >> args.log_lanes) + (threadIdx.x >> args.log_lanes),
+            .lanes = lanes,
+            .dim = static_cast<int>(args.shape.head_dim),
+            .step = lanes * kVectorOf<T>,
+            .first = (static_cast<int>(threadIdx.x) & (lanes - 1)) * kVectorOf<T>,
+            .num_parts = static_cast<int>(args.shape.num_parts)};
+  }
 };
 
 // KernelOf<T, C, aligned, batch>: T of the parts; C: what is computed in; `batch` parts are read at once.
@@ -207,18 +175,16 @@ template <template <class, class, bool, int> class KernelOf>
 void launch_merge(const MergeArgs& args, cudaStream_t stream) {
   const MergeShape& s = args.shape;
   const int64_t per_block = kMergeThreads >> args.log_lanes;
-  const auto blocks = static_cast<unsigned>((s.num_rows() + per_block - 1) / per_block);
+  const int64_t blocks = (s.num_rows() + per_block - 1) / per_block;
   const bool wide = s.dtype == DType::kFloat64 || s.out_dtype == DType::kFloat64 || s.lse_dtype == DType::kFloat64;
-  with_element(s.dtype, [&](auto type) {
-    using T = decltype(type);
+  with_element(s.dtype, [&]<class T>(T) {
     void (*kernel)(MergeArgs) =
         args.aligned ? KernelOf<T, double, true, 2>::get() : KernelOf<T, double, false, 2>::get();
     if constexpr (!std::is_same_v<T, double>) {
       if (!wide) kernel = args.aligned ? KernelOf<T, float, true, 4>::get() : KernelOf<T, float, false, 4>::get();
     }
-    kernel<<<blocks, kMergeThreads, 0, stream>>>(args);
+    launch_with(kernel, blocks, 1, kMergeThreads, 0, stream, args);
   });
-  XFORMERS_CUDA_CHECK(cudaGetLastError());
 }
 
 }  // namespace xformers::cuda

@@ -17,11 +17,6 @@ struct NormBackwardArgs {
   void* statistics = nullptr;  // [rows, 2], mean and scale: of wide rows with weights
 };
 
-template <class T>
-__device__ __forceinline__ T* row_at(const Rows& rows, int64_t row) {
-  return static_cast<T*>(rows.data) + row * rows.stride;
-}
-
 template <int kVec, class C>
 __device__ __forceinline__ void times_weight(const NormBwdParams& p, int64_t column, C (&g)[kVec]) {
   if (!p.weight) return;
@@ -46,6 +41,7 @@ __device__ __forceinline__ RowSums<C> reduce_row(const NormBwdParams& p, const T
                                                  const DoutOf& dout_of, const Weigh& weigh) {
   const C count = static_cast<C>(p.shape.width), reciprocal = C{1} / count, eps = static_cast<C>(p.shape.eps);
   RowSums<C> row;
+  bool again;  // the squares did not fit, or the guess was far
   if constexpr (kLayer) {
     C sums[4] = {0, 0, 0, 0};  // of d = x - first, d^2, g, g d
     for_each([&](int item, auto column) {
@@ -63,38 +59,12 @@ __device__ __forceinline__ RowSums<C> reduce_row(const NormBwdParams& p, const T
       }
     });
     reduce(sums, Sum());
-    const Moments<C> moments(sums[0], sums[1], count, reciprocal);
+    const Moments<C> moments(sums[0], sums[1], count, reciprocal, eps);
     row.mean = first + moments.mean_deviation;
     row.g_mean = sums[2] * reciprocal;
-    C g_deviation = fma(-moments.mean_deviation, sums[2], sums[3]), variance = moments.variance;
-    if (group.any(!moments.exact)) {
-      C sum[1] = {0}, squares[2] = {0, 0};
-      for_each([&](int item, auto column) {
-        C x[kVec];
-        x_of(item, column, x);
-#pragma unroll
-        for (int i = 0; i < kVec; ++i) sum[0] += x[i];
-      });
-      reduce(sum, Sum());
-      row.mean = mean_of(sum[0], count, reciprocal);
-      for_each([&](int item, auto column) {
-        C x[kVec], g[kVec];
-        x_of(item, column, x);
-        dout_of(item, column, g);
-        weigh(item, column, g);
-#pragma unroll
-        for (int i = 0; i < kVec; ++i) {
-          const C deviation = x[i] - row.mean;
-          squares[0] += deviation * deviation;
-          squares[1] += g[i] * deviation;
-        }
-      });
-      reduce(squares, Sum());
-      variance = squares[0] * reciprocal;
-      g_deviation = squares[1];
-    }
-    row.scale = inverse_root(variance + eps);
-    row.z_factor = g_deviation * reciprocal * row.scale;
+    row.scale = inverse_root(moments.variance + eps);
+    row.z_factor = fma(-moments.mean_deviation, sums[2], sums[3]) * reciprocal * row.scale;
+    again = group.any(!moments.exact);
   } else {
     C sums[2] = {0, 0};  // of x^2 and g x
     for_each([&](int item, auto column) {
@@ -111,6 +81,23 @@ __device__ __forceinline__ RowSums<C> reduce_row(const NormBwdParams& p, const T
     reduce(sums, Sum());
     row.scale = inverse_root(sums[0] * reciprocal + eps);
     row.z_factor = sums[1] * reciprocal * row.scale;
+    again = reduce.any_part(sums[0], [&](C squares) { return !Squares<C>::fit(squares, reciprocal, eps); });
+  }
+  if (again) {
+    const RowStatistics<C> exact = exact_statistics<kLayer, kVec, C>(p.shape, reduce, for_each, x_of);
+    C g_deviation[1] = {0};
+    for_each([&](int item, auto column) {
+      C x[kVec], g[kVec];
+      x_of(item, column, x);
+      dout_of(item, column, g);
+      weigh(item, column, g);
+#pragma unroll
+      for (int i = 0; i < kVec; ++i) g_deviation[0] += g[i] * fma(x[i], exact.unit, -exact.mean_in_units);
+    });
+    reduce(g_deviation, Sum());
+    row.mean = exact.mean;
+    row.scale = exact.scale;
+    row.z_factor = g_deviation[0] * reciprocal * exact.scale_of_units;
   }
   return row;
 }

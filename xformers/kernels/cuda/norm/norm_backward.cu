@@ -10,6 +10,7 @@
 #include "xformers/kernels/cuda/norm/norm_cuda.h"
 #include "xformers/kernels/cuda/norm/row_ring.cuh"
 #include "xformers/kernels/cuda/norm/wide_rows.cuh"
+#include "xformers/kernels/params/checks.h"
 
 namespace xformers::cuda {
 namespace {
@@ -40,7 +41,7 @@ struct Weights {
 };
 
 template <class T, int kVec, int kItems, bool kLayer>
-__global__ void __maxnreg__(kRegisters) backward_rows(const __grid_constant__ NormBackwardArgs args) {
+__global__ void __maxnreg__(kRegisters) norm_backward_rows(const __grid_constant__ NormBackwardArgs args) {
   using C = Compute<T>;
   using Reduce = GroupReduce<C, kLayer ? 4 : 2>;
   using Ring = RowRing<T, kVec, kItems>;
@@ -154,11 +155,9 @@ constexpr bool has_long_rows(int vec, bool layer) { return vec == (layer ? 4 : 8
 
 Layout layout_of(const NormBwdParams& p) {
   const DType dtype = p.shape.dtype;
-  const auto fits = [&](const Rows& rows) { return !rows.data || rows_are_aligned(rows.data, rows.stride, dtype); };
   Layout layout;
-  const int widest = 16 / static_cast<int>(size_of(dtype));
-  const bool vectors = p.shape.width % widest == 0 && fits(p.x) && fits(p.dout) && fits(p.dx) && is_aligned(p.weight);
-  if (vectors && dtype != DType::kFloat64) layout.vec = widest;
+  const bool vectors = rows_fit({&p.x, &p.dout, &p.dx}, p.shape.width, dtype) && is_aligned(p.weight);
+  if (vectors && dtype != DType::kFloat64) layout.vec = 16 / static_cast<int>(size_of(dtype));
   const int64_t count = (p.shape.width + layout.vec - 1) / layout.vec;
   const bool layer = p.shape.kind == NormKind::kLayer;
   layout.items = items_of(layout.vec, layer);
@@ -177,14 +176,13 @@ Layout layout_of(const NormBwdParams& p) {
     layout.parts = std::clamp<int64_t>(8 * multiprocessors / across, 1, std::min<int64_t>(p.shape.rows, 65535));
     layout.statistics_bytes = sums_wanted ? (p.shape.rows * 16 + 255) / 256 * 256 : 0;
   }
-  const int64_t compute_size = dtype == DType::kFloat64 ? 8 : 4;
+  const auto compute_size = static_cast<int64_t>(size_of(compute_dtype(dtype)));
   layout.partial_bytes = sums_wanted ? layout.parts * layout.sums * p.shape.width * compute_size : 0;
   return layout;
 }
 
 template <class T, int kVec, bool kLayer>
 void run(const NormBwdParams& p, const Layout& layout, const Stream& where) {
-  using C = Compute<T>;
   const auto stream = static_cast<cudaStream_t>(where.stream);
   NormBackwardArgs args{.p = p, .plan = layout.plan};
   char* workspace = static_cast<char*>(where.workspace);
@@ -193,28 +191,28 @@ void run(const NormBwdParams& p, const Layout& layout, const Stream& where) {
   const int threads = layout.plan.threads;
   if (layout.plan.in_registers) {
     constexpr int kItems = items_of(kVec, kLayer);
-    auto kernel = backward_rows<T, kVec, kItems, kLayer>;
+    auto kernel = norm_backward_rows<T, kVec, kItems, kLayer>;
     int bytes = RowRing<T, kVec, kItems>::kThreadBytes;
     if constexpr (has_long_rows(kVec, kLayer)) {
       if (layout.items > kItems) {
-        kernel = backward_rows<T, kVec, 2 * kItems, kLayer>;
+        kernel = norm_backward_rows<T, kVec, 2 * kItems, kLayer>;
         bytes = RowRing<T, kVec, 2 * kItems>::kThreadBytes;
       }
     }
     launch_after(kernel, layout.blocks, 1, threads, stream, args, bytes * threads);
   } else {
-    launch<0>(wide_rows<T, kVec, kLayer>, layout.blocks, 1, threads, stream, args);
+    launch<0>(norm_backward_wide_rows<T, kVec, kLayer>, layout.blocks, 1, threads, stream, args);
     if (args.partials) {
       const int64_t across = (p.shape.width / kVec + kColumnThreads - 1) / kColumnThreads;
-      launch<0>(wide_columns<T, kVec, kLayer>, across, layout.parts, kColumnThreads, stream, args);
+      launch<0>(norm_backward_wide_columns<T, kVec, kLayer>, across, layout.parts, kColumnThreads, stream, args);
     }
   }
   if (!args.partials) return;
-  constexpr DType kCompute = sizeof(C) == 8 ? DType::kFloat64 : DType::kFloat32;
+  const DType compute = compute_dtype(p.shape.dtype);
   if constexpr (kLayer) {
-    column_sums(args.partials, kCompute, layout.parts, p.shape.width, p.dweight, p.dbias, p.weight_dtype, where);
+    column_sums(args.partials, compute, layout.parts, p.shape.width, p.dweight, p.dbias, p.weight_dtype, where);
   } else {
-    column_sums(args.partials, kCompute, layout.parts, p.shape.width, p.dweight, p.weight_dtype, where);
+    column_sums(args.partials, compute, layout.parts, p.shape.width, p.dweight, p.weight_dtype, where);
   }
 }
 
@@ -226,6 +224,7 @@ size_t norm_backward_workspace(const NormBwdParams& p) {
 }
 
 void norm_backward(const NormBwdParams& p, const Stream& where) {
+  check(p, WeightTypes::kAlsoOfRows);
   if (p.shape.width == 0) return;
   if (p.shape.rows == 0) {
     const size_t bytes = static_cast<size_t>(p.shape.width) * size_of(p.weight_dtype);
@@ -236,13 +235,8 @@ void norm_backward(const NormBwdParams& p, const Stream& where) {
   }
   const Layout layout = layout_of(p);
   const bool layer = p.shape.kind == NormKind::kLayer;
-  with_element(p.shape.dtype, [&](auto element) {
-    using T = decltype(element);
-    if (sizeof(T) == 8 || layout.vec == 1) {
-      layer ? run<T, 1, true>(p, layout, where) : run<T, 1, false>(p, layout, where);
-    } else if constexpr (sizeof(T) < 8) {
-      layer ? run<T, kVectorOf<T>, true>(p, layout, where) : run<T, kVectorOf<T>, false>(p, layout, where);
-    }
+  with_vectors<false>(p.shape.dtype, layout.vec > 1, [&]<class T, int kVec>() {
+    layer ? run<T, kVec, true>(p, layout, where) : run<T, kVec, false>(p, layout, where);
   });
 }
 

@@ -1,12 +1,10 @@
 // Normalisation: a group of threads per row, from one lane to 1024 threads. The row is read once and stays in registers
 // (wider rows are read again through the L2 cache). Weights are on their way before the row is reduced.
-#include <algorithm>
-
-#include "xformers/kernels/cuda/base/launch.h"
 #include "xformers/kernels/cuda/base/row_plan.h"
 #include "xformers/kernels/cuda/base/row_share.cuh"
 #include "xformers/kernels/cuda/norm/norm_cuda.h"
 #include "xformers/kernels/cuda/norm/statistics.cuh"
+#include "xformers/kernels/params/checks.h"
 
 namespace xformers::cuda {
 namespace {
@@ -71,7 +69,7 @@ __device__ __forceinline__ Compute<T> first_mean(const T* row) {
 }
 
 template <class T, class W, int kVec, int kItems, Work kWork>
-__global__ void __maxnreg__((kRegisters<kVec, kWork>)) forward_rows(const __grid_constant__ ForwardArgs args) {
+__global__ void __maxnreg__((kRegisters<kVec, kWork>)) norm_forward_rows(const __grid_constant__ ForwardArgs args) {
   using C = Compute<T>;
   using Reduce = GroupReduce<C, 2>;
   __shared__ typename Reduce::Shared shared;
@@ -96,7 +94,8 @@ __global__ void __maxnreg__((kRegisters<kVec, kWork>)) forward_rows(const __grid
   if constexpr (kWork == Work::kLayer) bias.fetch(group, width);
   const C guess = kWork == Work::kLayer && valid ? first_mean<kVec>(x_row) : C{0};
 
-  C mean = 0, mean_square;
+  C mean = 0, scale;
+  bool again;  // the squares did not fit, or the guess was far
   if constexpr (kWork == Work::kLayer) {
     C sums[2] = {0, 0};  // of x - guess and its square
     for_each([&](int item, auto column) {
@@ -111,29 +110,10 @@ __global__ void __maxnreg__((kRegisters<kVec, kWork>)) forward_rows(const __grid
     });
     reduce(sums, Sum());
     x.keep_packed();
-    const Moments<C> moments(sums[0], sums[1], count, reciprocal);
+    const Moments<C> moments(sums[0], sums[1], count, reciprocal, eps);
     mean = guess + moments.mean_deviation;
-    mean_square = moments.variance;
-    if (group.any(!moments.exact)) {
-      C sum[1] = {0}, square[1] = {0};
-      for_each([&](int item, auto column) {
-        C a[kVec];
-        numbers_of(x, item, column, a);
-#pragma unroll
-        for (int i = 0; i < kVec; ++i) sum[0] += a[i];
-      });
-      reduce(sum, Sum());
-      mean = mean_of(sum[0], count, reciprocal);
-      for_each([&](int item, auto column) {
-        C a[kVec];
-        numbers_of(x, item, column, a);
-#pragma unroll
-        for (int i = 0; i < kVec; ++i) square[0] += (a[i] - mean) * (a[i] - mean);
-      });
-      reduce(square, Sum());
-      mean_square = square[0] * reciprocal;
-      x.keep_packed();
-    }
+    scale = inverse_root(moments.variance + eps);
+    again = group.any(!moments.exact);
   } else {
     C sum[1] = {0};
     for_each([&](int item, auto column) {
@@ -153,9 +133,16 @@ __global__ void __maxnreg__((kRegisters<kVec, kWork>)) forward_rows(const __grid
     if constexpr (kWork == Work::kRmsAdd) weight.fetch(group, width);  // in the registers of the increment
     reduce(sum, Sum());
     x.keep_packed();
-    mean_square = sum[0] * reciprocal;
+    scale = inverse_root(sum[0] * reciprocal + eps);
+    again = reduce.any_part(sum[0], [&](C squares) { return !Squares<C>::fit(squares, reciprocal, eps); });
   }
-  const C scale = inverse_root(mean_square + eps);
+  if (again) {
+    const RowStatistics<C> exact = exact_statistics<kWork == Work::kLayer, kVec, C>(
+        p.shape, reduce, for_each, [&](int item, auto column, C(&to)[kVec]) { numbers_of(x, item, column, to); });
+    mean = exact.mean;
+    scale = exact.scale;
+    x.keep_packed();
+  }
 
   T* const out_row = static_cast<T*>(p.out.data) + row * p.out.stride;
   for_each([&](int item, auto column) {
@@ -174,51 +161,33 @@ __global__ void __maxnreg__((kRegisters<kVec, kWork>)) forward_rows(const __grid
 }
 
 template <class T, class W, int kVec, Work kWork>
-void run(const NormFwdParams& p, cudaStream_t stream) {
+void run(const NormFwdParams& p, const Stream& where) {
   constexpr int kItems = kItemsOf<T, kVec, kWork>;
   const RowPlan plan = plan_rows((p.shape.width + kVec - 1) / kVec, kItems, kThreads, kMaxThreads);
-  launch_after(plan.in_registers ? forward_rows<T, W, kVec, kItems, kWork> : forward_rows<T, W, kVec, 0, kWork>,
-               plan.blocks(p.shape.rows), 1, plan.threads, stream, ForwardArgs{p, plan});
+  const auto kernel =
+      plan.in_registers ? norm_forward_rows<T, W, kVec, kItems, kWork> : norm_forward_rows<T, W, kVec, 0, kWork>;
+  launch_rows(kernel, plan, p.shape.rows, ForwardArgs{p, plan}, where);
 }
 
 template <class T, class W, int kVec>
-void run(const NormFwdParams& p, cudaStream_t stream) {
-  if (p.shape.kind == NormKind::kLayer) {
-    run<T, W, kVec, Work::kLayer>(p, stream);
-  } else if (p.increment.data) {
-    run<T, W, kVec, Work::kRmsAdd>(p, stream);
-  } else {
-    run<T, W, kVec, Work::kRms>(p, stream);
-  }
+void run(const NormFwdParams& p, const Stream& where) {
+  if (p.shape.kind == NormKind::kLayer) return run<T, W, kVec, Work::kLayer>(p, where);
+  p.increment.data ? run<T, W, kVec, Work::kRmsAdd>(p, where) : run<T, W, kVec, Work::kRms>(p, where);
 }
-
-template <class T, class W>
-void run(const NormFwdParams& p, bool vectors, cudaStream_t stream) {
-  if constexpr (sizeof(T) == 8) {
-    run<T, W, 1>(p, stream);
-  } else {
-    vectors ? run<T, W, kVectorOf<T>>(p, stream) : run<T, W, 1>(p, stream);
-  }
-}
-
-bool rows_fit(const Rows& rows, DType dtype) { return !rows.data || rows_are_aligned(rows.data, rows.stride, dtype); }
 
 }  // namespace
 
 void norm_forward(const NormFwdParams& p, const Stream& where) {
+  check(p, WeightTypes::kAlsoOfRows);
   if (p.shape.rows == 0 || p.shape.width == 0) return;
-  const auto stream = static_cast<cudaStream_t>(where.stream);
   const DType dtype = p.shape.dtype;
-  const bool vectors = p.shape.width % (16 / static_cast<int64_t>(size_of(dtype))) == 0 && rows_fit(p.x, dtype) &&
-                       rows_fit(p.increment, dtype) && rows_fit(p.out, dtype) && is_aligned(p.weight) &&
-                       is_aligned(p.bias);
-  with_element(dtype, [&](auto element) {
-    using T = decltype(element);
-    if (p.weight_dtype == dtype) {
-      run<T, T>(p, vectors, stream);
-    } else if constexpr (sizeof(T) == 2) {
-      run<T, float>(p, vectors, stream);
+  const bool vectors =
+      rows_fit({&p.x, &p.increment, &p.out}, p.shape.width, dtype) && is_aligned(p.weight) && is_aligned(p.bias);
+  with_vectors<false>(dtype, vectors, [&]<class T, int kVec>() {
+    if constexpr (sizeof(T) == 2) {
+      if (p.weight_dtype == dtype) return run<T, T, kVec>(p, where);
     }
+    run<T, Compute<T>, kVec>(p, where);
   });
 }
 

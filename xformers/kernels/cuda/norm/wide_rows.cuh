@@ -10,7 +10,8 @@ inline constexpr int kWideThreads = 512, kColumnThreads = 256;
 
 // dx alone, and the statistics where column sums are wanted too.
 template <class T, int kVec, bool kLayer>
-__global__ void __launch_bounds__(kWideThreads, 1) wide_rows(const __grid_constant__ NormBackwardArgs args) {
+__global__ void __launch_bounds__(kWideThreads, 1)
+    norm_backward_wide_rows(const __grid_constant__ NormBackwardArgs args) {
   using C = Compute<T>;
   using Reduce = GroupReduce<C, kLayer ? 4 : 2>;
   __shared__ typename Reduce::Shared shared;
@@ -44,7 +45,8 @@ __global__ void __launch_bounds__(kWideThreads, 1) wide_rows(const __grid_consta
 
 // Blocks of one vector of columns per thread; blockIdx.y is the block's share of the rows.
 template <class T, int kVec, bool kLayer>
-__global__ void __launch_bounds__(kColumnThreads) wide_columns(const __grid_constant__ NormBackwardArgs args) {
+__global__ void __launch_bounds__(kColumnThreads)
+    norm_backward_wide_columns(const __grid_constant__ NormBackwardArgs args) {
   using C = Compute<T>;
   constexpr int kSums = kLayer ? 2 : 1;
   const NormBwdParams& p = args.p;

@@ -11,6 +11,7 @@
 #include "xformers/kernels/cuda/product/cublaslt.h"
 #include "xformers/kernels/cuda/product/digest.h"
 #include "xformers/kernels/cuda/product/product_cuda.h"
+#include "xformers/kernels/params/checks.h"
 
 namespace xformers::cuda {
 namespace {
@@ -139,6 +140,7 @@ bool may_choose_product(const ProductParams& p) {
 }
 
 void product(const ProductParams& p, const Stream& on, const std::function<void()>& usual) {
+  check(p);
   const auto stream = static_cast<cudaStream_t>(on.stream);
   int device = 0;
   XFORMERS_CUDA_CHECK(cudaGetDevice(&device));

@@ -8,9 +8,10 @@
 // five blocks.
 #include <algorithm>
 
-#include "xformers/kernels/cuda/base/cuda_check.h"
+#include "xformers/kernels/cuda/base/launch.h"
 #include "xformers/kernels/cuda/rope/pairs.h"
 #include "xformers/kernels/cuda/rope/rope_cuda.h"
+#include "xformers/kernels/params/checks.h"
 
 namespace xformers::cuda {
 namespace {
@@ -159,6 +160,7 @@ bool rows_fit_vectors(const RopePaddedParams& p) {
 }  // namespace
 
 void rope_padded(const RopePaddedParams& p, const Stream& stream) {
+  check(p);
   const int64_t heads = p.groups * (p.heads_q + 2 * p.heads_kv);
   if (p.num_queries == 0 || p.batch == 0 || heads == 0) return;
   with_rope_types(
@@ -172,11 +174,11 @@ void rope_padded(const RopePaddedParams& p, const Stream& stream) {
                           .tokens = tokens,
                           .per_sequence = static_cast<unsigned>(std::max<int64_t>(1, p.num_queries / p.batch)),
                           .pairs = pairs};
-          const auto blocks = static_cast<unsigned>((p.num_queries + tokens - 1) / tokens);
+          const int64_t blocks = (p.num_queries + tokens - 1) / tokens;
           const int threads = (tokens * lanes + 31) / 32 * 32;
-          const size_t table = size_t{2} * (threads / lanes + 1) * pairs.count * sizeof(C);
-          rope_padded_kernel<T, C, kWidth><<<blocks, threads, table, static_cast<cudaStream_t>(stream.stream)>>>(args);
-          XFORMERS_CUDA_CHECK(cudaGetLastError());
+          const int table = 2 * (threads / lanes + 1) * pairs.count * static_cast<int>(sizeof(C));
+          launch_with(rope_padded_kernel<T, C, kWidth>, blocks, 1, threads, table,
+                      static_cast<cudaStream_t>(stream.stream), args);
         });
       });
 }

@@ -5,6 +5,7 @@
 #include "xformers/kernels/cuda/base/cuda_check.h"
 #include "xformers/kernels/cuda/rope/pairs.h"
 #include "xformers/kernels/cuda/rope/rope_cuda.h"
+#include "xformers/kernels/params/checks.h"
 
 namespace xformers::cuda {
 namespace {
@@ -73,6 +74,7 @@ __global__ void __launch_bounds__(kThreads) rotary_kernel(const __grid_constant_
 }  // namespace
 
 void rotary(const RotaryParams& p, const Stream& stream) {
+  check(p);
   if (p.outer == 0 || p.seqlen == 0) return;
   const bool vectors =
       rows_are_aligned(p.x, p.x_outer_stride, p.dtype) && rows_are_aligned(p.x, p.x_seq_stride, p.dtype) &&

@@ -76,22 +76,12 @@ __device__ __forceinline__ void turn_pair(C& re, C& im, C sine, C cosine) {
 // kCount elements from `begin`, turned in C, with one rounding.
 template <int kCount, class C, class T, int kWidth>
 __device__ __forceinline__ void read_part(const Packed<T, kWidth>& from, int begin, C (&to)[kCount]) {
-  if constexpr (std::is_same_v<C, Compute<T>>) {
-    unpack(reinterpret_cast<const Packed<T, kCount>&>(from.at[begin]), to);
-  } else {
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) to[i] = static_cast<C>(to_compute(from.at[begin + i]));
-  }
+  unpack(reinterpret_cast<const Packed<T, kCount>&>(from.at[begin]), to);
 }
 template <int kCount, class C, class T, int kWidth>
 __device__ __forceinline__ void write_part(const C (&from)[kCount], int begin, Packed<T, kWidth>& to) {
-  if constexpr (std::is_same_v<C, Compute<T>>) {
-    const Packed<T, kCount> packed = pack<T>(from);
-    __builtin_memcpy(&to.at[begin], &packed, sizeof(packed));
-  } else {
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) to.at[begin + i] = to_element<T>(from[i]);
-  }
+  const Packed<T, kCount> packed = pack<T>(from);
+  __builtin_memcpy(&to.at[begin], &packed, sizeof(packed));
 }
 
 template <class C, class T, int kWidth>

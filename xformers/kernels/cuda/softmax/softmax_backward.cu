@@ -1,10 +1,8 @@
 // Gradients of softmax from its result y: dx = y * (dy - sum(dy * y)); of its logarithm: dx = dy - exp(y) * sum(dy).
 // Laid out as the forward; both rows stay in registers. Hidden columns are not read and get 0.
-#include <algorithm>
-
-#include "xformers/kernels/cuda/base/launch.h"
 #include "xformers/kernels/cuda/softmax/softmax_cuda.h"
 #include "xformers/kernels/cuda/softmax/softmax_long.cuh"
+#include "xformers/kernels/params/checks.h"
 
 namespace xformers::cuda {
 namespace {
@@ -14,7 +12,7 @@ constexpr int kBackwardItems = kVec == 1 ? 4 : 2;  // of both rows
 
 template <class T, int kVec, int kItems, bool kCausal>
 __global__ void __maxnreg__((kCausal || sizeof(T) == 8 ? 72 : 48))
-    backward_rows(const __grid_constant__ SoftmaxBackwardArgs args) {
+    softmax_backward_rows(const __grid_constant__ SoftmaxBackwardArgs args) {
   using C = Compute<T>;
   using Reduce = GroupReduce<C, 1>;
   __shared__ typename Reduce::Shared shared;
@@ -79,42 +77,17 @@ __global__ void __maxnreg__((kCausal || sizeof(T) == 8 ? 72 : 48))
   }
 }
 
-template <class T, int kVec>
-void run(const SoftmaxBwdParams& p, cudaStream_t stream) {
-  const SoftmaxRows rows(p.shape);
-  const RowPlan plan = plan_rows((p.shape.width + kVec - 1) / kVec, kBackwardItems<kVec>, kThreads, kMaxThreads);
-  const SoftmaxBackwardArgs args{.p = p, .rows = rows, .plan = plan};
-  if (plan.in_registers) {
-    const auto kernel = p.shape.causal ? backward_rows<T, kVec, kBackwardItems<kVec>, true>
-                                       : backward_rows<T, kVec, kBackwardItems<kVec>, false>;
-    launch_after(kernel, plan.blocks(rows.count), 1, plan.threads, stream, args);
-    return;
-  }
-  int bytes = 0;
-  auto kernel = backward_long<T, kVec, false>;
-  if constexpr (kVec > 1) {
-    bytes = bytes_that_stay<T>(p.shape.width);
-    if (bytes) kernel = backward_long<T, kVec, true>;
-  }
-  launch_after(kernel, rows.count, 1, kLongThreads, stream, args, bytes);
-}
-
 }  // namespace
 
 void softmax_backward(const SoftmaxBwdParams& p, const Stream& where) {
-  const SoftmaxShape& s = p.shape;
-  if (s.outer0 * s.outer1 * s.rows * s.width == 0) return;
-  const auto stream = static_cast<cudaStream_t>(where.stream);
-  const bool vectors = rows_are_aligned(p.out, s.width, s.dtype) && is_aligned(p.dout) && is_aligned(p.dx);
-  with_element(s.dtype, [&](auto element) {
-    using T = decltype(element);
-    if constexpr (sizeof(T) == 8) {
-      run<T, 1>(p, stream);
-    } else if (vectors) {
-      run<T, kVectorOf<T>>(p, stream);
-    } else {
-      run<T, 1>(p, stream);
-    }
+  check(p);
+  const bool vectors = rows_are_aligned(p.out, p.shape.width, p.shape.dtype) && is_aligned(p.dout) && is_aligned(p.dx);
+  with_vectors<false>(p.shape.dtype, vectors, [&]<class T, int kVec>() {
+    constexpr int kItems = kBackwardItems<kVec>;
+    launch_softmax<T, kVec, kItems>(
+        SoftmaxBackwardArgs{.p = p, .rows = SoftmaxRows(p.shape), .plan = {}}, where,
+        p.shape.causal ? softmax_backward_rows<T, kVec, kItems, true> : softmax_backward_rows<T, kVec, kItems, false>,
+        softmax_backward_long<T, kVec, false>, softmax_backward_long<T, kVec, (kVec > 1)>);
   });
 }
 

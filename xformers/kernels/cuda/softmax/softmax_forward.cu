@@ -1,11 +1,9 @@
 // Softmax: a group of threads per row. Each thread takes the maximum of its own scores and the powers relative to that,
 // which stay in registers; then the group agrees on the row's maximum and sum in one exchange. Hidden columns have the
 // score -inf. Where all are -inf, or one is NaN, the sum is NaN and with it the whole row.
-#include <algorithm>
-
-#include "xformers/kernels/cuda/base/launch.h"
 #include "xformers/kernels/cuda/softmax/softmax_cuda.h"
 #include "xformers/kernels/cuda/softmax/softmax_long.cuh"
+#include "xformers/kernels/params/checks.h"
 
 namespace xformers::cuda {
 namespace {
@@ -14,7 +12,7 @@ constexpr int kForwardItems = 4;  // accesses of a row per thread
 
 template <class T, int kVec, int kItems, bool kMask, bool kCausal>
 __global__ void __maxnreg__((kMask || kCausal ? 96 : 64))
-    forward_rows(const __grid_constant__ SoftmaxForwardArgs args) {
+    softmax_forward_rows(const __grid_constant__ SoftmaxForwardArgs args) {
   using C = Compute<T>;
   using Merge = SoftmaxMerge<T>;
   __shared__ typename Merge::Shared shared;
@@ -82,50 +80,27 @@ __global__ void __maxnreg__((kMask || kCausal ? 96 : 64))
   }
 }
 
-template <class T, int kVec, bool kMask>
-void run(const SoftmaxFwdParams& p, cudaStream_t stream) {
-  const SoftmaxRows rows(p.shape);
-  const RowPlan plan = plan_rows((p.shape.width + kVec - 1) / kVec, kForwardItems, kThreads, kMaxThreads);
-  const SoftmaxForwardArgs args{.p = p, .rows = rows, .plan = plan};
-  if (plan.in_registers) {
-    const auto kernel = p.shape.causal ? forward_rows<T, kVec, kForwardItems, kMask, true>
-                                       : forward_rows<T, kVec, kForwardItems, kMask, false>;
-    launch_after(kernel, plan.blocks(rows.count), 1, plan.threads, stream, args);
-    return;
-  }
-  int bytes = 0;
-  auto kernel = forward_long<T, kVec, false>;
-  if constexpr (kVec > 1) {
-    bytes = bytes_that_stay<T>(p.shape.width);
-    if (bytes) kernel = forward_long<T, kVec, true>;
-  }
-  launch_after(kernel, rows.count, 1, kLongThreads, stream, args, bytes);
-}
-
-template <class T, int kVec>
-void run(const SoftmaxFwdParams& p, cudaStream_t stream) {
-  p.mask.data ? run<T, kVec, true>(p, stream) : run<T, kVec, false>(p, stream);
-}
-
 }  // namespace
 
 void softmax_forward(const SoftmaxFwdParams& p, const Stream& where) {
-  const SoftmaxShape& s = p.shape;
-  if (s.outer0 * s.outer1 * s.rows * s.width == 0) return;
-  const auto stream = static_cast<cudaStream_t>(where.stream);
-  const bool mask_fits = !p.mask.data || (rows_are_aligned(p.mask.data, p.mask.row_stride, s.dtype) &&
-                                          rows_are_aligned(p.mask.data, p.mask.outer0_stride, s.dtype) &&
-                                          rows_are_aligned(p.mask.data, p.mask.outer1_stride, s.dtype));
-  const bool vectors = rows_are_aligned(p.x, s.width, s.dtype) && is_aligned(p.out) && mask_fits;
-  with_element(s.dtype, [&](auto element) {
-    using T = decltype(element);
-    if constexpr (sizeof(T) == 8) {
-      run<T, 1>(p, stream);
-    } else if (vectors) {
-      run<T, kVectorOf<T>>(p, stream);
-    } else {
-      run<T, 1>(p, stream);
-    }
+  check(p);
+  const DType dtype = p.shape.dtype;
+  const SoftmaxMask& mask = p.mask;
+  const bool mask_fits = !mask.data || (rows_are_aligned(mask.data, mask.row_stride, dtype) &&
+                                        rows_are_aligned(mask.data, mask.outer0_stride, dtype) &&
+                                        rows_are_aligned(mask.data, mask.outer1_stride, dtype));
+  const bool vectors = rows_are_aligned(p.x, p.shape.width, dtype) && is_aligned(p.out) && mask_fits;
+  with_vectors<false>(dtype, vectors, [&]<class T, int kVec>() {
+    const auto run = [&](auto rows, auto causal_rows) {
+      launch_softmax<T, kVec, kForwardItems>(SoftmaxForwardArgs{.p = p, .rows = SoftmaxRows(p.shape), .plan = {}},
+                                             where, p.shape.causal ? causal_rows : rows,
+                                             softmax_forward_long<T, kVec, false>,
+                                             softmax_forward_long<T, kVec, (kVec > 1)>);
+    };
+    mask.data ? run(softmax_forward_rows<T, kVec, kForwardItems, true, false>,
+                    softmax_forward_rows<T, kVec, kForwardItems, true, true>)
+              : run(softmax_forward_rows<T, kVec, kForwardItems, false, false>,
+                    softmax_forward_rows<T, kVec, kForwardItems, false, true>);
   });
 }
 

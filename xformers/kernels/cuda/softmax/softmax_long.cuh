@@ -52,9 +52,23 @@ int bytes_that_stay(int64_t width) {
   return bytes <= current_device().smem_per_block - kReserved ? static_cast<int>(bytes) : 0;
 }
 
+// One of a direction's kernels: for rows that fit into registers, kItems accesses per thread; for rows that don't; and
+// for those whose block can keep them in shared memory (16-byte accesses alone).
+template <class T, int kVec, int kItems, class Args>
+void launch_softmax(Args args, const Stream& where, void (*in_registers)(Args), void (*read_again)(Args),
+                    void (*stays)(Args)) {
+  const int64_t width = args.rows.width, count = args.rows.count;
+  if (count * width == 0) return;
+  args.plan = plan_rows((width + kVec - 1) / kVec, kItems, kThreads, kMaxThreads);
+  if (args.plan.in_registers) return launch_rows(in_registers, args.plan, count, args, where);
+  const int bytes = kVec > 1 ? bytes_that_stay<T>(width) : 0;
+  launch_after(bytes ? stays : read_again, count, 1, kLongThreads, static_cast<cudaStream_t>(where.stream), args,
+               bytes);
+}
+
 template <class T, int kVec, bool kStays>
 __global__ void __launch_bounds__(kLongThreads, (kLongBlocks<T, kStays>))
-    forward_long(const __grid_constant__ SoftmaxForwardArgs args) {
+    softmax_forward_long(const __grid_constant__ SoftmaxForwardArgs args) {
   using C = Compute<T>;
   using Merge = SoftmaxMerge<T>;
   __shared__ typename Merge::Shared shared;
@@ -112,7 +126,7 @@ __global__ void __launch_bounds__(kLongThreads, (kLongBlocks<T, kStays>))
 
 template <class T, int kVec, bool kStays>
 __global__ void __launch_bounds__(kLongThreads, (kLongBlocks<T, kStays>))
-    backward_long(const __grid_constant__ SoftmaxBackwardArgs args) {
+    softmax_backward_long(const __grid_constant__ SoftmaxBackwardArgs args) {
   using C = Compute<T>;
   using Reduce = GroupReduce<C, 1>;
   __shared__ typename Reduce::Shared shared;

@@ -1,10 +1,10 @@
 // silu(x1) * x2 and its gradients, one pass each, with the sums of the gradients' columns (which are the biases'
 // gradients) taken along.
 #include "xformers/kernels/cuda/base/column_sums.h"
-#include "xformers/kernels/cuda/base/launch.h"
 #include "xformers/kernels/cuda/base/row_tiles.cuh"
 #include "xformers/kernels/cuda/base/sigmoid.cuh"
 #include "xformers/kernels/cuda/swiglu/gate_cuda.h"
+#include "xformers/kernels/params/checks.h"
 
 namespace xformers::cuda {
 namespace {
@@ -17,7 +17,7 @@ struct FwdArgs {
 };
 
 template <class T, int kWidth>
-__global__ void __launch_bounds__(kTileThreads) gate_forward_kernel(const __grid_constant__ FwdArgs args) {
+__global__ void __launch_bounds__(kTileThreads) gate_forward_rows(const __grid_constant__ FwdArgs args) {
   const GateFwdParams& p = args.gate;
   const TileWalk walk(args.tiles);
   const int64_t column = walk.vector * kWidth;
@@ -117,35 +117,27 @@ __global__ void __launch_bounds__(kTileThreads, kSums ? kSumBlocks : kBlocks)
   }
 }
 
-// fn.template operator()<T, kWidth>(): 16 bytes per access where all rows are aligned so, else element by element.
+// fn.template operator()<T, kWidth>()
 template <class Fn>
-void with_gate_types(DType dtype, int64_t width, std::initializer_list<const GateRows*> tensors, const Fn& fn) {
-  bool aligned = true;
-  for (const GateRows* rows : tensors) aligned &= rows_are_aligned(rows->data, rows->stride, dtype);
-  with_element(dtype, [&]<class T>(T) {
-    if (aligned && width % kVectorOf<T> == 0) {
-      fn.template operator()<T, kVectorOf<T>>();
-    } else {
-      fn.template operator()<T, 1>();
-    }
-  });
+void with_backward_types(const GateBwdParams& p, const Fn& fn) {
+  with_vectors(p.dtype, rows_fit({&p.x1, &p.x2, &p.dh, &p.dx1, &p.dx2, &p.h}, p.width, p.dtype), fn);
 }
 
 }  // namespace
 
 void gate_forward(const GateFwdParams& p, const Stream& stream) {
+  check(p);
   if (p.rows == 0 || p.width == 0) return;
-  with_gate_types(p.dtype, p.width, {&p.x1, &p.x2, &p.h}, [&]<class T, int kWidth>() {
+  with_vectors(p.dtype, rows_fit({&p.x1, &p.x2, &p.h}, p.width, p.dtype), [&]<class T, int kWidth>() {
     const FwdArgs args{.gate = p, .tiles = RowTiles(p.rows, p.width, kWidth, /*most=*/0)};
-    launch_after(gate_forward_kernel<T, kWidth>, args.tiles.blocks(), 1, kTileThreads,
-                 static_cast<cudaStream_t>(stream.stream), args);
+    launch_rows(gate_forward_rows<T, kWidth>, args.tiles, args, stream);
   });
 }
 
 size_t gate_backward_workspace(const GateBwdParams& p, bool sums) {
   if (!sums || p.rows == 0 || p.width == 0) return 0;
   size_t bytes = 0;
-  with_gate_types(p.dtype, p.width, {&p.x1, &p.x2, &p.dh, &p.dx1, &p.dx2, &p.h}, [&]<class T, int kWidth>() {
+  with_backward_types(p, [&]<class T, int kWidth>() {
     bytes =
         static_cast<size_t>(RowTiles(p.rows, p.width, kWidth, kSumBlocks).chunks * 2 * p.width) * sizeof(Compute<T>);
   });
@@ -153,15 +145,16 @@ size_t gate_backward_workspace(const GateBwdParams& p, bool sums) {
 }
 
 void gate_backward(const GateBwdParams& p, void* sums, const Stream& stream) {
+  check(p);
   if (p.width == 0) return;
   int64_t chunks = 0;
   if (p.rows > 0) {
-    with_gate_types(p.dtype, p.width, {&p.x1, &p.x2, &p.dh, &p.dx1, &p.dx2, &p.h}, [&]<class T, int kWidth>() {
+    with_backward_types(p, [&]<class T, int kWidth>() {
       const BwdArgs args{
           .gate = p, .tiles = RowTiles(p.rows, p.width, kWidth, sums ? kSumBlocks : 0), .partials = stream.workspace};
       chunks = args.tiles.chunks;
-      launch_after(sums ? gate_backward_kernel<T, kWidth, true> : gate_backward_kernel<T, kWidth, false>,
-                   args.tiles.blocks(), 1, kTileThreads, static_cast<cudaStream_t>(stream.stream), args);
+      launch_rows(sums ? gate_backward_kernel<T, kWidth, true> : gate_backward_kernel<T, kWidth, false>, args.tiles,
+                  args, stream);
     });
   }
   if (sums) column_sums(stream.workspace, p.dtype, chunks, 2 * p.width, sums, p.dtype, stream);

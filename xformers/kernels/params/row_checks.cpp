@@ -1,0 +1,226 @@
+// The checks of the operators around attention.
+#include <initializer_list>
+#include <string>
+
+#include "xformers/kernels/base/error.h"
+#include "xformers/kernels/params/checks.h"
+
+namespace xformers {
+namespace {
+
+// One operator's sentences.
+struct Check {
+  const char* op;
+
+  [[noreturn]] void fail(const std::string& got, const std::string& expected, const char* fix) const {
+    throw Error(std::string(op) + ": " + got + ", expected " + expected + ".  Fix: " + fix);
+  }
+
+  void dtype(const char* name, DType dtype) const {
+    if (dtype > DType::kFloat16) {
+      fail(std::string(name) + " has the number " + std::to_string(static_cast<int>(dtype)), "fp32, fp64, bf16 or fp16",
+           "pass one of DType's values");
+    }
+  }
+  void sizes(std::initializer_list<int64_t> sizes) const {
+    for (int64_t size : sizes) {
+      if (size < 0) fail("a size is " + std::to_string(size), "sizes >= 0", "see its parameters");
+    }
+  }
+  // Tensors that may not be missing where there are elements.
+  void given(bool any, std::initializer_list<const void*> tensors) const {
+    for (const void* data : tensors) {
+      if (any && !data) fail("a tensor is missing", "all of its inputs and results", "see its parameters");
+    }
+  }
+  // A weight and the like beside rows; `used`: there is one.
+  void weight(const char* name, DType dtype, DType of_rows, WeightTypes taken, bool used) const {
+    this->dtype(name, dtype);
+    const bool narrow = size_of(dtype) == 2 && of_rows != DType::kFloat64;
+    const bool fits = dtype == compute_dtype(of_rows) || (taken == WeightTypes::kAlsoOfRows && dtype == of_rows) ||
+                      (taken == WeightTypes::kAlso16Bit && narrow);
+    if (fits || !used) return;
+    const std::string expected = name_of(compute_dtype(of_rows));
+    fail(std::string(name) + " is " + name_of(dtype) + " beside rows of " + name_of(of_rows),
+         taken == WeightTypes::kCompute                                   ? expected
+         : taken == WeightTypes::kAlso16Bit && of_rows != DType::kFloat64 ? expected + ", bf16 or fp16"
+         : of_rows == compute_dtype(of_rows)                              ? expected
+                                                                          : expected + " or " + name_of(of_rows),
+         "convert it");
+  }
+  void probability(double p) const {
+    if (!(p >= 0 && p <= 1))
+      fail("dropout p is " + std::to_string(p), "0 <= p <= 1", "pass the probability of dropping");
+  }
+};
+
+void check_norm(const Check& check, const NormShape& shape) {
+  check.dtype("dtype", shape.dtype);
+  check.sizes({shape.rows, shape.width});
+  if (shape.kind > NormKind::kLayer) check.fail("an unknown kind of norm", "kRms or kLayer", "see NormKind");
+  if (!(shape.eps >= 0)) check.fail("eps is " + std::to_string(shape.eps), "eps >= 0", "pass a small positive number");
+}
+
+void check_fused(const Check& check, const BiasActDropoutShape& shape) {
+  check.dtype("dtype", shape.dtype);
+  check.sizes({shape.rows, shape.width});
+  check.probability(shape.dropout.p);
+  if (shape.activation > Activation::kStarRelu)
+    check.fail("an unknown activation", "one that is named", "see Activation");
+}
+
+void check_softmax(const Check& check, const SoftmaxShape& shape, const void* first, const void* second) {
+  check.dtype("dtype", shape.dtype);
+  check.sizes({shape.outer0, shape.outer1, shape.rows, shape.width});
+  check.given(shape.outer0 * shape.outer1 * shape.rows * shape.width > 0, {first, second});
+}
+
+void check_merge(const MergeShape& shape, const MergePart* parts, const void* rows) {
+  const Check check{"merge_attentions"};
+  for (DType dtype : {shape.dtype, shape.out_dtype, shape.lse_dtype}) check.dtype("dtype", dtype);
+  check.sizes({shape.num_parts, shape.batch, shape.seqlen, shape.num_groups, shape.heads_per_group, shape.head_dim});
+  if (size_of(shape.lse_dtype) == 2) {
+    check.fail(std::string("lse is ") + name_of(shape.lse_dtype), "fp32 or fp64", "convert it");
+  }
+  if (shape.num_rows() == 0 || shape.num_parts == 0) return;
+  check.given(true, {parts});
+  check.given(shape.head_dim > 0, {rows});
+  for (int64_t i = 0; i < shape.num_parts; ++i) {
+    check.given(true, {parts[i].lse.data});
+    check.given(shape.head_dim > 0, {parts[i].out.data});
+  }
+}
+
+void check_head(const Check& check, DType dtype, int64_t head_dim) {
+  check.dtype("dtype", dtype);
+  if (head_dim < 2 || head_dim % 2 != 0) {
+    check.fail("head_dim is " + std::to_string(head_dim), "an even number",
+               "elements are turned in pairs; pad the head by one.");
+  }
+}
+
+}  // namespace
+
+void check(const NormFwdParams& p, WeightTypes taken) {
+  const Check check{"norm"};
+  check_norm(check, p.shape);
+  check.weight("the weight or bias", p.weight_dtype, p.shape.dtype, taken, p.weight || p.bias);
+  const bool layer = p.shape.kind == NormKind::kLayer;
+  if (p.increment.data && layer) check.fail("increment is given for a layer norm", "none", "add it before.");
+  if (p.bias && !layer) check.fail("a bias is given for an RMS norm", "none", "add it behind.");
+  check.given(p.shape.rows > 0 && p.shape.width > 0, {p.x.data, p.out.data});
+}
+
+void check(const NormBwdParams& p, WeightTypes taken) {
+  const Check check{"norm_backward"};
+  check_norm(check, p.shape);
+  check.weight("the weight", p.weight_dtype, p.shape.dtype, taken, p.weight || p.dweight || p.dbias);
+  if (p.dbias && p.shape.kind != NormKind::kLayer) check.fail("dbias is wanted of an RMS norm", "none", "pass nullptr");
+  check.given(p.shape.rows > 0 && p.shape.width > 0, {p.x.data, p.dout.data});
+}
+
+void check(const BiasActDropoutFwdParams& p, WeightTypes taken) {
+  const Check check{"bias_act_dropout"};
+  check_fused(check, p.shape);
+  check.weight("bias", p.shape.bias_dtype, p.shape.dtype, taken, p.bias);
+  check.given(p.shape.rows > 0 && p.shape.width > 0, {p.x.data, p.out.data});
+}
+
+void check(const BiasActDropoutBwdParams& p, WeightTypes taken) {
+  const Check check{"bias_act_dropout"};
+  check_fused(check, p.shape);
+  check.weight("bias", p.shape.bias_dtype, p.shape.dtype, taken, p.bias || p.dbias);
+  if (!p.x.data && p.shape.activation != Activation::kNone && p.shape.rows > 0 && p.shape.width > 0) {
+    check.fail("x is missing", "the input of the activation", "keep it for backward.");
+  }
+  check.given(p.shape.rows > 0 && p.shape.width > 0 && (p.dx.data || p.dbias), {p.dout.data});
+}
+
+void check(const ScaledIndexAddParams& p, WeightTypes taken) {
+  const Check check{"scaled_index_add"};
+  check.dtype("dtype", p.dtype);
+  check.sizes({p.rows, p.num_indices, p.middle, p.width});
+  check.weight("scaling", p.scaling_dtype, p.dtype, taken, p.scaling);
+  check.given(p.num_indices > 0 && p.middle > 0 && p.width > 0 && p.rows > 0, {p.input.data, p.source.data, p.index});
+}
+
+void check(const ScaledIndexAddBwdParams& p, WeightTypes taken) {
+  const Check check{"scaled_index_add_backward"};
+  check.dtype("dtype", p.dtype);
+  check.sizes({p.rows, p.num_indices, p.middle, p.width});
+  check.weight("scaling", p.scaling_dtype, p.dtype, taken, p.scaling || p.dscaling);
+  const bool any = p.num_indices > 0 && p.middle > 0 && p.width > 0 && p.rows > 0;
+  check.given(any && (p.dsource.data || p.dscaling), {p.dout.data, p.index});
+  check.given(any && p.dscaling, {p.source.data});
+}
+
+void check(const IndexSelectCatParams& p) {
+  const Check check{"index_select_cat"};
+  check.dtype("dtype", p.dtype);
+  check.sizes({p.num_selections});
+  check.given(p.num_selections > 0, {p.selections});
+  for (int64_t i = 0; i < p.num_selections; ++i) {
+    const RowSelection& s = p.selections[i];
+    check.sizes({s.source_rows, s.width, s.num_rows});
+    check.given(s.num_rows > 0, {s.index});
+    check.given(s.num_rows > 0 && s.width > 0, {s.packed});
+    check.given(s.source_rows > 0 && s.width > 0, {s.source});
+  }
+}
+
+void check(const SoftmaxFwdParams& p) { check_softmax({"softmax"}, p.shape, p.x, p.out); }
+
+void check(const SoftmaxBwdParams& p) {
+  check_softmax({"softmax_backward"}, p.shape, p.out, p.dout);
+  check_softmax({"softmax_backward"}, p.shape, p.dx, p.dout);
+}
+
+void check(const GateFwdParams& p) {
+  const Check check{"silu_gate"};
+  check.dtype("dtype", p.dtype);
+  check.sizes({p.rows, p.width});
+  check.given(p.rows > 0 && p.width > 0, {p.x1.data, p.x2.data, p.h.data});
+}
+
+void check(const GateBwdParams& p) {
+  const Check check{"silu_gate_backward"};
+  check.dtype("dtype", p.dtype);
+  check.sizes({p.rows, p.width});
+  check.given(p.rows > 0 && p.width > 0, {p.x1.data, p.x2.data, p.dh.data, p.dx1.data, p.dx2.data});
+}
+
+void check(const MergeFwdParams& p) { check_merge(p.shape, p.parts, p.out.data); }
+
+void check(const MergeBwdParams& p) {
+  check_merge(p.shape, p.parts, p.dout.data);
+  check_merge(p.shape, p.grads, p.dout.data);
+}
+
+void check(const RopePaddedParams& p) {
+  const Check check{"rope_padded"};
+  check_head(check, p.dtype, p.head_dim);
+  check.sizes({p.num_queries, p.num_keys, p.groups, p.heads_q, p.heads_kv, p.batch});
+  check.given(p.batch > 0, {p.q_starts, p.k_starts, p.k_lengths});
+  check.given(p.num_queries > 0 && p.groups > 0 && p.heads_q > 0, {p.q.data, p.out_q.data});
+  check.given(p.num_queries > 0 && p.groups > 0 && p.heads_kv > 0, {p.k.data, p.v.data});
+  check.given(p.num_queries > 0 && p.num_keys > 0 && p.groups > 0 && p.heads_kv > 0, {p.cache_k.data, p.cache_v.data});
+}
+
+void check(const RotaryParams& p) {
+  const Check check{"rotary"};
+  check_head(check, p.dtype, p.head_dim);
+  check.sizes({p.outer, p.seqlen});
+  check.given(p.outer > 0 && p.seqlen > 0, {p.x, p.out});
+}
+
+void check(const ProductParams& p) {
+  const Check check{"product"};
+  check.dtype("dtype", p.dtype);
+  check.sizes({p.m, p.n, p.k});
+  if (size_of(p.dtype) != 2)
+    check.fail(std::string("dtype is ") + name_of(p.dtype), "bf16 or fp16", "use the usual product");
+  check.given(p.m > 0 && p.n > 0, {p.out});
+  check.given(p.m > 0 && p.n > 0 && p.k > 0, {p.a.data, p.b.data});
+}
+
+}  // namespace xformers
