@@ -113,8 +113,8 @@ def test_dropout_is_the_cpus():
     state = torch.tensor([1234, 5678])
     q, k, v = inputs(2, 90, 3, 32, torch.float32)
     forward = torch.ops.xformers.attention_forward
-    got, _ = forward(q, k, v, p=0.4, philox_state=state)
-    on_device, _ = forward(q, k, v, p=0.4, philox_state=state.cuda())
-    expected, _ = forward(q.cpu(), k.cpu(), v.cpu(), p=0.4, philox_state=state)
+    got, _, _ = forward(q, k, v, p=0.4, philox_state=state)
+    on_device, _, _ = forward(q, k, v, p=0.4, philox_state=state.cuda())
+    expected, _, _ = forward(q.cpu(), k.cpu(), v.cpu(), p=0.4, philox_state=state)
     torch.testing.assert_close(got.cpu(), expected, atol=1e-5, rtol=1e-5)
     assert torch.equal(got, on_device)

@@ -171,7 +171,7 @@ def test_forward_and_backward_drop_the_same():
     torch.manual_seed(3)
     state = torch.ops.xformers.draw_philox_state(device=torch.device("cuda"))
     on_cpu = [t.detach().cpu().requires_grad_() for t in qkv]
-    expected_out, _ = torch.ops.xformers.attention_forward(*on_cpu, p=0.4, philox_state=state.cpu())
+    expected_out, _, _ = torch.ops.xformers.attention_forward(*on_cpu, p=0.4, philox_state=state.cpu())
     torch.testing.assert_close(out.cpu(), expected_out, rtol=1e-4, atol=1e-5)
     expected = torch.autograd.grad(expected_out, on_cpu, torch.ones_like(expected_out))
     for g, e in zip(got, expected, strict=True):

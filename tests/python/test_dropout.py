@@ -17,7 +17,7 @@ def kept_weights(query, key, p, state, mask=None):
     batch, nk, heads, _ = key.shape
     identity = torch.eye(nk, dtype=query.dtype)[None, :, None].expand(batch, nk, heads, nk)
     operands = mask._operands(query.device) if mask is not None else ()
-    out, _ = attention_forward(query.detach(), key.detach(), identity, *operands, p=p, philox_state=state)
+    out, _, _ = attention_forward(query.detach(), key.detach(), identity, *operands, p=p, philox_state=state)
     return (out > 0).transpose(1, 2)
 
 

@@ -29,7 +29,7 @@ def test_empty_inputs(batch, nq, nk, heads, mask, dtype):
 
 def test_no_key_gives_lse_minus_infinity():
     query, key, value = qkv(nk=0)
-    _, lse = attention_forward(query, key, value, need_lse=True)
+    _, lse, _ = attention_forward(query, key, value, need_lse=True)
     assert lse.shape == (2, 3, 5) and (lse == -torch.inf).all()
 
 
@@ -44,7 +44,7 @@ def test_rows_that_see_no_key(dtype):
     """Bottom-right alignment with more queries than keys hides all keys from the first rows."""
     query, key, value = qkv(nq=40, nk=7, dtype=dtype)
     mask = LowerTriangularFromBottomRightMask()
-    out, lse = attention_forward(query, key, value, None, *mask._BAND, need_lse=True)
+    out, lse, _ = attention_forward(query, key, value, None, *mask._BAND, need_lse=True)
     assert (out[:, :33] == 0).all() and (lse[..., :33] == -torch.inf).all() and lse[..., 33:].isfinite().all()
     grads = torch.autograd.grad(out.sum() + lse[..., 33:].sum(), (query, key, value))
     assert all(grad.isfinite().all() for grad in grads) and (grads[0][:, :33] == 0).all()
@@ -52,7 +52,7 @@ def test_rows_that_see_no_key(dtype):
 
 def test_gradient_into_the_lse_of_a_row_that_sees_no_key_is_dropped():
     query, key, value = qkv(nq=4, nk=2)
-    _, lse = attention_forward(query, key, value, None, -1, 0, True, need_lse=True)
+    _, lse, _ = attention_forward(query, key, value, None, -1, 0, True, need_lse=True)
     grads = torch.autograd.grad(lse, (query, key, value), torch.ones_like(lse))
     assert all(grad.isfinite().all() for grad in grads)
     assert (grads[0][:, :2] == 0).all() and (grads[0][:, 2:] != 0).any()
@@ -85,7 +85,7 @@ def test_nan_in_unused_keys_does_not_leak():
         unused[used_keys] = False
         x[:, unused] = torch.nan
     leaves = [x.requires_grad_() for x in (query, key, value)]
-    out, lse = attention_forward(*leaves, None, -1, -1, False, offsets, starts, used, need_lse=True)
+    out, lse, _ = attention_forward(*leaves, None, -1, -1, False, offsets, starts, used, need_lse=True)
     mask = BlockDiagonalMask.from_seqlens([2, 2, 2], [3, 0, 8])
     expected = memory_efficient_attention(query, key[:, used_keys], value[:, used_keys], mask)
     torch.testing.assert_close(out, expected)

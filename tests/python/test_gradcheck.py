@@ -30,7 +30,7 @@ def test_out_and_lse(mask, p):
     operands = mask._operands(torch.device("cpu")) if mask is not None else ()
 
     def attend(q, k, v):
-        out, lse = attention_forward(q, k, v, *operands, p=p, philox_state=STATE, need_lse=True)
+        out, lse, _ = attention_forward(q, k, v, *operands, p=p, philox_state=STATE, need_lse=True)
         return out, lse
 
     assert torch.autograd.gradcheck(attend, inputs)
@@ -74,7 +74,7 @@ def test_key_layouts(name, causal, p):
     inputs = qkv(batch=1, nq=5, nk=8, heads=(2,), head_dim=3, head_dim_v=4, dtype=torch.float64)
 
     def attend(q, k, v):
-        out, lse = attention_forward(q, k, v, **layout, need_lse=True)
+        out, lse, _ = attention_forward(q, k, v, **layout, need_lse=True)
         return out, lse.masked_fill(lse == -torch.inf, 0.0)
 
     assert torch.autograd.gradcheck(attend, inputs)
@@ -87,7 +87,7 @@ def test_key_layouts(name, causal, p):
     q, k, v = inputs
     expected = attention_forward(q, k[:, index], v[:, index], **packed, need_lse=True)
     got = attention_forward(*inputs, **layout, need_lse=True)
-    assert torch.equal(got[0], expected[0]) and torch.equal(got[1], expected[1])
+    assert all(torch.equal(g, e) for g, e in zip(got, expected, strict=True))
     incoming = torch.randn_like(got[0])
     grads = torch.autograd.grad(got[0], inputs, incoming)
     for g, e in zip(grads, torch.autograd.grad(expected[0], inputs, incoming), strict=True):
@@ -119,8 +119,8 @@ def test_shared_keys_and_heads(dtype, heads):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_out_dtype(dtype, out_dtype):
     inputs = qkv(dtype=dtype)
-    out, lse = attention_forward(*inputs, out_dtype=out_dtype, need_lse=True)
-    plain, plain_lse = attention_forward(*inputs, need_lse=True)
+    out, lse, _ = attention_forward(*inputs, out_dtype=out_dtype, need_lse=True)
+    plain, plain_lse, _ = attention_forward(*inputs, need_lse=True)
     exact = attention_forward(*(x.double() for x in inputs))[0]
     assert out.dtype == out_dtype and torch.equal(lse, plain_lse)
     if dtype == out_dtype:
@@ -157,7 +157,7 @@ def test_quantised_keys_have_no_gradient():
     with pytest.raises(NotImplementedError, match="an input requires grad beside quantised key and value"):
         attention_forward(query, key, key)
     with torch.no_grad():
-        out, lse = attention_forward(query, key, key, need_lse=True)
+        out, lse, _ = attention_forward(query, key, key, need_lse=True)
     with pytest.raises(ValueError, match="key.dtype is int32 .quantised., expected a floating dtype where gradients"):
         torch.ops.xformers.attention_backward(out, query.detach(), key, key, out, lse)
 

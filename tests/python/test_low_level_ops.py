@@ -38,7 +38,7 @@ def test_flash(mask, packed):
     offsets = [CU_Q, CU_K] if packed else [None, None]
     if packed:
         options |= dict(cu_seqlens_q=CU_Q, cu_seqlens_k=CU_K)
-    want, want_lse = forward(q, k, v, **options, need_lse=True)
+    want, want_lse, _ = forward(q, k, v, **options, need_lse=True)
     unbatch = (lambda x: x[0]) if packed else (lambda x: x)
     inputs = [unbatch(x) for x in (q, k, v)]
     tail = [0.0, SCALE, is_causal, left, right]
@@ -71,7 +71,7 @@ def test_flash_with_fewer_key_heads(key_heads):
     q, k, v = random((2, 5, 4, 8)), random((2, 7, key_heads, 8), seed=1), random((2, 7, key_heads, 8), seed=2)
     full = [x.repeat_interleave(4 // key_heads, dim=2).requires_grad_() for x in (k, v)]
     out, lse, _ = flash.flash_fwd(q, k, v, None, None, None, 5, 7, 0.0, SCALE, False, -1, -1, False, None)
-    want, want_lse = forward(q, *full, scale=SCALE, need_lse=True)
+    want, want_lse, _ = forward(q, *full, scale=SCALE, need_lse=True)
     torch.testing.assert_close(out, want, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(lse, want_lse, rtol=1e-5, atol=1e-6)
     grad = torch.randn_like(out)
@@ -165,7 +165,7 @@ def test_cutlass(mask, packed):
     out, lse, seed, offset, max_q, max_k = cutlass_forward(
         q, k, v, None, *offsets, 0.0, mask_type, True, scale=SCALE, window_size=window
     )
-    want, want_lse = forward(q, k, v, **options, need_lse=True)
+    want, want_lse, _ = forward(q, k, v, **options, need_lse=True)
     equal((out, want))
     assert (max_q, max_k) == ((3, 3) if packed else (5, 7)) and seed.ndim == offset.ndim == 0
     assert seed.dtype == offset.dtype == torch.int64
@@ -190,7 +190,7 @@ def test_cutlass_bias_and_its_gradient():
     q, k, v = qkv(requires_grad=False)
     bias = random((2, 3, 5, 7), seed=9)
     out, lse, seed, offset, _, _ = cutlass_forward(q, k, v, bias, None, None, None, None, 0.0, 1, True)
-    want, want_lse = forward(q, k, v, bias, window_right=0, need_lse=True)
+    want, want_lse, _ = forward(q, k, v, bias, window_right=0, need_lse=True)
     equal((out, want))
     grad = torch.randn_like(out)
     arguments = (grad, q, k, v, bias, out, None, None, 5, 7, lse, 0.0, seed, offset, 1)

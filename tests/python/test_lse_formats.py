@@ -88,7 +88,7 @@ def test_attention_takes_what_comes_back():
     q, k, v = (torch.randn(1, sum(SEQLENS), 3, 8) for _ in range(3))
     offsets = torch.tensor([0, 2, 2, 42, 47], dtype=torch.int32)
     layout = dict(cu_seqlens_q=offsets, cu_seqlens_k=offsets)
-    out, lse = torch.ops.xformers.attention_forward(q, k, v, **layout, need_lse=True)
+    out, lse, _ = torch.ops.xformers.attention_forward(q, k, v, **layout, need_lse=True)
     want = torch.ops.xformers.attention_backward(out, q, k, v, out, lse, **layout)
     for name in ("packed", "padded", "cutlass"):
         back = from_format(to_format(lse, name, SEQLENS), q, SEQLENS)

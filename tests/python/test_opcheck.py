@@ -56,20 +56,22 @@ def test_forward_tensor_bias(kind):
 def test_backward(name):
     inputs = qkv(batch=1, requires_grad=False)
     options = {key: value for key, value in OPTIONS[name].items() if key not in FORWARD_ONLY}
-    out, lse = forward(*inputs, **options, need_lse=True)
-    opcheck(backward, (torch.randn_like(out), *inputs, out, lse), dict(options, grad_lse=torch.randn_like(lse)))
+    out, lse, lse_low = forward(*inputs, **options, need_lse=True)
+    assert lse_low.shape == lse.shape and lse_low.dtype == lse.dtype
+    for rows in ({}, dict(grad_lse=torch.randn_like(lse), lse_low=lse_low)):
+        opcheck(backward, (torch.randn_like(out), *inputs, out, lse), dict(options, **rows))
 
 
 def test_backward_of_a_bias():
     inputs, bias = qkv(requires_grad=False), random((2, 3, 5, 7), seed=4)
-    out, lse = forward(*inputs, bias, need_lse=True)
+    out, lse, _ = forward(*inputs, bias, need_lse=True)
     opcheck(backward, (torch.randn_like(out), *inputs, out, lse, bias), dict(need_bias_grad=True))
 
 
 def test_backward_stacked():
     query, key, value = qkv(nk=5, requires_grad=False)
     bias = random((2, 3, 5, 5), seed=4)
-    out, lse = forward(query, key, value, bias, need_lse=True)
+    out, lse, _ = forward(query, key, value, bias, need_lse=True)
     stacked = torch.ops.xformers.attention_backward_stacked.default
     for dim in range(4):
         arguments = (torch.randn_like(out), query, key, value, out, lse, bias)

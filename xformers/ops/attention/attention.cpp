@@ -11,9 +11,9 @@
 namespace xformers::ops {
 namespace {
 
-std::tuple<at::Tensor, at::Tensor> attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                                             const AttentionBias& attn_bias, double p, std::optional<double> scale,
-                                             std::optional<at::ScalarType> out_dtype, bool need_lse) {
+AttentionResult attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                          const AttentionBias& attn_bias, double p, std::optional<double> scale,
+                          std::optional<at::ScalarType> out_dtype, bool need_lse) {
   const LoweredBias& bias = attn_bias.lowered();
   if (query.dim() == 3 && !bias.takes_3d) {
     TensorCheck("attention", query, key, value)
@@ -45,6 +45,10 @@ std::tuple<at::Tensor, at::Tensor> attention(const at::Tensor& query, const at::
                             .out_dtype = out_dtype});
 }
 
+std::tuple<at::Tensor, at::Tensor> out_and_lse(const AttentionResult& result) {
+  return {std::get<0>(result), std::get<1>(result)};
+}
+
 // On devices whose backward doesn't write one tensor: with a copy.
 AttentionStackedGradients backward_and_stack(const AttentionGradArgs& args) {
   check_inputs(args);
@@ -66,7 +70,7 @@ std::tuple<at::Tensor, at::Tensor> memory_efficient_attention_with_lse(const at:
                                                                        const AttentionBias& attn_bias, double p,
                                                                        std::optional<double> scale,
                                                                        std::optional<at::ScalarType> out_dtype) {
-  return attention(query, key, value, attn_bias, p, scale, out_dtype, /*need_lse=*/true);
+  return out_and_lse(attention(query, key, value, attn_bias, p, scale, out_dtype, /*need_lse=*/true));
 }
 
 std::tuple<at::Tensor, at::Tensor> memory_efficient_attention_partial(const at::Tensor& query, const at::Tensor& key,
@@ -75,7 +79,8 @@ std::tuple<at::Tensor, at::Tensor> memory_efficient_attention_partial(const at::
                                                                       std::optional<double> scale,
                                                                       std::optional<at::ScalarType> out_dtype) {
   const at::ScalarType wide = query.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  return attention(query, key, value, attn_bias, /*p=*/0, scale, out_dtype.value_or(wide), /*need_lse=*/true);
+  return out_and_lse(
+      attention(query, key, value, attn_bias, /*p=*/0, scale, out_dtype.value_or(wide), /*need_lse=*/true));
 }
 
 }  // namespace xformers::ops
@@ -86,13 +91,14 @@ TORCH_LIBRARY_FRAGMENT(xformers, m) {
       "SymInt window_right=-1, bool bottom_right=False, Tensor? cu_seqlens_q=None, Tensor? cu_seqlens_k=None, "
       "Tensor? seqused_k=None, float? scale=None, float p=0.0, Tensor? philox_state=None, bool need_lse=False, "
       "Tensor? page_table=None, SymInt page_size=0, ScalarType? out_dtype=None, int num_splits=0, "
-      "Tensor? k_scale_shift=None, Tensor? v_scale_shift=None) -> (Tensor out, Tensor lse)",
+      "Tensor? k_scale_shift=None, Tensor? v_scale_shift=None) -> (Tensor out, Tensor lse, Tensor lse_low)",
       {at::Tag::pt2_compliant_tag});
   const std::string backward_arguments =
       "Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor out, Tensor lse, Tensor? attn_bias=None, "
       "SymInt window_left=-1, SymInt window_right=-1, bool bottom_right=False, Tensor? cu_seqlens_q=None, "
       "Tensor? cu_seqlens_k=None, Tensor? seqused_k=None, float? scale=None, float p=0.0, Tensor? philox_state=None, "
-      "Tensor? grad_lse=None, bool need_bias_grad=False, Tensor? page_table=None, SymInt page_size=0";
+      "Tensor? grad_lse=None, bool need_bias_grad=False, Tensor? page_table=None, SymInt page_size=0, "
+      "Tensor? lse_low=None";
   const std::string backward =
       "attention_backward(" + backward_arguments + ") -> (Tensor dq, Tensor dk, Tensor dv, Tensor dbias)";
   const std::string stacked =

@@ -10,7 +10,7 @@ namespace xformers::ops {
 namespace {
 
 template <c10::DeviceType kDevice>
-std::tuple<at::Tensor, at::Tensor> forward_autocast(const AttentionArgs& given) {
+AttentionResult forward_autocast(const AttentionArgs& given) {
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(
       at::autocast::get_autocast_dispatch_key_from_device_type(kDevice));
   const at::ScalarType dtype = at::autocast::get_autocast_dtype(kDevice);

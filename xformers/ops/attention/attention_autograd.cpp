@@ -25,7 +25,7 @@ using torch::autograd::variable_list;
 // What a node keeps: the arguments of the forward and its results. `fn` gets each field of it, in a fixed order.
 struct Saved {
   AttentionArgs args;
-  at::Tensor out, lse;
+  at::Tensor out, lse, lse_low;
   bool need_bias_grad = false;
 
   template <class Self, class Fn>
@@ -33,6 +33,7 @@ struct Saved {
     AttentionForward::for_each_member([&](auto member) { fn(self.args.*member); });
     fn(self.out);
     fn(self.lse);
+    fn(self.lse_low);
     fn(self.need_bias_grad);
   }
 };
@@ -62,6 +63,7 @@ variable_list gradients(const variable_list& grads, const Saved& saved) {
   args.grad_out = grads[0].defined() ? grads[0] : at::zeros_like(saved.out);
   args.out = saved.out;
   args.lse = saved.lse;
+  args.lse_low = saved.lse_low;
   if (grads[1].defined()) args.grad_lse = grads[1];
   args.need_bias_grad = saved.need_bias_grad;
   args.stack_dim = stack_dim_of(args);
@@ -148,9 +150,10 @@ class AttentionNode final : public torch::autograd::Node {
     });
   }
 
-  void save_results(const at::Tensor& out, const at::Tensor& lse) {
+  void save_results(const at::Tensor& out, const at::Tensor& lse, const at::Tensor& lse_low) {
     out_ = SavedVariable(out, /*is_output=*/true);
     lse_ = SavedVariable(lse, /*is_output=*/true);
+    lse_low_ = SavedVariable(lse_low, /*is_output=*/false);
   }
 
  private:
@@ -159,12 +162,14 @@ class AttentionNode final : public torch::autograd::Node {
     for (SavedVariable& tensor : tensors_) fn(tensor, /*is_output=*/false);
     fn(out_, /*is_output=*/true);
     fn(lse_, /*is_output=*/true);
+    fn(lse_low_, /*is_output=*/false);
   }
 
   Saved unpack() {
     Saved saved{.args = args_,
                 .out = out_.unpack(shared_from_this()),
                 .lse = lse_.unpack(shared_from_this()),
+                .lse_low = lse_low_.unpack(),
                 .need_bias_grad = task_should_compute_output(3)};
     int index = 0;
     AttentionForward::for_each_member([&](auto member) {
@@ -178,7 +183,7 @@ class AttentionNode final : public torch::autograd::Node {
 
   AttentionArgs args_;  // without its tensors, which are
   std::array<SavedVariable, AttentionForward::kNumTensors> tensors_;
-  SavedVariable out_, lse_;
+  SavedVariable out_, lse_, lse_low_;
 };
 
 // Kernels compute reverse-mode gradients of floating tensors only; anything else would get lost without a word.
@@ -193,7 +198,7 @@ void refuse_what_has_no_gradient(const AttentionArgs& args, bool requires_grad) 
                               "that does.  Fix: call under torch.no_grad(), or dequantise key and value.");
 }
 
-std::tuple<at::Tensor, at::Tensor> forward_autograd(const AttentionArgs& args) {
+AttentionResult forward_autograd(const AttentionArgs& args) {
   check_same_device(args);  // here, since below the dispatcher has already chosen one of the devices
   const bool requires_grad = torch::autograd::compute_requires_grad(args.query, args.key, args.value, args.attn_bias);
   refuse_what_has_no_gradient(args, requires_grad);
@@ -208,11 +213,11 @@ std::tuple<at::Tensor, at::Tensor> forward_autograd(const AttentionArgs& args) {
   node->save_arguments(args);
   AttentionArgs with_lse = args;
   with_lse.need_lse = true;
-  auto [out, lse] = forward(with_lse);
+  auto [out, lse, lse_low] = forward(with_lse);
   torch::autograd::set_history(out, node);
   torch::autograd::set_history(lse, node);
-  node->save_results(out, lse);
-  return {out, lse};
+  node->save_results(out, lse, lse_low);
+  return {out, lse, lse_low};
 }
 
 }  // namespace

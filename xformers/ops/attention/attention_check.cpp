@@ -169,6 +169,10 @@ void check_gradient_inputs(const AttentionGradArgs& args) {
   check_kind("grad_out", args.grad_out, at::isFloatingType(args.grad_out.scalar_type()), "of a floating dtype on");
   check_kind("out", args.out, at::isFloatingType(args.out.scalar_type()), "of a floating dtype on");
   check_rows("lse", args.lse);
+  if (args.lse_low) {
+    check.same_shape("lse_low.shape", args.lse_low->sym_sizes(), expected_lse, kForward);
+    check_rows("lse_low", *args.lse_low);
+  }
   if (args.grad_lse) {
     check.same_shape("grad_lse.shape", args.grad_lse->sym_sizes(), expected_lse, kForward);
     check_rows("grad_lse", *args.grad_lse);

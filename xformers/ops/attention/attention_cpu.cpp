@@ -9,7 +9,7 @@
 namespace xformers::ops {
 namespace {
 
-std::tuple<at::Tensor, at::Tensor> forward_cpu(const AttentionArgs& args) {
+AttentionResult forward_cpu(const AttentionArgs& args) {
   return run_forward(args, [](const AttentionFwdParams& params) { cpu::attention_forward(params, torch_threads()); });
 }
 

@@ -10,7 +10,7 @@
 namespace xformers::ops {
 namespace {
 
-std::tuple<at::Tensor, at::Tensor> forward_cuda(const AttentionArgs& args) {
+AttentionResult forward_cuda(const AttentionArgs& args) {
   CudaCall call(args.query.device());
   return run_forward(args, [&](const AttentionFwdParams& params) {
     const auto choice = cuda::choose_forward(params);

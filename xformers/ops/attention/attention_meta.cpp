@@ -7,12 +7,13 @@
 namespace xformers::ops {
 namespace {
 
-std::tuple<at::Tensor, at::Tensor> forward_meta(const AttentionArgs& args) {
+AttentionResult forward_meta(const AttentionArgs& args) {
   check_inputs(args);
   const auto options = args.query.options();
   const auto lse_shape = args.need_lse ? lse_sizes(args.query) : c10::SymDimVector{0};
+  const auto row_statistic = [&] { return at::empty_symint(lse_shape, options.dtype(lse_dtype(args.query))); };
   return {at::empty_symint(out_sizes(args), options.dtype(args.out_dtype.value_or(args.query.scalar_type()))),
-          at::empty_symint(lse_shape, options.dtype(lse_dtype(args.query)))};
+          row_statistic(), row_statistic()};
 }
 
 at::Tensor like(const AttentionGradArgs& args, const at::Tensor& t) {

@@ -27,23 +27,25 @@ struct AttentionArgs {
   OptionalTensor k_scale_shift{}, v_scale_shift{};  // int32 [batch, seqlen_k, (groups, heads)]: key and value are fp8
 };
 
-// (out, lse). out [batch, seqlen_q, (groups, heads,) head_dim_v], contiguous, in out_dtype or the query's dtype. lse
-// [batch, (groups, heads,) seqlen_q] (3-D inputs: heads = 1), fp32, fp64 for fp64 inputs; shape [0] where neither
-// need_lse nor a gradient asks for it.
+// (out, lse, lse_low). out [batch, seqlen_q, (groups, heads,) head_dim_v], contiguous, in out_dtype or the query's dtype.
+// lse [batch, (groups, heads,) seqlen_q] (3-D inputs: heads = 1), fp32, fp64 for fp64 inputs; lse_low alike, what
+// rounding to lse has lost (params/attention.h): for backward alone, so nothing differentiates it. Both have shape [0]
+// where neither need_lse nor a gradient asks for them.
+using AttentionResult = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 using AttentionForward =
-    Operator<AttentionArgs, std::tuple<at::Tensor, at::Tensor>, &AttentionArgs::query, &AttentionArgs::key,
-             &AttentionArgs::value, &AttentionArgs::attn_bias, &AttentionArgs::window_left,
-             &AttentionArgs::window_right, &AttentionArgs::bottom_right, &AttentionArgs::cu_seqlens_q,
-             &AttentionArgs::cu_seqlens_k, &AttentionArgs::seqused_k, &AttentionArgs::scale, &AttentionArgs::p,
-             &AttentionArgs::philox_state, &AttentionArgs::need_lse, &AttentionArgs::page_table,
-             &AttentionArgs::page_size, &AttentionArgs::out_dtype, &AttentionArgs::num_splits,
-             &AttentionArgs::k_scale_shift, &AttentionArgs::v_scale_shift>;
+    Operator<AttentionArgs, AttentionResult, &AttentionArgs::query, &AttentionArgs::key, &AttentionArgs::value,
+             &AttentionArgs::attn_bias, &AttentionArgs::window_left, &AttentionArgs::window_right,
+             &AttentionArgs::bottom_right, &AttentionArgs::cu_seqlens_q, &AttentionArgs::cu_seqlens_k,
+             &AttentionArgs::seqused_k, &AttentionArgs::scale, &AttentionArgs::p, &AttentionArgs::philox_state,
+             &AttentionArgs::need_lse, &AttentionArgs::page_table, &AttentionArgs::page_size, &AttentionArgs::out_dtype,
+             &AttentionArgs::num_splits, &AttentionArgs::k_scale_shift, &AttentionArgs::v_scale_shift>;
 
 // What backward needs beside the forward's arguments.
 struct AttentionGradArgs : AttentionArgs {
   at::Tensor grad_out, out, lse;  // in any floating dtype
   OptionalTensor grad_lse{};      // gradient that reaches lse
   bool need_bias_grad = false;
+  OptionalTensor lse_low{};  // of the forward; without it, gradients of rows far from 0 are as good as lse alone
   int64_t stack_dim = 0;  // of attention_backward_stacked
 };
 
@@ -54,7 +56,8 @@ using AttentionBackwardOf =
              &AttentionArgs::window_left, &AttentionArgs::window_right, &AttentionArgs::bottom_right,
              &AttentionArgs::cu_seqlens_q, &AttentionArgs::cu_seqlens_k, &AttentionArgs::seqused_k,
              &AttentionArgs::scale, &AttentionArgs::p, &AttentionArgs::philox_state, &AttentionGradArgs::grad_lse,
-             &AttentionGradArgs::need_bias_grad, &AttentionArgs::page_table, &AttentionArgs::page_size, kMore...>;
+             &AttentionGradArgs::need_bias_grad, &AttentionArgs::page_table, &AttentionArgs::page_size,
+             &AttentionGradArgs::lse_low, kMore...>;
 
 // (dq, dk, dv, dbias) in the shapes of the inputs; dbias has shape [0] unless need_bias_grad.
 using AttentionGradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
@@ -64,7 +67,7 @@ using AttentionBackward = AttentionBackwardOf<AttentionGradients>;
 using AttentionStackedGradients = std::tuple<at::Tensor, at::Tensor>;
 using AttentionBackwardStacked = AttentionBackwardOf<AttentionStackedGradients, &AttentionGradArgs::stack_dim>;
 
-inline std::tuple<at::Tensor, at::Tensor> attention_forward(const AttentionArgs& args) {
+inline AttentionResult attention_forward(const AttentionArgs& args) {
   static const auto op = AttentionForward::find("xformers::attention_forward");
   return AttentionForward::call(op, args);
 }

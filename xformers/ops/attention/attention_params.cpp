@@ -1,5 +1,6 @@
 #include "xformers/ops/attention/attention_params.h"
 
+#include <ATen/EmptyTensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/where.h>
@@ -116,6 +117,13 @@ at::DimVector concrete(const c10::SymDimVector& sizes) {
   return out;
 }
 
+// Shape [0], at half the time of at::empty, which a call on few elements would feel.
+at::Tensor without_elements(const at::TensorOptions& options) {
+  return at::detail::empty_generic(at::IntArrayRef{0}, c10::GetAllocator(options.device().type()),
+                                   c10::DispatchKeySet(options.computeDispatchKey()),
+                                   c10::typeMetaToScalarType(options.dtype()), std::nullopt);
+}
+
 at::Tensor bias_grad_like(const AttentionGradArgs& args) {
   const bool wanted = args.need_bias_grad && args.attn_bias;
   return at::empty(wanted ? args.attn_bias->sizes() : at::IntArrayRef{0}, args.query.options());
@@ -134,6 +142,7 @@ void write_gradients(const AttentionGradArgs& given, const AttentionGradients& g
   args.grad_out = with_unit_last_stride(args.grad_out.to(args.query.scalar_type()));
   args.out = with_unit_last_stride(args.out.to(args.query.scalar_type()));
   args.lse = with_unit_last_stride(args.lse);
+  if (args.lse_low) args.lse_low = with_unit_last_stride(*args.lse_low);
   if (args.grad_lse) args.grad_lse = with_unit_last_stride(*args.grad_lse);
 
   const HeadDims dims = head_dims_of(args);
@@ -142,6 +151,7 @@ void write_gradients(const AttentionGradArgs& given, const AttentionGradients& g
   params.out = to_heads(args.out, dims);
   params.dout = to_heads(args.grad_out, dims);
   params.lse = to_rows(args.lse, dims);
+  if (args.lse_low) params.lse_low = to_rows(*args.lse_low, dims);
   if (args.grad_lse) params.dlse = to_rows(*args.grad_lse, dims);
   params.dq = to_heads(dq, dims);
   params.dk = to_heads(dk, dims);
@@ -152,7 +162,7 @@ void write_gradients(const AttentionGradArgs& given, const AttentionGradients& g
 
 }  // namespace
 
-std::tuple<at::Tensor, at::Tensor> run_forward(const AttentionArgs& given, ForwardKernel kernel) {
+AttentionResult run_forward(const AttentionArgs& given, ForwardKernel kernel) {
   check_inputs(given);
   if (given.query.is_cpu()) check_offsets(given);
 
@@ -163,19 +173,26 @@ std::tuple<at::Tensor, at::Tensor> run_forward(const AttentionArgs& given, Forwa
   const bool wide_out = out_dtype != dtype && dtype != lse_dtype(args.query);
   const auto options = args.query.options(), wide_options = options.dtype(lse_dtype(args.query));
   at::Tensor out = at::empty(concrete(out_sizes(args)), wide_out ? wide_options : options);
-  at::Tensor lse = at::empty(args.need_lse ? concrete(lse_sizes(args.query)) : at::DimVector{0}, wide_options);
+  const auto rows = [&] {
+    return args.need_lse ? at::empty(concrete(lse_sizes(args.query)), wide_options) : without_elements(wide_options);
+  };
+  at::Tensor lse = rows(), lse_low = rows();
+  if (args.need_lse) lse_low.zero_();  // for kernels that leave it alone
   if (out.numel() > 0) {
     const HeadDims dims = head_dims_of(args);
     AttentionFwdParams params;
     fill_common(params, args, dims);
     params.out = to_heads(out, dims);
     params.wide_out = wide_out;
-    if (args.need_lse) params.lse = to_rows(lse, dims);
+    if (args.need_lse) {
+      params.lse = to_rows(lse, dims);
+      params.lse_low = to_rows(lse_low, dims);
+    }
     params.quantization = to_quantization(args, dims);
     params.num_splits = args.num_splits;
     kernel(params);
   }
-  return {out.scalar_type() == out_dtype ? out : out.to(out_dtype), lse};
+  return {out.scalar_type() == out_dtype ? out : out.to(out_dtype), lse, lse_low};
 }
 
 AttentionGradients run_backward(const AttentionGradArgs& args, BackwardKernel kernel) {

@@ -14,7 +14,7 @@ using ForwardKernel = c10::function_ref<void(const AttentionFwdParams& params)>;
 using BackwardKernel = c10::function_ref<void(const AttentionBwdParams& params)>;
 
 // The kernel is called once, or not at all where there is no query.
-std::tuple<at::Tensor, at::Tensor> run_forward(const AttentionArgs& args, ForwardKernel kernel);
+AttentionResult run_forward(const AttentionArgs& args, ForwardKernel kernel);
 AttentionGradients run_backward(const AttentionGradArgs& args, BackwardKernel kernel);
 AttentionStackedGradients run_backward_stacked(const AttentionGradArgs& args, BackwardKernel kernel);
 

@@ -122,7 +122,7 @@ def memory_efficient_attention_forward_requires_grad(
     with torch.no_grad():
         if op is not None:
             return with_operators(Inputs(query, key, value, attn_bias, p, scale, output_dtype), op, need_lse=True)
-        return attention(query, key, value, attn_bias, 0.0, scale, output_dtype, True)
+        return attention(query, key, value, attn_bias, 0.0, scale, output_dtype, True)[:2]
 
 
 def memory_efficient_attention_backward(

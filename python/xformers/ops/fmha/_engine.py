@@ -16,8 +16,8 @@ _draw_philox_state = torch.ops.xformers.draw_philox_state.default
 
 def forward(
     inp: Inputs, *, need_lse: bool = False, out_dtype: torch.dtype | None = None, num_splits: int = 0
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """(out, lse, random state or None). Records gradients where grad mode is on."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """(out, lse, lse_low, random state or None). Records gradients where grad mode is on."""
     operands, options = lower(inp.query, inp.attn_bias)
     if inp.scale is not None:
         options["scale"] = inp.scale
@@ -30,8 +30,7 @@ def forward(
     state = _draw_philox_state(device=inp.query.device) if 0 < inp.p <= 1 else None
     if inp.p != 0:
         options.update(p=inp.p, philox_state=state)
-    out, lse = _forward(inp.query, inp.key, inp.value, *operands, **options, **inp._quantization())
-    return out, lse, state
+    return *_forward(inp.query, inp.key, inp.value, *operands, **options, **inp._quantization()), state
 
 
 def _to_format(op: type[AttentionFwOpBase], inp: Inputs, lse: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
@@ -54,6 +53,8 @@ def backward(ctx: Context, inp: Inputs, grad: torch.Tensor) -> Gradients:
                 "Fix: pass the context that the forward returned."
             )
         options.update(p=inp.p, philox_state=ctx.rng_state)
+    if ctx.lse_low is not None:
+        options["lse_low"] = ctx.lse_low
     dense = dense_of(inp.attn_bias)
     if dense is not None and dense.requires_grad:
         options["need_bias_grad"] = True
@@ -71,19 +72,20 @@ class Forward(AttentionFwOpBase):
     @classmethod
     def apply(cls, inp: Inputs, needs_gradient: bool) -> tuple[torch.Tensor, Context | None]:
         with torch.no_grad():
-            out, lse, state = cls.run(inp, needs_gradient)
+            out, lse, lse_low, state = cls.run(inp, needs_gradient)
         if not needs_gradient:
             return out, None
-        return out, Context(lse=lse, out=out, op_bw=cls._BACKWARD if inp.p else None, rng_state=state)
+        op_bw = cls._BACKWARD if inp.p else None
+        return out, Context(lse=lse, out=out, op_bw=op_bw, rng_state=state, lse_low=lse_low)
 
     @classmethod
-    def run(cls, inp: Inputs, need_lse: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """(out, lse as the contract has it, random state). Records gradients where grad mode is on."""
+    def run(cls, inp: Inputs, need_lse: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """(out, lse as the contract has it, lse_low, random state). Records gradients where grad mode is on."""
         cls.check_own_options(inp)
         out_dtype = inp.get_output_dtype() if cls.SUPPORTS_OUTPUT_DTYPE else None
         splits = getattr(cls, "SPLIT_K", None) or 0
-        out, lse, state = forward(inp, need_lse=need_lse, out_dtype=out_dtype, num_splits=splits)
-        return out, _to_format(cls, inp, lse, out) if need_lse else lse, state
+        out, lse, lse_low, state = forward(inp, need_lse=need_lse, out_dtype=out_dtype, num_splits=splits)
+        return out, _to_format(cls, inp, lse, out) if need_lse else lse, lse_low, state
 
     @classmethod
     def check_own_options(cls, inp: Inputs) -> None:

@@ -37,7 +37,7 @@ def with_operators(inp: Inputs, op: Any, need_lse: bool = False) -> tuple[torch.
         fw = _check_both(inp, fw, bw)
     elif fw is not None:
         dispatch._require(fw, inp)
-    out, lse, _ = (fw or generic.FwOp).run(inp, need_lse)
+    out, lse, _, _ = (fw or generic.FwOp).run(inp, need_lse)
     return out, lse
 
 

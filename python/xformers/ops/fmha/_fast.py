@@ -21,8 +21,8 @@ def attention(
     scale: float | None,
     output_dtype: torch.dtype | None,
     need_lse: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(out, lse). Gradients are recorded where grad mode is on."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(out, lse, lse_low). Gradients are recorded where grad mode is on."""
     try:
         operands: tuple[Any, ...] = ()
         options: dict[str, Any] = {}

@@ -29,7 +29,7 @@ def memory_efficient_attention_partial(
     inp = Inputs(query, key, value, attn_bias, p, scale, output_dtype, is_partial=True)
     if op is not None:
         return with_operators(inp, op, need_lse=True)
-    return attention(query, key, value, attn_bias, 0.0, scale, inp.get_output_dtype(), True)
+    return attention(query, key, value, attn_bias, 0.0, scale, inp.get_output_dtype(), True)[:2]
 
 
 def merge_attentions(

@@ -87,13 +87,15 @@ class Inputs:
 
 @dataclass(eq=False)
 class Context:
-    """What a backward needs of its forward. lse may be in the format of any operator, and longer than needed."""
+    """What a backward needs of its forward. lse may be in the format of any operator, and longer than needed; lse_low
+    is what rounding to lse has lost, as the library's forward returns it."""
 
     lse: torch.Tensor
     out: torch.Tensor
     op_bw: type[AttentionBwOpBase] | None = None
     rng_state: Any = None
     qkv_share_storage: bool = False
+    lse_low: torch.Tensor | None = None
 
     def get_padded_lse(self, pad_to: int, force_pad_inf: bool = False) -> torch.Tensor:
         """lse with its last dimension a multiple of `pad_to`; what is added is +inf, and with `force_pad_inf` all that

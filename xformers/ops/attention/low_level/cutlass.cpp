@@ -66,7 +66,7 @@ CutlassForward cutlass_forward(const at::Tensor& query, const at::Tensor& key, c
     seed = args.philox_state->select(0, 0).clone();
     offset = args.philox_state->select(0, 1).clone();
   }
-  auto [out, lse] = attention_forward(args);
+  auto [out, lse, lse_low] = attention_forward(args);
   const c10::SymInt sequences = cu_seqlens_q ? cu_seqlens_q->sym_size(0) - 1 : query.sym_size(0);
   if (!compute_log_sumexp) {
     lse = at::empty_symint({sequences, query.sym_size(2), 0}, lse.options());

@@ -91,7 +91,7 @@ FlashResult flash_forward(const at::Tensor& query, const at::Tensor& key, const 
   at::Tensor rng_state = at::zeros({2}, query.options().dtype(at::kLong));
   if (p != 0) args.philox_state = rng_state = draw_philox_state(query.device());
   args.need_lse = true;
-  auto [out, lse] = attention_forward(args);
+  auto [out, lse, lse_low] = attention_forward(args);
   out = heads.merge(out, 2);
   lse = heads.merge(lse, 1);
   return {packed ? out.squeeze(0) : out, packed ? lse.squeeze(0) : lse, rng_state};
