@@ -14,14 +14,14 @@ __device__ __forceinline__ void split_halves(float x, float y, uint32_t& big, ui
   small = pack<__half>(x - taken.x, y - taken.y);
 }
 
-// A lane's part of the operand a.
-struct HalvesA {
+// A lane's part of the operand a, or of two operands b.
+struct Halves {
   uint32_t big[4], small[4];
 };
 
 // Accumulators of columns 0-7 and 8-15 as an operand.
-__device__ __forceinline__ HalvesA to_halves(const float (&left)[4], const float (&right)[4]) {
-  HalvesA a;
+__device__ __forceinline__ Halves to_halves(const float (&left)[4], const float (&right)[4]) {
+  Halves a;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     split_halves(left[2 * i], left[2 * i + 1], a.big[i], a.small[i]);

@@ -102,4 +102,43 @@ __device__ __forceinline__ RowTile key_tile(const AttentionShape& shape, const S
   return tile;
 }
 
+// A tile of queries or keys of one head; or of queries of the heads of a group that share their keys, which lie side by
+// side in it: row = query * packed_heads + head.
+struct HeadTile {
+  Sequence sequence;
+  int group, head;  // of the group; 0 where heads are packed
+  int first, rows;  // of the sequence's rows; rows <= 0: nothing is to be done here
+
+  // Of the batch row, group and head in a tensor, a bias or a row statistic.
+  template <class Tensor>
+  __device__ __forceinline__ int64_t offset(const Tensor& t) const {
+    return sequence.batch * t.batch_stride + group * t.group_stride + head * t.head_stride;
+  }
+  // What the stream of dropout takes for the head.
+  __device__ __forceinline__ uint32_t drop_head(const AttentionShape& shape) const {
+    return static_cast<uint32_t>(sequence.index * shape.num_heads() + group * shape.heads_per_group + head);
+  }
+};
+enum class RowsOf { kQueries, kKeys };
+
+// Tile `tile` of head `index`, counted over all batch rows (and groups alone, where heads are packed).
+template <RowsOf kRowsOf>
+__device__ __forceinline__ HeadTile head_tile(const AttentionShape& shape, const SeqLayout& seq, int64_t index,
+                                              int64_t tile, int tile_rows, int packed_heads = 1) {
+  HeadTile result;
+  result.head = 0;
+  if (packed_heads == 1) {
+    result.head = static_cast<int>(index % shape.heads_per_group);
+    index /= shape.heads_per_group;
+  }
+  result.group = static_cast<int>(index % shape.num_groups);
+  index /= shape.num_groups;
+  const RowTile rows = kRowsOf == RowsOf::kKeys ? key_tile(shape, seq, index, tile, tile_rows)
+                                                : query_tile(shape, seq, index, tile, tile_rows, packed_heads);
+  result.sequence = rows.sequence;
+  result.first = rows.first;
+  result.rows = rows.rows;
+  return result;
+}
+
 }  // namespace xformers::cuda

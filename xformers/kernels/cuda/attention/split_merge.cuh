@@ -53,4 +53,16 @@ __device__ __forceinline__ void store_lse(const AttentionFwdParams& p, const Row
   store(p.lse_low, x.low);
 }
 
+// What forward wrote; the first number is +inf where a query sees no key, so that exp(score - lse) is 0.
+template <class C>
+__device__ __forceinline__ RowLse<C> load_lse(const AttentionBwdParams& p, int64_t batch, int64_t group, int64_t head,
+                                              int64_t query) {
+  const auto load = [&](const RowTensor& t) {
+    return static_cast<const C*>(
+        t.data)[batch * t.batch_stride + group * t.group_stride + head * t.head_stride + query];
+  };
+  const C lse = load(p.lse);
+  return {lse == -static_cast<C>(INFINITY) ? static_cast<C>(INFINITY) : lse, p.lse_low.data ? load(p.lse_low) : C(0)};
+}
+
 }  // namespace xformers::cuda

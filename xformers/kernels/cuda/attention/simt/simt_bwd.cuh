@@ -22,7 +22,7 @@ struct BackwardTile {
   const int first_dim;  // of the results
   const Band band;
   const HeadRows<const T> q, k, v, dout;
-  const C *lse, *delta;  // from the sequence's first query
+  const C* delta;  // from the sequence's first query
   C *left, *right, *probs, *ds;
 
   __device__ BackwardTile(const BwdArgs& args, const HeadTile& tile, int first_dim, unsigned char* smem)
@@ -31,15 +31,14 @@ struct BackwardTile {
         tile(tile),
         first_dim(first_dim),
         band(args.p.band, tile.sequence),
-        q(p.q, tile.sequence.batch, tile.group, tile.head, tile.sequence.q_begin),
-        k(p.k, tile.sequence.batch, tile.group, tile.head, tile.sequence.k_begin),
-        v(p.v, tile.sequence.batch, tile.group, tile.head, tile.sequence.k_begin),
-        dout(p.dout, tile.sequence.batch, tile.group, tile.head, tile.sequence.q_begin) {
+        q(p.q, tile, tile.sequence.q_begin),
+        k(p.k, tile, tile.sequence.k_begin),
+        v(p.v, tile, tile.sequence.k_begin),
+        dout(p.dout, tile, tile.sequence.q_begin) {
     const int64_t row =
         ((tile.sequence.batch * p.shape.num_groups + tile.group) * p.shape.heads_per_group + tile.head) *
             p.shape.seqlen_q +
         tile.sequence.q_begin;
-    lse = static_cast<const C*>(args.lse) + row;
     delta = static_cast<const C*>(args.delta) + row;
     left = reinterpret_cast<C*>(smem);
     right = left + kTile * kPitch;
@@ -70,19 +69,18 @@ struct BackwardTile {
     multiply(scores, q, k, query, key, p.shape.head_dim);
     multiply(dprobs, dout, v, query, key, p.shape.head_dim_v);
     const PhiloxKey philox = dropout_key(p.dropout);
-    const uint32_t drop_head = sequence_head(p.shape, tile.sequence, tile.group, tile.head);
-    for (int i = 0; i < kPer; ++i)
+    const uint32_t drop_head = tile.drop_head(p.shape);
+    for (int i = 0; i < kPer; ++i) {
+      const int row = thread_y() * kPer + i, at_query = query + row;
+      RowLse<C> lse{};
+      if (at_query < tile.sequence.seqlen_q) {
+        lse = load_lse<C>(p, tile.sequence.batch, tile.group, tile.head, tile.sequence.q_begin + at_query);
+      }
       for (int j = 0; j < kPer; ++j) {
-        const int row = thread_y() * kPer + i, column = thread_x() + j * kSide;
-        const int at_query = query + row, at_key = key + column;
+        const int column = thread_x() + j * kSide, at_key = key + column;
         C prob = 0, gradient = 0;
         if (at_query < tile.sequence.seqlen_q && band.visible(at_query, at_key)) {
-          C s = scores[i][j] * static_cast<C>(p.softmax_scale);
-          if (p.mods.bias.data) {
-            s += to_compute<C>(static_cast<const T*>(p.mods.bias.data)[bias_offset(
-                p.mods.bias, tile.sequence.batch, tile.group, tile.head, at_query, at_key)]);
-          }
-          prob = exponential(s - lse[at_query]);
+          prob = exp((score_of<T>(p, tile, scores[i][j], at_query, at_key) - lse.lse) - lse.low);
           C factor = 1;
           if (p.dropout.p > 0) {
             factor = keeps(philox, args.drop_rule, drop_head, at_query, at_key) ? static_cast<C>(args.kept) : C(0);
@@ -90,21 +88,20 @@ struct BackwardTile {
           gradient = prob * (dprobs[i][j] * factor - delta[at_query]);
           prob *= factor;
           if (write_dbias && p.dbias.data) {
-            static_cast<T*>(
-                p.dbias.data)[bias_offset(p.dbias, tile.sequence.batch, tile.group, tile.head, at_query, at_key)] =
-                to_element<T>(gradient);
+            static_cast<T*>(p.dbias.data)[bias_offset(p.dbias, tile, at_query, at_key)] = to_element<T>(gradient);
           }
         }
         const int place = by_key ? column * score_pitch<kTile> + row : row * score_pitch<kTile> + column;
         probs[place] = prob;
         ds[place] = gradient;
       }
+    }
   }
 
   template <int kChunks>
   __device__ void write(const HeadsTensor& tensor, int64_t first_row, const C (&sums)[kChunks][kPer][kDimsPerThread],
                         C factor, int64_t dim) const {
-    const HeadRows<T> to(tensor, tile.sequence.batch, tile.group, tile.head, first_row);
+    const HeadRows<T> to(tensor, tile, first_row);
     for (int i = 0; i < kPer; ++i) {
       const int row = thread_y() * kPer + i;
       if (row >= tile.rows) continue;
@@ -123,7 +120,7 @@ __global__ void __launch_bounds__(kThreads) attention_bwd_dkdv_simt(const __grid
   constexpr int kPer = kTile / kSide;
   extern __shared__ __align__(16) unsigned char smem[];
   const AttentionBwdParams& p = args.p;
-  const HeadTile tile = head_tile<kTile, RowsOf::kKeys>(p.shape, p.seq, args.tiles);
+  const HeadTile tile = block_tile<RowsOf::kKeys>(p.shape, p.seq, args.tiles, kTile);
   if (tile.rows <= 0) return;
   const BackwardTile<T, C, kTile> work(args, tile, static_cast<int>(blockIdx.y) * kChunks * kChunkDims, smem);
   C dk[kChunks][kPer][kDimsPerThread] = {}, dv[kChunks][kPer][kDimsPerThread] = {};
@@ -151,7 +148,7 @@ __global__ void __launch_bounds__(kThreads) attention_bwd_dq_simt(const __grid_c
   constexpr int kPer = kTile / kSide;
   extern __shared__ __align__(16) unsigned char smem[];
   const AttentionBwdParams& p = args.p;
-  const HeadTile tile = head_tile<kTile, RowsOf::kQueries>(p.shape, p.seq, args.query_blocks);
+  const HeadTile tile = block_tile<RowsOf::kQueries>(p.shape, p.seq, args.query_blocks, kTile);
   if (tile.rows <= 0) return;
   const BackwardTile<T, C, kTile> work(args, tile, static_cast<int>(blockIdx.y) * kChunks * kChunkDims, smem);
   C dq[kChunks][kPer][kDimsPerThread] = {};

@@ -3,6 +3,8 @@
 // Shared memory: a chunk of Q, a chunk of K or V, the probabilities.
 #pragma once
 
+#include <limits>
+
 #include "xformers/kernels/cuda/attention/fwd_args.h"
 #include "xformers/kernels/cuda/attention/simt/simt_tile.cuh"
 
@@ -23,14 +25,12 @@ struct KeyElements {
 
   __device__ void operator()(C (&to)[4], int row, int d) const {
     const int64_t at = key_row(p.shape, p.seq, tile.sequence, first_key + row);
-    const int64_t offset = tile.sequence.batch * tensor.batch_stride + tile.group * tensor.group_stride +
-                           tile.head * tensor.head_stride + at * tensor.seq_stride;
+    const int64_t offset = tile.offset(tensor) + at * tensor.seq_stride;
     if (p.quantization.format == KvFormat::kPlain)
       return load_four(to, static_cast<const T*>(tensor.data) + offset, d, dim);
     const uint32_t* words = nullptr;
     if (coefficients.data) {
-      words = static_cast<const uint32_t*>(coefficients.data) + tile.sequence.batch * coefficients.batch_stride +
-              tile.group * coefficients.group_stride + tile.head * coefficients.head_stride +
+      words = static_cast<const uint32_t*>(coefficients.data) + tile.offset(coefficients) +
               at * coefficients.seq_stride;
     }
     for (int e = 0; e < 4 && d + e < dim; ++e) {
@@ -43,24 +43,24 @@ template <class T, class C, int kTile, int kOutChunks>
 __global__ void __launch_bounds__(kThreads, sizeof(C) == 4 && kOutChunks == 2 ? 2 : 1)
     attention_fwd_simt(const __grid_constant__ FwdArgs args) {
   constexpr int kPer = kTile / kSide;
+  constexpr C kInfinity = std::numeric_limits<C>::infinity();
   extern __shared__ __align__(16) unsigned char smem[];
   C* const q_chunk = reinterpret_cast<C*>(smem);
   C* const kv_chunk = q_chunk + kTile * kPitch;
   C* const probs = kv_chunk + kTile * kPitch;  // [kTile][score_pitch]
   const AttentionFwdParams& p = args.p;
-  const HeadTile tile = head_tile<kTile, RowsOf::kQueries>(p.shape, p.seq, args.tiles);
+  const HeadTile tile = block_tile<RowsOf::kQueries>(p.shape, p.seq, args.tiles, kTile);
   if (tile.rows <= 0) return;
   const Sequence& sequence = tile.sequence;
   const Band band(p.band, sequence);
   const int dim = static_cast<int>(p.shape.head_dim), dim_v = static_cast<int>(p.shape.head_dim_v);
   const int first_dim_v = static_cast<int>(blockIdx.y) * kOutChunks * kChunkDims;
-  const C scale = static_cast<C>(p.softmax_scale);
-  const HeadRows<const T> q(p.q, sequence.batch, tile.group, tile.head, sequence.q_begin + tile.first);
+  const HeadRows<const T> q(p.q, tile, sequence.q_begin + tile.first);
   const PhiloxKey philox = dropout_key(p.dropout);
-  const uint32_t drop_head = sequence_head(p.shape, sequence, tile.group, tile.head);
+  const uint32_t drop_head = tile.drop_head(p.shape);
 
   C out[kOutChunks][kPer][kDimsPerThread] = {}, row_max[kPer], row_sum[kPer] = {};
-  for (int i = 0; i < kPer; ++i) row_max[i] = -infinity<C>();
+  for (int i = 0; i < kPer; ++i) row_max[i] = -kInfinity;
 
   const Range keys = band.key_range({tile.first, tile.first + tile.rows});
   const int first_key = keys.begin / kTile * kTile;
@@ -85,18 +85,12 @@ __global__ void __launch_bounds__(kThreads, sizeof(C) == 4 && kOutChunks == 2 ? 
 #pragma unroll
       for (int j = 0; j < kPer; ++j) {
         const int at = key + thread_x() + j * kSide;
-        C s = scores[i][j] * scale;
         const bool visible = row < tile.rows && band.visible(query, at);
-        if (visible && p.mods.bias.data) {
-          s += to_compute<C>(static_cast<const T*>(
-              p.mods.bias.data)[bias_offset(p.mods.bias, sequence.batch, tile.group, tile.head, query, at)]);
-        }
-        scores[i][j] = visible ? s : -infinity<C>();
-        largest = max(largest, scores[i][j]);
+        scores[i][j] = visible ? score_of<T>(p, tile, scores[i][j], query, at) : -kInfinity;
+        largest = fmax(largest, scores[i][j]);
       }
-      for (int lane = 1; lane < kSide; lane *= 2) largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, lane));
-      // A row that has seen no key keeps -inf; -inf minus itself would be NaN, so it is treated as 0.
-      const C from = largest == -infinity<C>() ? C(0) : largest, shrink = exponential(row_max[i] - from);
+      for (int lane = 1; lane < kSide; lane *= 2) largest = fmax(largest, __shfl_xor_sync(kAllLanes, largest, lane));
+      const C from = softmax_origin(largest), shrink = exp(row_max[i] - from);
       row_max[i] = largest;
       row_sum[i] *= shrink;
       for (int chunk = 0; chunk < kOutChunks; ++chunk)
@@ -104,7 +98,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(C) == 4 && kOutChunks == 2 ? 
 #pragma unroll
       for (int j = 0; j < kPer; ++j) {
         const int at = key + thread_x() + j * kSide;
-        C x = exponential(scores[i][j] - from);
+        C x = exp(scores[i][j] - from);
         row_sum[i] += x;
         if (p.dropout.p > 0 && !keeps(philox, args.drop_rule, drop_head, query, at)) x = 0;
         probs[row * score_pitch<kTile> + thread_x() + j * kSide] = x;
@@ -124,18 +118,15 @@ __global__ void __launch_bounds__(kThreads, sizeof(C) == 4 && kOutChunks == 2 ? 
 #pragma unroll
   for (int i = 0; i < kPer; ++i) {
     C sum = row_sum[i];
-    for (int lane = 1; lane < kSide; lane *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, lane);
+    for (int lane = 1; lane < kSide; lane *= 2) sum += __shfl_xor_sync(kAllLanes, sum, lane);
     const int row = thread_y() * kPer + i;
     if (row >= tile.rows) continue;
     const int64_t query = sequence.q_begin + tile.first + row;
-    if (p.lse.data && thread_x() == 0 && first_dim_v == 0) {
-      static_cast<C*>(p.lse.data)[sequence.batch * p.lse.batch_stride + tile.group * p.lse.group_stride +
-                                  tile.head * p.lse.head_stride + query] =
-          sum > 0 ? row_max[i] + logarithm(sum) : -infinity<C>();
+    if (thread_x() == 0 && first_dim_v == 0) {
+      store_lse(p, row_lse(row_max[i], sum), sequence.batch, tile.group, tile.head, query);
     }
-    const C factor = sum > 0 ? static_cast<C>(args.kept) / sum : C(0);
-    const int64_t to = sequence.batch * p.out.batch_stride + tile.group * p.out.group_stride +
-                       tile.head * p.out.head_stride + query * p.out.seq_stride;
+    const C factor = sum == 0 ? C(0) : static_cast<C>(args.kept) / sum;
+    const int64_t to = tile.offset(p.out) + query * p.out.seq_stride;
 #pragma unroll
     for (int chunk = 0; chunk < kOutChunks; ++chunk)
 #pragma unroll

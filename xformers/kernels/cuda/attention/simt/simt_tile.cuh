@@ -9,6 +9,7 @@
 #include "xformers/kernels/cuda/attention/mask.cuh"
 #include "xformers/kernels/cuda/attention/quantised_rows.cuh"
 #include "xformers/kernels/cuda/attention/scheduler.cuh"
+#include "xformers/kernels/cuda/attention/split_merge.cuh"
 
 namespace xformers::cuda::simt {
 
@@ -17,15 +18,6 @@ inline constexpr int kDimsPerThread = kChunkDims / kSide;  // neighbours, of a c
 
 __device__ __forceinline__ int thread_y() { return threadIdx.x / kSide; }
 __device__ __forceinline__ int thread_x() { return threadIdx.x % kSide; }
-
-template <class C>
-__device__ __forceinline__ C infinity() {
-  return static_cast<C>(INFINITY);
-}
-__device__ __forceinline__ float exponential(float x) { return expf(x); }
-__device__ __forceinline__ double exponential(double x) { return exp(x); }
-__device__ __forceinline__ float logarithm(float x) { return logf(x); }
-__device__ __forceinline__ double logarithm(double x) { return log(x); }
 
 template <class C, class T>
 __device__ __forceinline__ C to_compute(T x) {
@@ -41,9 +33,8 @@ template <class T>
 struct HeadRows {
   T* data;
   int64_t stride;
-  __device__ HeadRows(const HeadsTensor& tensor, int64_t batch, int64_t group, int64_t head, int64_t first_row)
-      : data(static_cast<T*>(tensor.data) + batch * tensor.batch_stride + group * tensor.group_stride +
-             head * tensor.head_stride + first_row * tensor.seq_stride),
+  __device__ HeadRows(const HeadsTensor& tensor, const HeadTile& tile, int64_t first_row)
+      : data(static_cast<T*>(tensor.data) + tile.offset(tensor) + first_row * tensor.seq_stride),
         stride(tensor.seq_stride) {}
   __device__ T* row(int64_t index) const { return data + index * stride; }
 };
@@ -144,40 +135,24 @@ __device__ __forceinline__ void accumulate_chunk(C (&sums)[kRowsPer][kDimsPerThr
   }
 }
 
-__device__ __forceinline__ int64_t bias_offset(const ScoreBias& bias, int64_t batch, int64_t group, int64_t head,
-                                               int64_t query, int64_t key) {
-  return batch * bias.batch_stride + group * bias.group_stride + head * bias.head_stride + query * bias.q_stride +
-         key * bias.k_stride;
+__device__ __forceinline__ int64_t bias_offset(const ScoreBias& bias, const HeadTile& tile, int query, int key) {
+  return tile.offset(bias) + query * bias.q_stride + key * bias.k_stride;
 }
 
-__device__ __forceinline__ uint32_t sequence_head(const AttentionShape& shape, const Sequence& sequence, int64_t group,
-                                                  int64_t head) {
-  return static_cast<uint32_t>(sequence.index * shape.num_heads() + group * shape.heads_per_group + head);
+// The score of a product of q and k that is visible, in natural units.
+template <class T, class C>
+__device__ __forceinline__ C score_of(const AttentionProblem& p, const HeadTile& tile, C product, int query, int key) {
+  const ScoreBias& bias = p.mods.bias;
+  const T* const from = static_cast<const T*>(bias.data);
+  return fma(product, static_cast<C>(p.softmax_scale),
+             from ? to_compute<C>(from[bias_offset(bias, tile, query, key)]) : C(0));
 }
 
-// A tile of `kTile` rows of one head. 1-D grids: heads outside, tiles inside.
-struct HeadTile {
-  Sequence sequence;
-  int64_t group, head;
-  int first, rows;
-};
-enum class RowsOf { kQueries, kKeys };
-template <int kTile, RowsOf kRowsOf>
-__device__ __forceinline__ HeadTile head_tile(const AttentionShape& shape, const SeqLayout& seq, int64_t tiles) {
-  int64_t index = blockIdx.x;
-  const int64_t tile = index % tiles;
-  index /= tiles;
-  HeadTile result{};
-  result.head = index % shape.heads_per_group;
-  index /= shape.heads_per_group;
-  result.group = index % shape.num_groups;
-  index /= shape.num_groups;
-  const RowTile rows =
-      kRowsOf == RowsOf::kKeys ? key_tile(shape, seq, index, tile, kTile) : query_tile(shape, seq, index, tile, kTile);
-  result.sequence = rows.sequence;
-  result.first = rows.first;
-  result.rows = rows.rows;
-  return result;
+// 1-D grids: heads outside, tiles inside.
+template <RowsOf kRowsOf>
+__device__ __forceinline__ HeadTile block_tile(const AttentionShape& shape, const SeqLayout& seq, int64_t tiles,
+                                               int tile_rows) {
+  return head_tile<kRowsOf>(shape, seq, blockIdx.x / tiles, blockIdx.x % tiles, tile_rows);
 }
 
 }  // namespace xformers::cuda::simt

@@ -27,7 +27,7 @@ __device__ __forceinline__ int64_t first_query_block(const SeqLayout& seq, const
 template <BwdPolicy kPolicy>
 class Backward : BackwardProducts<kPolicy> {
   using Base = BackwardProducts<kPolicy>;
-  using Base::args_, Base::p_, Base::tile_, Base::band_, Base::warp_key_, Base::rows_;
+  using Base::args_, Base::p_, Base::place_, Base::tile_, Base::band_, Base::warp_key_, Base::rows_;
   using Base::kBlockM, Base::kBlockN, Base::kQueryTiles, Base::kScored;
   using Base::kDim, Base::kSteps, Base::accumulate, Base::multiply_transposed, Base::to_operands;
   using Base::key_of, Base::is_dropped;
@@ -36,7 +36,6 @@ class Backward : BackwardProducts<kPolicy> {
   using KeyTile = HalvesTile<kBlockN, kDim, kThreads>;
   using QueryTile = HalvesTile<kBlockM, kDim, kThreads>;
 
-  const BwdPlace& place_;
   uint32_t smem_k_, smem_v_, smem_q_, smem_dout_, smem_ds_, smem_rows_;
   QueryTile q_tile_, dout_tile_;
   float dout_scale_ = kUsualScale;
@@ -44,7 +43,7 @@ class Backward : BackwardProducts<kPolicy> {
 
  public:
   __device__ __forceinline__ Backward(const BwdArgs& args, const BwdPlace& place, unsigned char* smem)
-      : Base(args, place, reinterpret_cast<typename Base::Rows*>(smem + kPolicy.rows_offset())), place_(place) {
+      : Base(args, place, reinterpret_cast<typename Base::Rows*>(smem + kPolicy.rows_offset())) {
     smem_k_ = shared_address(smem);
     smem_v_ = smem_k_ + kPolicy.tile_bytes(kBlockN);
     smem_q_ = smem_v_ + kPolicy.tile_bytes(kBlockN);
@@ -95,9 +94,8 @@ class Backward : BackwardProducts<kPolicy> {
                                      static_cast<int>(dim), args_.aligned);
   }
   __device__ __forceinline__ void load_keys(uint32_t to, const HeadsTensor& tensor, int64_t dim) {
-    const float* first = static_cast<const float*>(tensor.data) + tile_.heads_offset(tensor) +
-                         (tile_.sequence.k_begin + tile_.first_key) * tensor.seq_stride;
-    load<kBlockN>(to, first, tensor.seq_stride, tile_.keys, dim);
+    const float* first = first_row(tensor, tile_, tile_.sequence.k_begin + tile_.first);
+    load<kBlockN>(to, first, tensor.seq_stride, tile_.rows, dim);
   }
   // Rows past the sequence are zeros everywhere: they add nothing.
   __device__ __forceinline__ void load_queries(int block, int stage) {
@@ -146,23 +144,25 @@ class Backward : BackwardProducts<kPolicy> {
 #pragma unroll
       for (int m = 0; m < kQueryTiles; ++m)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) left[m][i] = kScored && is_dropped(dropped, m, i) ? 0.0f : probs[m][i];
+        for (int i = 0; i < 4; ++i) {  // NaN stays NaN where it is dropped
+          left[0][m][i] = kScored && is_dropped(dropped, m, i) ? 0.0f * probs[0][m][i] : probs[0][m][i];
+        }
       if (unusual) this->scale_queries(left, rows_->dout[stage]);
       float units[2];
       this->suit_keys(left, units);
       units[0] *= this->dout_unit_, units[1] *= this->dout_unit_;
-      HalvesA a[kSteps];
+      Halves a[kSteps];
       to_operands(a, left);
       accumulate(dv_, a, dout, units);
     }
     multiply_transposed(ds, smem_v_, dout);
     if (unusual) this->scale_keys(ds, rows_->v), this->scale_queries(ds, rows_->dout[stage]);
     this->differentiate(ds, probs, dropped, block, stage);
-    HalvesA a[kSteps];
+    Halves a[kSteps];
 #pragma unroll
     for (int m = 0; m < kQueryTiles; ++m)
 #pragma unroll
-      for (int i = 0; i < 4; ++i) probs[m][i] = ds[m][i];
+      for (int i = 0; i < 4; ++i) probs[0][m][i] = ds[0][m][i];
     if (unusual) this->scale_keys(probs, rows_->k), this->scale_queries(ds, rows_->q[stage]);
     this->suit_queries(probs, unusual);
     to_operands(a, probs);
@@ -176,7 +176,7 @@ class Backward : BackwardProducts<kPolicy> {
   }
 
   // Into a tile [block_n, block_m] of halves, big ones first.
-  __device__ __forceinline__ void store_ds(const HalvesA (&ds)[kSteps]) {
+  __device__ __forceinline__ void store_ds(const Halves (&ds)[kSteps]) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int k = 0; k < kSteps; ++k)
@@ -195,12 +195,12 @@ class Backward : BackwardProducts<kPolicy> {
     static_assert(kRowTiles > 0 && kDimWarps == kDim / 32);
     const int warp = threadIdx.x / 32, dims32 = warp % kDimWarps, row_tile = warp / kDimWarps * kRowTiles;
     const uint32_t keys = advance<kDim>(lane_a<kDim>(smem_k_), 0, dims32 * 4);
-    const uint32_t ds = advance<kBlockM>(lane_halves_b<kBlockM>(smem_ds_), 0, row_tile * 2);
+    const uint32_t ds = advance<kBlockM>(lane_b<kBlockM>(smem_ds_), 0, row_tile * 2);
     float acc[kRowTiles][4][4] = {};
 #pragma unroll 1
     for (int n = 0; n < kBlockN; n += 16) {
-      HalvesA a[kRowTiles];
-      HalvesB b[2];
+      Halves a[kRowTiles];
+      Halves b[2];
       float sums[kRowTiles][4][4] = {};
 #pragma unroll
       for (int r = 0; r < kRowTiles; ++r) {
@@ -208,7 +208,7 @@ class Backward : BackwardProducts<kPolicy> {
         load_matrices_transposed(a[r].small, advance<kBlockM>(ds, n, 2 * r + kBlockM / 8));
       }
 #pragma unroll
-      for (int j = 0; j < 2; ++j) b[j] = load_halves_b_rows<kDim>(keys, n, j);
+      for (int j = 0; j < 2; ++j) b[j] = load_halves_transposed<kDim>(keys, n, j);
 #pragma unroll
       for (int j = 0; j < 4; ++j)
 #pragma unroll
@@ -246,7 +246,7 @@ class Backward : BackwardProducts<kPolicy> {
     }
     const float scale = static_cast<float>(p_.softmax_scale) / kUsualScale;
     const int dim = static_cast<int>(p_.shape.head_dim);
-    float* const dq = static_cast<float*>(p_.dq.data) + tile_.heads_offset(p_.dq);
+    float* const dq = static_cast<float*>(p_.dq.data) + tile_.offset(p_.dq);
 #pragma unroll
     for (int r = 0; r < kRowTiles; ++r)
 #pragma unroll
@@ -270,7 +270,7 @@ class Backward : BackwardProducts<kPolicy> {
   // Key tiles add to a block of queries one after the other. Tiles before this one were launched before it.
   __device__ __forceinline__ void await_turn(int* turn, int block) {
     const int end = min((block + 1) * kBlockM, tile_.sequence.seqlen_q);
-    const int mine = tile_.first_key / kBlockN - band_.key_range({block * kBlockM, end}).begin / kBlockN;
+    const int mine = tile_.first / kBlockN - band_.key_range({block * kBlockM, end}).begin / kBlockN;
     if (threadIdx.x == 0) {
       while (*static_cast<volatile int*>(turn) < mine) __nanosleep(20);
       __threadfence();
@@ -283,8 +283,8 @@ class Backward : BackwardProducts<kPolicy> {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int key = key_of(2 * half);
-      if (key >= tile_.first_key + tile_.keys) continue;
-      float* const row = static_cast<float*>(tensor.data) + tile_.heads_offset(tensor) +
+      if (key >= tile_.first + tile_.rows) continue;
+      float* const row = static_cast<float*>(tensor.data) + tile_.offset(tensor) +
                          (tile_.sequence.k_begin + key) * tensor.seq_stride;
 #pragma unroll
       for (int d = 0; d < kDim / 8; ++d) {
@@ -301,8 +301,8 @@ __global__ void __launch_bounds__(bwd_policy(kHeadDim, kScored).threads(), bwd_p
   constexpr BwdPolicy kPolicy = bwd_policy(kHeadDim, kScored);
   extern __shared__ __align__(128) unsigned char smem[];
   __shared__ BwdPlace place;
-  const BwdTile tile = bwd_tile<kPolicy.block_n()>(args);
-  if (tile.keys <= 0) return;
+  const HeadTile tile = bwd_tile<kPolicy.block_n()>(args);
+  if (tile.rows <= 0) return;
   if (threadIdx.x == 0) place = bwd_place(args, tile);
   __syncthreads();
   Backward<kPolicy> backward(args, place, smem);

@@ -19,51 +19,48 @@ class BackwardProducts : protected BackwardScores<kPolicy> {
   // the tensor core would cut them to the size of the large ones.
   __device__ __forceinline__ void multiply_transposed(Scores& scores, uint32_t left, uint32_t right) {
     uint32_t keys = lane_a<kDim>(left) + warp_key_ * TileLayout<kDim>::kRowBytes;
-    uint32_t queries = lane_halves_b<kDim>(right);
+    uint32_t queries = lane_b<kDim>(right);
     Scores rest = {};
-#pragma unroll
-    for (int m = 0; m < kQueryTiles; ++m)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) scores[m][i] = 0;
+    clear<1, kQueryTiles>(scores);
 #pragma unroll 1
     for (int dim = 0; dim < kDim; dim += 64, keys += 128, queries += 128) {
 #pragma unroll
       for (int d = 0; d < 4; ++d) {
-        const HalvesA a = load_halves_a<kDim>(keys, 0, d);
+        const Halves a = load_halves<kDim>(keys, 0, d);
 #pragma unroll
         for (int m = 0; m < kQueryTiles; m += 2) {
-          const HalvesB b = load_halves_b<kDim>(queries, m * 8, d);
+          const Halves b = load_halves<kDim>(queries, m * 8, d);
 #pragma unroll
-          for (int j = 0; j < 2; ++j) mma_halves(rest[m + j], a.small, b.big[2 * j], b.big[2 * j + 1]);
+          for (int j = 0; j < 2; ++j) mma_halves(rest[0][m + j], a.small, b.big[2 * j], b.big[2 * j + 1]);
 #pragma unroll
-          for (int j = 0; j < 2; ++j) mma_halves(scores[m + j], a.big, b.big[2 * j], b.big[2 * j + 1]);
+          for (int j = 0; j < 2; ++j) mma_halves(scores[0][m + j], a.big, b.big[2 * j], b.big[2 * j + 1]);
 #pragma unroll
-          for (int j = 0; j < 2; ++j) mma_halves(rest[m + j], a.big, b.small[2 * j], b.small[2 * j + 1]);
+          for (int j = 0; j < 2; ++j) mma_halves(rest[0][m + j], a.big, b.small[2 * j], b.small[2 * j + 1]);
         }
       }
     }
 #pragma unroll
     for (int m = 0; m < kQueryTiles; ++m)
 #pragma unroll
-      for (int i = 0; i < 4; ++i) scores[m][i] += rest[m][i];
+      for (int i = 0; i < 4; ++i) scores[0][m][i] += rest[0][m][i];
   }
 
-  static __device__ __forceinline__ void to_operands(HalvesA (&a)[kSteps], const Scores& scores) {
+  static __device__ __forceinline__ void to_operands(Halves (&a)[kSteps], const Scores& scores) {
 #pragma unroll
-    for (int k = 0; k < kSteps; ++k) a[k] = to_halves(scores[2 * k], scores[2 * k + 1]);
+    for (int k = 0; k < kSteps; ++k) a[k] = to_halves(scores[0][2 * k], scores[0][2 * k + 1]);
   }
 
   // acc[keys, dims] += units[keys] left[keys, queries] right[queries, dims]; small products first.
-  __device__ __forceinline__ void accumulate(Gradient& acc, const HalvesA (&left)[kSteps], uint32_t right,
+  __device__ __forceinline__ void accumulate(Gradient& acc, const Halves (&left)[kSteps], uint32_t right,
                                              const float (&units)[2]) {
     constexpr int kTiles = 2;  // of 8 dims at a time
     const uint32_t rows = lane_a<kDim>(right);
 #pragma unroll
     for (int d = 0; d < kDim / 8; d += kTiles) {
-      HalvesB b[kSteps];
+      Halves b[kSteps];
       float sums[kTiles][4] = {};
 #pragma unroll
-      for (int k = 0; k < kSteps; ++k) b[k] = load_halves_b_rows<kDim>(rows, k * 16, d / 2);
+      for (int k = 0; k < kSteps; ++k) b[k] = load_halves_transposed<kDim>(rows, k * 16, d / 2);
 #pragma unroll
       for (int k = 0; k < kSteps; ++k) {
 #pragma unroll

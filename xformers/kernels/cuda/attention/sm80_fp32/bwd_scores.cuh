@@ -2,13 +2,12 @@
 // the bias gradient. A lane holds keys lane / 4 and + 8 of its warp's 16.
 #pragma once
 
-#include "xformers/kernels/cuda/arch/fast_math.cuh"
-#include "xformers/kernels/cuda/arch/mma.cuh"
+#include <cfloat>
+
 #include "xformers/kernels/cuda/attention/dropout.cuh"
-#include "xformers/kernels/cuda/attention/mask.cuh"
-#include "xformers/kernels/cuda/attention/sm80_fp32/bwd_tile.cuh"
-#include "xformers/kernels/cuda/attention/sm80_fp32/halves.cuh"
+#include "xformers/kernels/cuda/attention/sm80_fp32/places.cuh"
 #include "xformers/kernels/cuda/attention/sm80_fp32/policy.h"
+#include "xformers/kernels/cuda/attention/split_merge.cuh"
 
 namespace xformers::cuda::sm80_fp32 {
 
@@ -17,9 +16,7 @@ class BackwardScores {
  protected:
   static constexpr int kBlockM = kPolicy.block_m, kBlockN = kPolicy.block_n(), kQueryTiles = kBlockM / 8;
   static constexpr bool kScored = kPolicy.scored;
-  static constexpr float kLog2e = 1.4426950408889634f;
-  static constexpr uint32_t kAllLanes = 0xffffffffu;
-  using Scores = float[kQueryTiles][4];  // [16 keys, block_m queries]
+  using Scores = Fragment<1, kQueryTiles>;  // [16 keys, block_m queries]
 
   // In shared memory: what belongs to rows.
   struct Rows {
@@ -31,7 +28,8 @@ class BackwardScores {
 
   const BwdArgs& args_;
   const AttentionBwdParams& p_;
-  const BwdTile& tile_;
+  const BwdPlace& place_;
+  const HeadTile& tile_;
   const Band& band_;
   Rows* rows_;
   int warp_key_;                // first key of this warp
@@ -40,6 +38,7 @@ class BackwardScores {
   __device__ __forceinline__ BackwardScores(const BwdArgs& args, const BwdPlace& place, Rows* rows)
       : args_(args),
         p_(args.p),
+        place_(place),
         tile_(place.tile),
         band_(place.band),
         rows_(rows),
@@ -47,14 +46,13 @@ class BackwardScores {
 
   // Query and key of element i of query tile m, counted from the start of the sequence.
   __device__ __forceinline__ int query_of(int block, int m, int i) const {
-    return block * kBlockM + m * 8 + threadIdx.x % 4 * 2 + i % 2;
+    return block * kBlockM + lane_column(m) + i % 2;
   }
   __device__ __forceinline__ int key_of(int i) const {
-    return tile_.first_key + warp_key_ + i / 2 * 8 + threadIdx.x % 32 / 4;
+    return tile_.first + warp_key_ + lane_row(0, i / 2);
   }
   __device__ __forceinline__ int64_t bias_offset(const ScoreBias& bias, int query, int key) const {
-    return tile_.sequence.batch * bias.batch_stride + tile_.group * bias.group_stride + tile_.head * bias.head_stride +
-           query * bias.q_stride + key * bias.k_stride;
+    return tile_.offset(bias) + query * bias.q_stride + key * bias.k_stride;
   }
   __device__ __forceinline__ bool inside(int query, int key) const {
     return query < tile_.sequence.seqlen_q && key < tile_.sequence.seqlen_k;
@@ -64,16 +62,16 @@ class BackwardScores {
   __device__ __forceinline__ void scale_keys(Scores& scores, const float* ratios) const {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const float ratio = ratios[warp_key_ + half * 8 + threadIdx.x % 32 / 4];
+      const float ratio = ratios[warp_key_ + lane_row(0, half)];
 #pragma unroll
-      for (int m = 0; m < kQueryTiles; ++m) scores[m][half * 2] *= ratio, scores[m][half * 2 + 1] *= ratio;
+      for (int m = 0; m < kQueryTiles; ++m) scores[0][m][half * 2] *= ratio, scores[0][m][half * 2 + 1] *= ratio;
     }
   }
   __device__ __forceinline__ void scale_queries(Scores& scores, const float* ratios) const {
 #pragma unroll
     for (int m = 0; m < kQueryTiles; ++m)
 #pragma unroll
-      for (int i = 0; i < 4; ++i) scores[m][i] *= ratios[m * 8 + threadIdx.x % 4 * 2 + i % 2];
+      for (int i = 0; i < 4; ++i) scores[0][m][i] *= ratios[lane_column(m) + i % 2];
   }
 
   // Numbers are scaled by powers of two, so that the largest is near the end of what halves can hold: of each key of a
@@ -84,13 +82,11 @@ class BackwardScores {
       float largest = 0;
 #pragma unroll
       for (int m = 0; m < kQueryTiles; ++m) {
-        largest = fmaxf(largest, fmaxf(fabsf(scores[m][half * 2]), fabsf(scores[m][half * 2 + 1])));
+        largest = fmaxf(largest, fmaxf(fabsf(scores[0][m][half * 2]), fabsf(scores[0][m][half * 2 + 1])));
       }
-      largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 1));
-      largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 2));
-      const float scale = scale_to(largest, 13);
+      const float scale = scale_to(max_of_row(largest), 13);
 #pragma unroll
-      for (int m = 0; m < kQueryTiles; ++m) scores[m][half * 2] *= scale, scores[m][half * 2 + 1] *= scale;
+      for (int m = 0; m < kQueryTiles; ++m) scores[0][m][half * 2] *= scale, scores[0][m][half * 2 + 1] *= scale;
       units[half] = inverse_power(scale);
     }
   }
@@ -102,13 +98,13 @@ class BackwardScores {
 #pragma unroll
       for (int m = 0; m < kQueryTiles; ++m)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) largest = fmaxf(largest, fabsf(scores[m][i]));
+        for (int i = 0; i < 4; ++i) largest = fmaxf(largest, fabsf(scores[0][m][i]));
       // As integers, numbers that are not negative have the same order.
       const float scale = scale_to(__uint_as_float(__reduce_max_sync(kAllLanes, __float_as_uint(largest))), 13);
 #pragma unroll
       for (int m = 0; m < kQueryTiles; ++m)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) scores[m][i] *= scale;
+        for (int i = 0; i < 4; ++i) scores[0][m][i] *= scale;
       static_assert(kBlockM == 32);
       units[lane] = inverse_power(scale);
       return;
@@ -117,13 +113,13 @@ class BackwardScores {
     for (int m = 0; m < kQueryTiles; ++m)
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        float largest = fmaxf(fabsf(scores[m][i]), fabsf(scores[m][2 + i]));
+        float largest = fmaxf(fabsf(scores[0][m][i]), fabsf(scores[0][m][2 + i]));
 #pragma unroll
         for (int step = 4; step < 32; step *= 2) {
           largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, step));
         }
         const float scale = scale_to(largest, 13);
-        scores[m][i] *= scale, scores[m][2 + i] *= scale;
+        scores[0][m][i] *= scale, scores[0][m][2 + i] *= scale;
         if (lane < 4) units[m * 8 + lane * 2 + i] = inverse_power(scale);
       }
   }
@@ -131,40 +127,71 @@ class BackwardScores {
   __device__ __forceinline__ void scale_and_add_bias(Scores& scores, int block) {
     if constexpr (!kScored) return;
     const float* bias = static_cast<const float*>(p_.mods.bias.data);
+    const float scale = place_.unit.scale;
 #pragma unroll
     for (int m = 0; m < kQueryTiles; ++m)
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int query = query_of(block, m, i), key = key_of(i);
-        float& s = scores[m][i];
-        s *= args_.scale_log2 * (1 / (kUsualScale * kUsualScale));
-        if (bias && inside(query, key)) s = fmaf(bias[bias_offset(p_.mods.bias, query, key)], kLog2e, s);
+        const bool adds = bias && inside(query, key);
+        scores[0][m][i] = fmaf(scores[0][m][i], scale, adds ? bias[bias_offset(p_.mods.bias, query, key)] : 0.0f);
       }
   }
 
-  // S^T -> P^T, without dropout.
+  // Every query of the block is there and sees every key of the tile.
+  __device__ __forceinline__ bool is_full(int block) const {
+    const int query = block * kBlockM;
+    return query + kBlockM <= tile_.sequence.seqlen_q &&
+           band_.is_full({query, query + kBlockM}, {tile_.first, tile_.first + kBlockN});
+  }
+  // What is masked -> 0. (Queries past the sequence would spoil the scale of a key's numbers.)
+  __device__ __forceinline__ void mask(Scores& x, int block) const {
+    cuda::mask<1, kQueryTiles>(
+        x, block * kBlockM,
+        [&](int row) {
+          const int key = tile_.first + warp_key_ + row;
+          return key < tile_.sequence.seqlen_k ? band_.query_range({key, key + 1}) : Range{0, 0};
+        },
+        0.0f);
+  }
+
+  // S^T -> P^T = exp(S - L), without dropout. Where the L of any query is so far from 0 that one rounding of it, or of
+  // a score times log2(e), would show, differences of numbers as fp32 holds them are taken first.
   __device__ __forceinline__ void to_probabilities(Scores& scores, int block, int stage) {
-    const int first_query = block * kBlockM;
-    const bool full = band_.is_full({first_query, first_query + kBlockM}, {tile_.first_key, tile_.first_key + kBlockN});
-    const float* lse = rows_->statistics[stage][0];
-    const float scale = args_.scale_log2 * (1 / (kUsualScale * kUsualScale));
+    constexpr float kFar = kLargeScore * kLog2e;
+    static_assert(kBlockM == 32);
+    const float* const lse = rows_->statistics[stage][0];
+    const float of_lane = lse[threadIdx.x % 32];
+    if (__any_sync(kAllLanes, fabsf(of_lane) >= kFar && of_lane <= FLT_MAX)) {
+      to_probabilities_exactly(scores, block);
+    } else {
+      const float scale = kScored ? kLog2e : place_.unit.scale_log2;
 #pragma unroll
-    for (int m = 0; m < kQueryTiles; ++m) {
-      const float2 lse2 = *reinterpret_cast<const float2*>(lse + m * 8 + threadIdx.x % 4 * 2);
+      for (int m = 0; m < kQueryTiles; ++m) {
+        const float2 lse2 = *reinterpret_cast<const float2*>(lse + lane_column(m));
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        float& s = scores[m][i];
-        const float lse_here = i % 2 ? lse2.y : lse2.x;
-        s = fast_exp2(kScored ? s - lse_here : fmaf(s, scale, -lse_here));
+        for (int i = 0; i < 4; ++i) {
+          scores[0][m][i] = fast_exp2(fmaf(scores[0][m][i], scale, -(i % 2 ? lse2.y : lse2.x)));
+        }
       }
     }
-    if (full && first_query + kBlockM <= tile_.sequence.seqlen_q) return;
+    if (!is_full(block)) mask(scores, block);
+  }
+  __device__ __forceinline__ void to_probabilities_exactly(Scores& scores, int block) {
+    const float scale = kScored ? 1 : place_.unit.scale;
 #pragma unroll
     for (int m = 0; m < kQueryTiles; ++m)
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int query = query_of(block, m, i);  // those past the sequence would spoil the scale of a key's numbers
-        if (query >= tile_.sequence.seqlen_q || !band_.visible(query, key_of(i))) scores[m][i] = 0;
+      for (int i = 0; i < 2; ++i) {
+        const int query = query_of(block, m, i);
+        if (query >= tile_.sequence.seqlen_q) continue;
+        const RowLse lse =
+            load_lse<float>(p_, tile_.sequence.batch, tile_.group, tile_.head, tile_.sequence.q_begin + query);
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          float& s = scores[0][m][half * 2 + i];
+          s = fast_exp2(((__fmul_rn(s, scale) - lse.lse) - lse.low) * kLog2e);
+        }
       }
   }
 
@@ -175,14 +202,15 @@ class BackwardScores {
     const float scale = kScored ? dp_scale_ * static_cast<float>(args_.kept) : dp_scale_;
 #pragma unroll
     for (int m = 0; m < kQueryTiles; ++m) {
-      const float2 delta2 = *reinterpret_cast<const float2*>(delta + m * 8 + threadIdx.x % 4 * 2);
+      const float2 delta2 = *reinterpret_cast<const float2*>(delta + lane_column(m));
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const float factor = kScored && is_dropped(dropped, m, i) ? 0.0f : scale;
-        ds[m][i] = probs[m][i] * fmaf(ds[m][i], factor, -(i % 2 ? delta2.y : delta2.x));
-        if constexpr (kScored) store_dbias(ds[m][i], query_of(block, m, i), key_of(i));
+        ds[0][m][i] = probs[0][m][i] * fmaf(ds[0][m][i], factor, -(i % 2 ? delta2.y : delta2.x));
       }
     }
+    if (!is_full(block)) mask(ds, block);  // 0 times what is not finite
+    if constexpr (kScored) store_dbias(ds, block);
   }
 
   // Which of this warp's scores are dropped, a bit each.
@@ -190,8 +218,7 @@ class BackwardScores {
     static_assert(kQueryTiles * 4 <= 32);
     static_assert(kBlockM % 32 == 0);
     const PhiloxKey philox = dropout_key(p_.dropout);
-    const auto sequence_head = static_cast<uint32_t>(tile_.sequence.index * p_.shape.num_heads() +
-                                                     tile_.group * p_.shape.heads_per_group + tile_.head);
+    const uint32_t head = tile_.drop_head(p_.shape);
     const int first_eight = warp_key_ % 32 / 8;  // of 32 keys: 0 or 2
     uint32_t dropped = 0;
 #pragma unroll
@@ -199,8 +226,7 @@ class BackwardScores {
       KeptByLane<32, true> kept;
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        kept.draw(i, philox, args_.drop_rule, sequence_head, block * kBlockM + m * 8,
-                  tile_.first_key + warp_key_ / 32 * 32);
+        kept.draw(i, philox, args_.drop_rule, head, block * kBlockM + m * 8, tile_.first + warp_key_ / 32 * 32);
 #pragma unroll
         for (int eight = 0; eight < 8; ++eight) {
           if (!kept.keeps(i, eight / 2, first_eight + eight % 2)) dropped |= 1u << (m * 4 + eight * 2 + i);
@@ -213,9 +239,15 @@ class BackwardScores {
     return dropped >> (m * 4 + i) & 1;
   }
 
-  __device__ __forceinline__ void store_dbias(float ds, int query, int key) const {
-    if (!p_.dbias.data || !inside(query, key)) return;
-    static_cast<float*>(p_.dbias.data)[bias_offset(p_.dbias, query, key)] = ds;
+  __device__ __forceinline__ void store_dbias(const Scores& ds, int block) const {
+    if (!p_.dbias.data) return;
+#pragma unroll
+    for (int m = 0; m < kQueryTiles; ++m)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int query = query_of(block, m, i), key = key_of(i);
+        if (inside(query, key)) static_cast<float*>(p_.dbias.data)[bias_offset(p_.dbias, query, key)] = ds[0][m][i];
+      }
   }
 };
 

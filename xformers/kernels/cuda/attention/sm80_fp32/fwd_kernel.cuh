@@ -6,33 +6,18 @@
 //   write out and lse
 //
 // Each warp owns 16 * row_tiles rows and all keys; a lane holds rows lane / 4 and + 8 of each row tile. Shared memory:
-// Q, K, V, running maxima, and the ratios of rows (halves.cuh), which nobody reads while numbers are of usual size.
+// Q, K, V, each lane's running maxima, and the ratios of rows (halves.cuh), which nobody reads while numbers are of
+// usual size.
 #pragma once
 
 #include "xformers/kernels/cuda/attention/sm80_fp32/fwd_rows.cuh"
 
 namespace xformers::cuda::sm80_fp32 {
 
-// What is seldom read again: it would take registers.
-struct FwdPlace {
-  FwdTile tile;
-  Band band;
-  Range keys, full;    // that any row sees; that all rows see
-  const float *k, *v;  // the first key
-  bool unusual_q;      // rows of Q have ratios (halves.cuh)
-};
-__device__ __forceinline__ FwdPlace fwd_place(const FwdArgs& args, const FwdTile& tile) {
-  const Band band(args.p.band, tile.sequence);
-  const Range queries{tile.first_row / args.packed_heads, (tile.first_row + tile.rows - 1) / args.packed_heads + 1};
-  return {
-      tile, band, band.key_range(queries), band.full_range(queries), tile.first_key(args.p.k), tile.first_key(args.p.v),
-      false};
-}
-
 template <FwdPolicy kPolicy>
 class Forward : ForwardRows<kPolicy> {
   using Rows = ForwardRows<kPolicy>;
-  using Rows::args_, Rows::p_, Rows::tile_, Rows::band_, Rows::warp_row_, Rows::acc_o_;
+  using Rows::args_, Rows::p_, Rows::place_, Rows::tile_, Rows::acc_o_;
   using Rows::kDim, Rows::kKeys, Rows::kRowTiles, Rows::kKeyTiles, Rows::kScored;
   using Rows::query_of, Rows::head_of;
   using typename Rows::Scores;
@@ -40,17 +25,16 @@ class Forward : ForwardRows<kPolicy> {
   using QTile = HalvesTile<kRows, kDim, kThreads>;
   using KeyTile = HalvesTile<kKeys, kDim, kThreads>;
 
-  FwdPlace& place_;
   uint32_t smem_q_, smem_k_, smem_v_;
   float *ratios_q_, *ratios_k_, *ratios_v_;
 
  public:
   __device__ __forceinline__ Forward(const FwdArgs& args, FwdPlace& place, unsigned char* smem)
-      : Rows(args, place.tile, place.band, reinterpret_cast<float*>(smem + kPolicy.rows_offset())), place_(place) {
+      : Rows(args, place, reinterpret_cast<float*>(smem + kPolicy.rows_offset())) {
     smem_q_ = shared_address(smem);
     smem_k_ = smem_q_ + 4 * kDim * kRows;
     smem_v_ = smem_k_ + 4 * kDim * kKeys;
-    ratios_q_ = this->row_max_ + kRows;
+    ratios_q_ = reinterpret_cast<float*>(smem + kPolicy.ratios_offset());
     ratios_k_ = ratios_q_ + kRows;
     ratios_v_ = ratios_k_ + kKeys;
   }
@@ -88,7 +72,7 @@ class Forward : ForwardRows<kPolicy> {
         if constexpr (kScored) {
           if (p_.dropout.p > 0) this->drop(scores, key);
         }
-        float units[kRowTiles][2];
+        RowValues<kRowTiles> units;
         this->suit_to_values(scores, units, unusual_v ? ratios_v_ : nullptr);
         accumulate(scores, units);
       }
@@ -102,7 +86,7 @@ class Forward : ForwardRows<kPolicy> {
                      tile_.group * p_.q.group_stride;
     load_tile<kRows, kDim, kThreads>(
         smem_q_, tile_.rows, static_cast<int>(p_.shape.head_dim), args_.aligned_q, q, [&](int row) {
-          const int at = tile_.first_row + row;
+          const int at = tile_.first + row;
           return q + (tile_.sequence.q_begin + query_of(at)) * p_.q.seq_stride + head_of(at) * p_.q.head_stride;
         });
   }
@@ -117,24 +101,19 @@ class Forward : ForwardRows<kPolicy> {
   __device__ __forceinline__ void multiply_scores(Scores& scores) {
     const int thread = threadIdx.x, lane = thread % 32;
     uint32_t q = lane_a<kDim>(smem_q_, lane) + thread / 32 * 16 * kRowTiles * TileLayout<kDim>::kRowBytes;
-    uint32_t k = lane_halves_b<kDim>(smem_k_, lane);
+    uint32_t k = lane_b<kDim>(smem_k_, lane);
     Scores rest = {};  // sums of small products, apart: the tensor core would cut them to the size of the large ones
-#pragma unroll
-    for (int r = 0; r < kRowTiles; ++r)
-#pragma unroll
-      for (int n = 0; n < kKeyTiles; ++n)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) scores[r][n][i] = 0;
+    clear<kRowTiles, kKeyTiles>(scores);
 #pragma unroll
     for (int dim = 0; dim < kDim; dim += 64, q += 128, k += 128) {
 #pragma unroll
       for (int d = 0; d < 4; ++d) {
-        HalvesA a[kRowTiles];
+        Halves a[kRowTiles];
 #pragma unroll
-        for (int r = 0; r < kRowTiles; ++r) a[r] = load_halves_a<kDim>(q, r * 16, d);
+        for (int r = 0; r < kRowTiles; ++r) a[r] = load_halves<kDim>(q, r * 16, d);
 #pragma unroll
         for (int n = 0; n < kKeyTiles; n += 2) {
-          const HalvesB b = load_halves_b<kDim>(k, n * 8, d);
+          const Halves b = load_halves<kDim>(k, n * 8, d);
 #pragma unroll
           for (int j = 0; j < 2; ++j)
 #pragma unroll
@@ -161,24 +140,26 @@ class Forward : ForwardRows<kPolicy> {
 
   // Sums of 32 keys, small products first: the tensor core cuts off what is small next to a sum, and longer sums would
   // drift towards zero.
-  __device__ __forceinline__ void accumulate(const Scores& probs, const float (&units)[kRowTiles][2]) {
+  __device__ __forceinline__ void accumulate(const Scores& probs, const RowValues<kRowTiles>& units) {
     constexpr int kSteps = 2, kTiles = 2;  // of 16 keys; of 8 dims at a time
     const uint32_t v = lane_a<kDim>(smem_v_);
 #pragma unroll
     for (int first = 0; first < kKeyTiles; first += 2 * kSteps) {
-      HalvesA a[kRowTiles][kSteps];
+      Halves a[kRowTiles][kSteps];
 #pragma unroll
       for (int r = 0; r < kRowTiles; ++r)
 #pragma unroll
         for (int k = 0; k < kSteps; ++k) a[r][k] = to_halves(probs[r][first + 2 * k], probs[r][first + 2 * k + 1]);
 #pragma unroll
       for (int d = 0; d < kDim / 8; d += kTiles) {
-        HalvesB b[kSteps][kTiles / 2];
+        Halves b[kSteps][kTiles / 2];
         float sums[kRowTiles][kTiles][4] = {};
 #pragma unroll
         for (int k = 0; k < kSteps; ++k)
 #pragma unroll
-          for (int j = 0; j < kTiles / 2; ++j) b[k][j] = load_halves_b_rows<kDim>(v, (first + 2 * k) * 8, d / 2 + j);
+          for (int j = 0; j < kTiles / 2; ++j) {
+            b[k][j] = load_halves_transposed<kDim>(v, (first + 2 * k) * 8, d / 2 + j);
+          }
         const auto add = [&](int k, auto left, auto right) {
 #pragma unroll
           for (int j = 0; j < kTiles; ++j)
@@ -212,7 +193,7 @@ __global__ void __launch_bounds__(fwd_policy(kHeadDim, kScored).threads(), fwd_p
   constexpr FwdPolicy kPolicy = fwd_policy(kHeadDim, kScored);
   extern __shared__ __align__(128) unsigned char smem[];
   __shared__ FwdPlace place;
-  const FwdTile tile = fwd_tile<kPolicy.block_m()>(args);
+  const HeadTile tile = fwd_tile<kPolicy.block_m()>(args);
   if (tile.rows <= 0) return;
   if (threadIdx.x == 0) place = fwd_place(args, tile);
   __syncthreads();

@@ -124,38 +124,28 @@ __device__ __forceinline__ uint32_t advance(uint32_t lane, int row, int chunk) {
   return (lane ^ (chunk % 8 * 16)) + row * TileLayout<kDim>::kRowBytes + chunk / 8 * 128;
 }
 
-// The operand a [16, 16]: rows from `row`, columns from column16 * 16, of the tile of lane_a.
+// The lane's part of a tile whose rows are columns of the operand b.
 template <int kDim>
-__device__ __forceinline__ HalvesA load_halves_a(uint32_t lane, int row, int column16) {
-  HalvesA a;
-  load_matrices(a.big, advance<kDim>(lane, row, 2 * column16));
-  load_matrices(a.small, advance<kDim>(lane, row, 2 * column16 + kDim / 8));
-  return a;
-}
-
-// Two operands b [16, 8], one beside the other: registers 0 and 1, 2 and 3.
-struct HalvesB {
-  uint32_t big[4], small[4];
-};
-// Columns are rows of the tile from `row`, 16 of them, and rows its columns from column16 * 16.
-template <int kDim>
-__device__ __forceinline__ uint32_t lane_halves_b(uint32_t tile, int lane = threadIdx.x % 32) {
+__device__ __forceinline__ uint32_t lane_b(uint32_t tile, int lane = threadIdx.x % 32) {
   return tile + TileLayout<kDim>::offset(lane % 8 + lane / 16 * 8, lane / 8 % 2);
 }
+
+// Rows of the tile from `row`, 16 of them, and its columns from column16 * 16. Of lane_a: an operand a; of lane_b: two
+// operands b [16, 8], one beside the other, in registers 0 and 1, 2 and 3.
 template <int kDim>
-__device__ __forceinline__ HalvesB load_halves_b(uint32_t lane, int row, int column16) {
-  HalvesB b;
-  load_matrices(b.big, advance<kDim>(lane, row, 2 * column16));
-  load_matrices(b.small, advance<kDim>(lane, row, 2 * column16 + kDim / 8));
-  return b;
+__device__ __forceinline__ Halves load_halves(uint32_t lane, int row, int column16) {
+  Halves x;
+  load_matrices(x.big, advance<kDim>(lane, row, 2 * column16));
+  load_matrices(x.small, advance<kDim>(lane, row, 2 * column16 + kDim / 8));
+  return x;
 }
-// Rows and columns are those of the tile (of lane_a).
+// Of lane_a: two operands b whose rows and columns are those of the tile.
 template <int kDim>
-__device__ __forceinline__ HalvesB load_halves_b_rows(uint32_t lane, int row, int column16) {
-  HalvesB b;
-  load_matrices_transposed(b.big, advance<kDim>(lane, row, 2 * column16));
-  load_matrices_transposed(b.small, advance<kDim>(lane, row, 2 * column16 + kDim / 8));
-  return b;
+__device__ __forceinline__ Halves load_halves_transposed(uint32_t lane, int row, int column16) {
+  Halves x;
+  load_matrices_transposed(x.big, advance<kDim>(lane, row, 2 * column16));
+  load_matrices_transposed(x.small, advance<kDim>(lane, row, 2 * column16 + kDim / 8));
+  return x;
 }
 
 }  // namespace xformers::cuda::sm80_fp32

@@ -15,7 +15,8 @@ struct FwdPolicy {
   constexpr int block_m() const { return 16 * kWarps * row_tiles; }
   constexpr int threads() const { return 32 * kWarps; }
   constexpr int rows_offset() const { return 4 * head_dim * (block_m() + 2 * block_n); }
-  constexpr int smem_bytes() const { return rows_offset() + 4 * 2 * (block_m() + block_n); }
+  constexpr int ratios_offset() const { return rows_offset() + 4 * 2 * row_tiles * threads(); }
+  constexpr int smem_bytes() const { return ratios_offset() + 4 * (block_m() + 2 * block_n); }
 };
 
 // Measured on an H200, TFLOP/s at S 4096 full and causal:
