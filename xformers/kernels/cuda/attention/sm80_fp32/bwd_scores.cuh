@@ -127,7 +127,7 @@ class BackwardScores {
   __device__ __forceinline__ void scale_and_add_bias(Scores& scores, int block) {
     if constexpr (!kScored) return;
     const float* bias = static_cast<const float*>(p_.mods.bias.data);
-    const float scale = place_.unit.scale;
+    const float scale = read_unit(place_.unit).scale;
 #pragma unroll
     for (int m = 0; m < kQueryTiles; ++m)
 #pragma unroll
@@ -165,7 +165,7 @@ class BackwardScores {
     if (__any_sync(kAllLanes, fabsf(of_lane) >= kFar && of_lane <= FLT_MAX)) {
       to_probabilities_exactly(scores, block);
     } else {
-      const float scale = kScored ? kLog2e : place_.unit.scale_log2;
+      const float scale = kScored ? kLog2e : read_unit(place_.unit).scale_log2;
 #pragma unroll
       for (int m = 0; m < kQueryTiles; ++m) {
         const float2 lse2 = *reinterpret_cast<const float2*>(lse + lane_column(m));
@@ -178,7 +178,7 @@ class BackwardScores {
     if (!is_full(block)) mask(scores, block);
   }
   __device__ __forceinline__ void to_probabilities_exactly(Scores& scores, int block) {
-    const float scale = kScored ? 1 : place_.unit.scale;
+    const float scale = kScored ? 1 : read_unit(place_.unit).scale;
 #pragma unroll
     for (int m = 0; m < kQueryTiles; ++m)
 #pragma unroll

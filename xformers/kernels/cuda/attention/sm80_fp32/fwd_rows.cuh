@@ -38,7 +38,7 @@ class ForwardRows {
     return row_max_[(row_tile * 2 + half) * kPolicy.threads() + thread_again()];
   }
   // What scores are in when the softmax gets them.
-  __device__ __forceinline__ ScoreUnit unit() const { return kScored ? ScoreUnit(1, kLog2e) : place_.unit; }
+  __device__ __forceinline__ ScoreUnit unit() const { return kScored ? ScoreUnit(1, kLog2e) : read_unit(place_.unit); }
 
   __device__ __forceinline__ int query_of(int row) const {
     return args_.packed_heads == 1 ? row : row / args_.packed_heads;
@@ -97,7 +97,7 @@ class ForwardRows {
   // The scores are scaled here, since a bias comes between, or the scale may be negative.
   __device__ __forceinline__ void scale_and_add_bias(Scores& scores, int key) {
     const ScoreBias& bias = p_.mods.bias;
-    const float scale = place_.unit.scale;
+    const float scale = read_unit(place_.unit).scale;
     for_each_row<kRowTiles>([&](int r, int half) {
       const int row = this->lane_row(r, half), first = key + lane_column(0);
       const bool has_bias = bias.data != nullptr && inside(row);

@@ -28,6 +28,13 @@ __device__ __forceinline__ HeadTile bwd_tile(const BwdArgs& args) {
 __device__ __forceinline__ const float* first_row(const HeadsTensor& tensor, const HeadTile& tile, int64_t begin) {
   return static_cast<const float*>(tensor.data) + tile.offset(tensor) + begin * tensor.seq_stride;
 }
+// Read anew where it is used: kept in registers, it would push others out.
+__device__ __forceinline__ ScoreUnit read_unit(const ScoreUnit& shared) {
+  const uint4 bits = load_shared_16(shared_address(&shared));
+  ScoreUnit unit;
+  unit.scale = __uint_as_float(bits.x), unit.scale_log2 = __uint_as_float(bits.y), unit.room = __uint_as_float(bits.z);
+  return unit;
+}
 // Of products of Q and K as they are split.
 template <class Args>
 __device__ __forceinline__ ScoreUnit product_unit(const Args& args) {
@@ -41,8 +48,8 @@ struct FwdPlace {
   Band band;
   Range keys, full;    // that any row sees; that all rows see
   const float *k, *v;  // the first key
-  ScoreUnit unit;
-  bool unusual_q;  // rows of Q have ratios (halves.cuh)
+  bool unusual_q;      // rows of Q have ratios (halves.cuh)
+  alignas(16) ScoreUnit unit;
 };
 __device__ __forceinline__ FwdPlace fwd_place(const FwdArgs& args, const HeadTile& tile) {
   const AttentionFwdParams& p = args.p;
@@ -54,8 +61,8 @@ __device__ __forceinline__ FwdPlace fwd_place(const FwdArgs& args, const HeadTil
           band.full_range(queries),
           first_row(p.k, tile, tile.sequence.k_begin),
           first_row(p.v, tile, tile.sequence.k_begin),
-          product_unit(args),
-          false};
+          false,
+          product_unit(args)};
 }
 
 struct BwdPlace {
@@ -64,7 +71,7 @@ struct BwdPlace {
   Range queries;          // that see any of the keys
   int64_t head;           // of the whole: (batch * num_groups + group) * heads_per_group + head
   const float *q, *dout;  // the first query
-  ScoreUnit unit;
+  alignas(16) ScoreUnit unit;
 };
 __device__ __forceinline__ BwdPlace bwd_place(const BwdArgs& args, const HeadTile& tile) {
   const AttentionBwdParams& p = args.p;
