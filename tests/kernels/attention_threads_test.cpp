@@ -1,9 +1,14 @@
 // Threads: any number, also more than there is work; the same bits each time.
 #include <atomic>
+#include <cstring>
+#include <new>
+#include <system_error>
 #include <vector>
 
 #include "tests/kernels/attention_check.h"
 #include "xformers/kernels/cpu/base/parallel_for.h"
+#include "xformers/kernels/cpu/base/scratch.h"
+#include "xformers/kernels/cpu/base/std_threads.h"
 
 namespace xformers::testing {
 
@@ -44,6 +49,46 @@ TEST(ForEachTask, RunsEveryTaskOnce) {
       EXPECT_EQ(bad_worker.load(), 0);
     }
   }
+}
+
+// The system starts two threads and no third: all the work is done all the same.
+TEST(ForEachTask, NeedsNoThreadToBeStarted) {
+  for (int can_start : {0, 2}) {
+    static int left;
+    left = can_start;
+    const cpu::RunWorkers scarce = [](int workers, void (*body)(void*, int), void* context) {
+      cpu::run_started_threads(workers, body, context, [](std::function<void()> work) {
+        if (left-- == 0) throw std::system_error(std::make_error_code(std::errc::resource_unavailable_try_again));
+        return std::thread(std::move(work));
+      });
+    };
+    std::vector<std::atomic<int>> runs(100);
+    cpu::for_each_task({8, scarce}, 100, [&](int64_t task, int) { runs[task].fetch_add(1); });
+    for (const auto& count : runs) EXPECT_EQ(count.load(), 1) << can_start;
+  }
+}
+
+TEST(ForEachTask, BringsExceptionsToTheCaller) {
+  for (int threads : {1, 4}) {
+    EXPECT_THROW(cpu::for_each_task({threads, nullptr}, 100,
+                                    [](int64_t task, int) {
+                                      if (task % 10 == 3) throw std::bad_alloc();
+                                    }),
+                 std::bad_alloc)
+        << threads;
+  }
+}
+
+// A call from within another one's task, on the same thread.
+TEST(ThreadScratch, TakenTwiceIsTwoBuffers) {
+  const cpu::ThreadScratch outer(100);
+  std::memset(outer.data(), 1, 100);
+  for (size_t bytes : {50, 100000}) {
+    const cpu::ThreadScratch inner(bytes);
+    std::memset(inner.data(), 2, bytes);
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(inner.data()) % cpu::kScratchAlign, 0u);
+  }
+  for (int i = 0; i < 100; ++i) ASSERT_EQ(outer.data()[i], 1) << i;
 }
 
 // A caller's own pool, given as a plain function: the kernels ask it for no more workers than they were granted.

@@ -1,7 +1,11 @@
 #include "xformers/kernels/cpu/base/parallel_for.h"
 
+#include <atomic>
+#include <exception>
 #include <thread>
 #include <vector>
+
+#include "xformers/kernels/cpu/base/std_threads.h"
 
 namespace xformers::cpu {
 
@@ -10,11 +14,33 @@ Threads default_threads() {
   return {count > 0 ? static_cast<int>(count) : 1, run_std_threads};
 }
 
-void run_std_threads(int num_workers, void (*body)(void* context, int worker), void* context) {
+void run_started_threads(int num_workers, void (*body)(void* context, int worker), void* context,
+                         const StartThread& start) {
+  std::exception_ptr error;
+  std::atomic_flag failed = ATOMIC_FLAG_INIT;
+  const auto run = [&](int worker) {
+    try {
+      body(context, worker);
+    } catch (...) {
+      if (!failed.test_and_set()) error = std::current_exception();
+    }
+  };
   std::vector<std::thread> helpers;
-  for (int worker = 1; worker < num_workers; ++worker) helpers.emplace_back(body, context, worker);
-  body(context, 0);
+  int started = 1;
+  try {
+    helpers.reserve(num_workers - 1);
+    for (; started < num_workers; ++started) helpers.push_back(start([&run, started] { run(started); }));
+  } catch (const std::exception&) {  // the system has no more threads, or memory for one
+  }
+  run(0);
+  for (int worker = started; worker < num_workers; ++worker) run(worker);
   for (std::thread& helper : helpers) helper.join();
+  if (error) std::rethrow_exception(error);
+}
+
+void run_std_threads(int num_workers, void (*body)(void* context, int worker), void* context) {
+  run_started_threads(num_workers, body, context,
+                      [](std::function<void()> work) { return std::thread(std::move(work)); });
 }
 
 }  // namespace xformers::cpu

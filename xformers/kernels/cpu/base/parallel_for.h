@@ -6,7 +6,8 @@
 
 namespace xformers::cpu {
 
-// Runs body(context, worker) for worker = 0 ... num_workers - 1, concurrently or not, and returns when all are done.
+// Runs body(context, worker) for worker = 0 ... num_workers - 1, concurrently or not, and returns when all are done;
+// then throws what the first body that threw has thrown.
 using RunWorkers = void (*)(int num_workers, void (*body)(void* context, int worker), void* context);
 
 struct Threads {
@@ -19,7 +20,8 @@ Threads default_threads();
 void run_std_threads(int num_workers, void (*body)(void* context, int worker), void* context);
 
 // Calls fn(task, worker) for every task in [0, num_tasks). Workers take the next task when free, so uneven tasks
-// balance; a task must not depend on which worker runs it. fn must not throw.
+// balance; a task must not depend on which worker runs it. Where fn throws, its worker stops, and the caller gets the
+// exception once the others are done.
 template <class Fn>
 void for_each_task(const Threads& threads, int64_t num_tasks, const Fn& fn) {
   const int num_workers = static_cast<int>(num_tasks < threads.num_threads ? num_tasks : threads.num_threads);

@@ -8,8 +8,9 @@ namespace xformers::cpu {
 
 inline constexpr size_t kScratchAlign = 64;
 
-// Owns this thread's buffer for the length of a call: at least `bytes` bytes, 64-byte aligned, uninitialised. One at a
-// time per thread. A buffer above 16 MiB is given back at the end. Throws std::bad_alloc.
+// Owns this thread's buffer for the length of a call: at least `bytes` bytes, 64-byte aligned, uninitialised. A buffer
+// above 16 MiB is given back at the end. While it is taken, whoever asks for another on the same thread (a call from
+// within a task) gets memory of its own. Throws std::bad_alloc.
 class ThreadScratch {
  public:
   explicit ThreadScratch(size_t bytes);
@@ -21,6 +22,7 @@ class ThreadScratch {
 
  private:
   char* data_;
+  bool own_;  // not the thread's
 };
 
 // Hands out aligned arrays one after the other. With base null it only counts: bytes() then says what a second run over

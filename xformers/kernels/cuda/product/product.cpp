@@ -2,12 +2,12 @@
 #include <array>
 #include <compare>
 #include <cstdlib>
-#include <map>
-#include <mutex>
 #include <optional>
 #include <string_view>
+#include <vector>
 
 #include "xformers/kernels/cuda/base/cuda_check.h"
+#include "xformers/kernels/cuda/product/choices.h"
 #include "xformers/kernels/cuda/product/cublaslt.h"
 #include "xformers/kernels/cuda/product/digest.h"
 #include "xformers/kernels/cuda/product/product_cuda.h"
@@ -17,23 +17,27 @@ namespace xformers::cuda {
 namespace {
 
 constexpr double kLeastOperations = 2e11;  // a third of a millisecond on an H100: below, launches count for too much
-constexpr size_t kMostShapes = 64;         // measured per process: each takes about 30 times the product
 constexpr int kMostProposals = 8, kRounds = 3;
 constexpr float kWorthIt = 0.99f;  // of the usual time
 
-// What an algorithm is chosen by.
+// What an algorithm is chosen by, on one device.
 struct Shape {
-  int device;
   DType dtype;
   int64_t m, n, k, stride_a, stride_b;
   bool transposed_a, transposed_b, bias;
   auto operator<=>(const Shape&) const = default;
 };
 
-struct Choice {
-  bool seen = false, measured = false;
-  std::optional<lt::Algorithm> algorithm;  // none: the usual
-};
+Choices<Shape, lt::Algorithm>& choices_of_this_device() {
+  static std::vector<Choices<Shape, lt::Algorithm>> all = [] {
+    int count = 0;
+    XFORMERS_CUDA_CHECK(cudaGetDeviceCount(&count));
+    return std::vector<Choices<Shape, lt::Algorithm>>(count);
+  }();
+  int device = 0;
+  XFORMERS_CUDA_CHECK(cudaGetDevice(&device));
+  return all[device];
+}
 
 bool aligned(const ProductParams& p) {
   const auto fits = [](const void* data, int64_t stride) {
@@ -142,28 +146,19 @@ bool may_choose_product(const ProductParams& p) {
 void product(const ProductParams& p, const Stream& on, const std::function<void()>& usual) {
   check(p);
   const auto stream = static_cast<cudaStream_t>(on.stream);
-  int device = 0;
-  XFORMERS_CUDA_CHECK(cudaGetDevice(&device));
-  static std::mutex mutex;
-  static std::map<Shape, Choice> choices;
-  static size_t measured = 0;
-  std::unique_lock lock(mutex);  // held while a shape is measured: two at a time would disturb each other
-  Choice& choice = choices[{device, p.dtype, p.m, p.n, p.k, p.a.stride, p.b.stride, p.a.transposed, p.b.transposed,
-                            p.bias != nullptr}];
-  if (!choice.measured) {
-    if (is_capturing(stream) || !choice.seen || measured == kMostShapes) {
-      choice.seen = true;
-      lock.unlock();
-      return usual();
+  const Shape shape{p.dtype, p.m, p.n, p.k, p.a.stride, p.b.stride, p.a.transposed, p.b.transposed, p.bias != nullptr};
+  auto& choices = choices_of_this_device();
+  const auto advice = choices.ask(shape, !is_capturing(stream));
+  if (advice.measure) {
+    try {
+      choices.tell(shape, measure(p, on, usual));
+    } catch (...) {
+      choices.tell(shape, std::nullopt);
+      throw;
     }
-    choice.measured = true;
-    ++measured;
-    choice.algorithm = measure(p, on, usual);
-    return;
+  } else if (!advice.algorithm || !LtProduct(p).run(*advice.algorithm, stream)) {
+    usual();
   }
-  const std::optional<lt::Algorithm> algorithm = choice.algorithm;
-  lock.unlock();
-  if (!algorithm || !LtProduct(p).run(*algorithm, stream)) usual();
 }
 
 }  // namespace xformers::cuda
