@@ -27,10 +27,10 @@ struct AttentionArgs {
   OptionalTensor k_scale_shift{}, v_scale_shift{};  // int32 [batch, seqlen_k, (groups, heads)]: key and value are fp8
 };
 
-// (out, lse, lse_low). out [batch, seqlen_q, (groups, heads,) head_dim_v], contiguous, in out_dtype or the query's dtype.
-// lse [batch, (groups, heads,) seqlen_q] (3-D inputs: heads = 1), fp32, fp64 for fp64 inputs; lse_low alike, what
-// rounding to lse has lost (params/attention.h): for backward alone, so nothing differentiates it. Both have shape [0]
-// where neither need_lse nor a gradient asks for them.
+// (out, lse, lse_low). out [batch, seqlen_q, (groups, heads,) head_dim_v], contiguous, in out_dtype or the query's
+// dtype. lse [batch, (groups, heads,) seqlen_q] (3-D inputs: heads = 1), fp32, fp64 for fp64 inputs; lse_low alike,
+// what rounding to lse has lost (params/attention.h): for backward alone, so nothing differentiates it. Both have shape
+// [0] where neither need_lse nor a gradient asks for them.
 using AttentionResult = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 using AttentionForward =
     Operator<AttentionArgs, AttentionResult, &AttentionArgs::query, &AttentionArgs::key, &AttentionArgs::value,
@@ -46,7 +46,7 @@ struct AttentionGradArgs : AttentionArgs {
   OptionalTensor grad_lse{};      // gradient that reaches lse
   bool need_bias_grad = false;
   OptionalTensor lse_low{};  // of the forward; without it, gradients of rows far from 0 are as good as lse alone
-  int64_t stack_dim = 0;  // of attention_backward_stacked
+  int64_t stack_dim = 0;     // of attention_backward_stacked
 };
 
 template <class Result, auto... kMore>

@@ -3,7 +3,7 @@
 //   per 512 keys:  pack K, K^T, V; dK = dV = 0
 //     per block of 64 queries:  pack Q, Q^T, dO, dO^T
 //       per 128 of the keys:  S^T = K Q^T,  dP^T = V dO^T
-//                             P^T = 2^(S^T - lse),  dS^T = P^T (dP^T - delta)
+//                             P^T = exp(S^T - lse - lse_low),  dS^T = P^T (dP^T - delta)
 //                             dV += P^T dO,  dK += dS^T Q,  dQ^T += K^T dS^T
 //     write dK, dV
 //   write dQ, or leave it as this task's share where the keys of the head are split over tasks
@@ -135,13 +135,16 @@ class Backward {
     doutt_ = Gemm::pack_right_transposed(doutt_memory_, dout.data, dout.stride, columns_.padded, dim_v);
 
     for (ptrdiff_t c = 0; c < columns_.padded; ++c) {
-      delta_[c] = 0;
-      lse_log2_[c] = kInfinity<C>;  // 2^(S - inf) = 0: unused columns, and rows that see no key
+      delta_[c] = low_[c] = 0;
+      lse_[c] = kInfinity<C>;  // exp(S - inf) = 0: unused columns, and rows that see no key
       if (c >= columns_.count) continue;
       const int64_t row = sequence.q_begin + rows.begin + c;
       const C lse = *row_of<const C>(p_.lse, sequence.batch, row, task.group, task.head);
       if (lse == -kInfinity<C>) continue;
-      lse_log2_[c] = lse * kToExponent<C>;
+      lse_[c] = lse;
+      if (p_.lse_low.data) {
+        low_[c] = kToExponent<C> * *row_of<const C>(p_.lse_low, sequence.batch, row, task.group, task.head);
+      }
       delta_[c] =
           dot(dout.data + c * dout.stride, row_of<const T>(p_.out, sequence.batch, row, task.group, task.head), dim_v);
       if (p_.dlse.data) delta_[c] -= *row_of<const C>(p_.dlse, sequence.batch, row, task.group, task.head);
@@ -183,8 +186,8 @@ class Backward {
     Gemm::multiply(scores_, cols, block.k.at_row(begin), qt_, rows, cols, dim, false);
     Gemm::multiply(dprobs_, cols, block.v.at_row(begin), doutt_, rows, cols, dim_v, false);
 
-    const C scale_log2 = finish_scores<T>(scores_, rows, p_.softmax_scale, p_.mods.bias, band, sequence.batch, task.group,
-                                          columns_, key, staging_);
+    const bool some_hidden =
+        finish_scores<T>(scores_, rows, p_, band, sequence.batch, task.group, columns_, key, staging_);
     if (p_.dropout.p > 0) {
       fill_keep(keep_, rows, p_.dropout, task.sequence, p_.shape.num_heads(), task.group * p_.shape.heads_per_group,
                 columns_, key);
@@ -192,7 +195,11 @@ class Backward {
     const Left probs = Gemm::probs_left(p_memory_, scores_, kBlockKeys, cols);
     const Left ds = Gemm::probs_left(ds_memory_, dprobs_, kBlockKeys, cols);
     const Right ds_right = Gemm::probs_right(dst_memory_, dprobs_, kBlockKeys, cols);
-    differentiate(probs, ds, ds_right, scale_log2, rows);
+    if (some_hidden) {
+      differentiate<true>(probs, ds, ds_right, rows);
+    } else {
+      differentiate<false>(probs, ds, ds_right, rows);
+    }
     if (p_.dbias.data) store_dbias(rows, key, task, sequence);
 
     Gemm::multiply(block.dv + begin * round_up(dim_v, 16), round_up(dim_v, 16), probs, dout_, rows, round_up(dim_v, 16),
@@ -202,18 +209,20 @@ class Backward {
     Gemm::multiply(dq, cols, block.kt.at_depth(begin), ds_right, dim, cols, rows, true);
   }
 
-  // scores -> P (with dropout), dprobs -> dS.
-  HWY_INLINE void differentiate(const Left& probs, const Left& ds, const Right& ds_right, C scale_log2,
-                                ptrdiff_t rows) {
+  // scores -> P (with dropout), dprobs -> dS. Both are 0 where a score is hidden, whatever NaN stands beside it.
+  template <bool kSomeHidden>
+  HWY_INLINE void differentiate(const Left& probs, const Left& ds, const Right& ds_right, ptrdiff_t rows) {
     const Tag<C> d;
     const ptrdiff_t cols = columns_.padded;
-    const auto scale = hn::Set(d, scale_log2), zero = hn::Zero(d);
+    const auto scale = hn::Set(d, score_factor<C>(p_)), to_exponent = hn::Set(d, kToExponent<C>), zero = hn::Zero(d);
+    const auto hidden = hn::Set(d, -kInfinity<C>);
     const auto kept = hn::Set(d, p_.dropout.p < 1 ? static_cast<C>(1 / (1 - p_.dropout.p)) : C(0));
     const bool keep_ds = p_.dbias.data && !Gemm::kProbsInPlace;
     for (ptrdiff_t c = 0; c < cols; c += kLanes) {
-      const auto lse = hn::Load(d, lse_log2_ + c), delta = hn::Load(d, delta_ + c);
+      const auto lse = hn::Load(d, lse_ + c), low = hn::Load(d, low_ + c), delta = hn::Load(d, delta_ + c);
       const auto one = [&](ptrdiff_t n, Vec<C>& p, Vec<C>& s) HWY_ATTR {
-        p = power_vec<Gemm::kExp2Degree>(hn::MulSub(hn::LoadU(d, scores_ + n * cols + c), scale, lse));
+        const auto score = hn::LoadU(d, scores_ + n * cols + c), above = hn::MulSub(score, scale, lse);
+        p = power_vec<Gemm::kExp2Degree>(hn::MulSub(above, to_exponent, low));
         auto dp = hn::LoadU(d, dprobs_ + n * cols + c);
         if (keep_) {
           const auto factor = hn::Mul(hn::LoadU(d, keep_ + n * cols + c), kept);
@@ -221,6 +230,11 @@ class Backward {
           p = hn::Mul(p, factor);
         } else {
           s = hn::Mul(p, hn::Sub(dp, delta));
+        }
+        if constexpr (kSomeHidden) {
+          const auto masked = hn::Eq(score, hidden);
+          p = hn::IfThenZeroElse(masked, p);
+          s = hn::IfThenZeroElse(masked, s);
         }
         if (keep_ds) hn::StoreU(s, d, dprobs_ + n * cols + c);
       };
@@ -290,7 +304,8 @@ class Backward {
   C *staging_, *keep_, *own_dq_;
   Columns<C> columns_;
   alignas(64) C delta_[kBlockColumns];
-  alignas(64) C lse_log2_[kBlockColumns];
+  alignas(64) C lse_[kBlockColumns];
+  alignas(64) C low_[kBlockColumns];  // lse_low as an exponent
 };
 
 }  // namespace xformers::cpu::XFORMERS_ISA_NAMESPACE

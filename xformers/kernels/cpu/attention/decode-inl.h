@@ -165,16 +165,17 @@ class Decode : public DecodeStreams<T> {
     constexpr ptrdiff_t kTileKeys = kLanes / kRows;
     const ptrdiff_t count = keys.end - keys.begin, padded = round_up(count, kTileKeys);
 
+    const auto scale = hn::Set(d, needs_scaling(p_) ? static_cast<C>(p_.softmax_scale) : C(1));
     for (ptrdiff_t n = 0; n < padded; n += kTileKeys) {
       for (ptrdiff_t i = 0; i < kTileKeys; ++i) next_k_.next();
-      hn::StoreU(
-          hn::Mul(tile_scores<kRows>(row, k, n, count), hn::Set(d, static_cast<C>(p_.softmax_scale * kToExponent<C>))),
-          d, scores_ + n * kRows);
+      hn::StoreU(hn::Mul(tile_scores<kRows>(row, k, n, count), scale), d, scores_ + n * kRows);
     }
     if (p_.mods.bias.data) add_bias_rows<kRows>(row, keys, sequence);
     mask_rows<kRows>(row, keys, padded, band);
 
-    // Lanes hold kTileKeys keys of each row side by side; every row's maximum is copied to all of its lanes.
+    // Lanes hold kTileKeys keys of each row side by side; every row's maximum is copied to all of its lanes. It ignores
+    // NaN, which the sum keeps.
+    const auto to_exponent = hn::Set(d, score_factor<C>(p_) * kToExponent<C>);
     alignas(64) C by_lane[kLanes], base_by_lane[kLanes], factor[kRows];
     auto block_max = hn::LoadU(d, scores_);
     for (ptrdiff_t i = kLanes; i < padded * kRows; i += kLanes)
@@ -186,14 +187,14 @@ class Decode : public DecodeStreams<T> {
       for (ptrdiff_t lane = r; lane < kLanes; lane += kRows)
         highest = by_lane[lane] > highest ? by_lane[lane] : highest;
       const C base = highest == -kInfinity<C> ? C(0) : highest;  // -inf minus itself would be NaN
-      factor[r] = hn::GetLane(power_vec<5>(hn::Set(d, state.max - base)));
+      factor[r] = hn::GetLane(power_vec<5>(hn::Mul(hn::Set(d, state.max - base), to_exponent)));
       state.max = highest;
       for (ptrdiff_t lane = r; lane < kLanes; lane += kRows) base_by_lane[lane] = base;
     }
     const auto base = hn::Load(d, base_by_lane);
     auto sum = hn::Zero(d);
     for (ptrdiff_t i = 0; i < padded * kRows; i += kLanes) {
-      const auto p = power_vec<Exp2Degree<T>::value>(hn::Sub(hn::LoadU(d, scores_ + i), base));
+      const auto p = power_vec<Exp2Degree<T>::value>(hn::Mul(hn::Sub(hn::LoadU(d, scores_ + i), base), to_exponent));
       sum = hn::Add(sum, p);
       hn::StoreU(p, d, scores_ + i);
     }
@@ -247,7 +248,9 @@ class Decode : public DecodeStreams<T> {
       const T* bias = bias_row<const T>(p_.mods.bias, sequence.batch, state.query, state.group, state.head) +
                       keys.begin * p_.mods.bias.k_stride;
       for (int64_t n = 0; n < keys.end - keys.begin; ++n) {
-        scores_[n * kRows + r] += static_cast<C>(to_compute(bias[n * p_.mods.bias.k_stride])) * kToExponent<C>;
+        const C added = static_cast<C>(to_compute(bias[n * p_.mods.bias.k_stride]));
+        C& score = scores_[n * kRows + r];
+        score = added == -kInfinity<C> ? added : score + added;  // hidden, whatever the score is
       }
     }
   }

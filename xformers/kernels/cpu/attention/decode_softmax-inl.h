@@ -46,7 +46,7 @@ HWY_INLINE void transpose_keys(const float* from, __m512* to) {
 }
 
 struct StreamState {
-  alignas(64) float max[16];  // in exponents of 2
+  alignas(64) float max[16];
   alignas(64) float sum[16];  // per lane: total() adds up a row's
 
   HWY_INLINE void start() {
@@ -62,19 +62,21 @@ struct StreamState {
   // Takes note of the scores' maxima. As in the tiled forward, they are only raised by scores that exceed them by more
   // than 2^8; true: they were, and what has been summed up so far must be multiplied by factor[row].
   template <int kRows>
-  HWY_INLINE bool raise(const float* scores, ptrdiff_t num_tiles, float scale_log2, float* factor) {
-    const __m512 scale = _mm512_set1_ps(scale_log2), lowest = _mm512_set1_ps(-hwy::HighestValue<float>());
+  HWY_INLINE bool raise(const float* scores, ptrdiff_t num_tiles, float to_exponent, float* factor) {
+    const __m512 scale = _mm512_set1_ps(to_exponent), lowest = _mm512_set1_ps(-hwy::HighestValue<float>());
     __m512 max0 = _mm512_load_ps(scores), max1 = max0;
     for (ptrdiff_t i = 0; i < num_tiles * kRows; i += 2) {
       max0 = _mm512_max_ps(max0, _mm512_load_ps(scores + 16 * i));
       max1 = _mm512_max_ps(max1, _mm512_load_ps(scores + 16 * i + 16));
     }
     const auto larger = [](__m512 a, __m512 b) HWY_ATTR { return _mm512_max_ps(a, b); };
-    const __m512 seen = _mm512_mul_ps(over_keys<kRows>(_mm512_max_ps(max0, max1), larger), scale);
+    const __m512 seen = over_keys<kRows>(_mm512_max_ps(max0, max1), larger);
+    const float highest = hwy::HighestValue<float>(), headroom = to_exponent < 8 / highest ? highest : 8 / to_exponent;
     const __m512 old = _mm512_load_ps(max);
-    if (!_mm512_cmp_ps_mask(seen, _mm512_add_ps(old, _mm512_set1_ps(8)), _CMP_GT_OQ)) return false;
+    if (!_mm512_cmp_ps_mask(seen, _mm512_add_ps(old, _mm512_set1_ps(headroom)), _CMP_GT_OQ)) return false;
     const __m512 raised = _mm512_max_ps(old, seen);
-    const Vec<float> change = exp2_vec<5>(Vec<float>{_mm512_sub_ps(old, _mm512_max_ps(raised, lowest))});
+    const Vec<float> change =
+        exp2_vec<5>(Vec<float>{_mm512_mul_ps(_mm512_sub_ps(old, _mm512_max_ps(raised, lowest)), scale)});
     _mm512_store_ps(max, raised);
     _mm512_store_ps(sum, _mm512_mul_ps(_mm512_load_ps(sum), change.raw));
     _mm512_store_ps(factor, change.raw);
@@ -84,8 +86,8 @@ struct StreamState {
   // Probabilities of these scores relative to the maxima, [tiles][kRows][16 keys]: bf16 numbers as the even and as the
   // odd half of 32 bits, the other half 0.
   template <int kRows>
-  HWY_INLINE void weigh(const float* scores, ptrdiff_t num_tiles, float scale_log2, uint32_t* even, uint32_t* odd) {
-    const __m512 scale = _mm512_set1_ps(scale_log2), row_max = _mm512_load_ps(max);
+  HWY_INLINE void weigh(const float* scores, ptrdiff_t num_tiles, float to_exponent, uint32_t* even, uint32_t* odd) {
+    const __m512 scale = _mm512_set1_ps(to_exponent), row_max = _mm512_load_ps(max);
     // -inf as the maximum would make -inf minus itself: such rows are taken relative to 0.
     const __mmask16 blind = _mm512_cmp_ps_mask(row_max, _mm512_set1_ps(-hwy::HighestValue<float>()), _CMP_LT_OQ);
     const __m512 base = _mm512_mask_blend_ps(blind, row_max, _mm512_setzero_ps());
@@ -95,7 +97,7 @@ struct StreamState {
 #pragma GCC unroll 4
       for (int i = 0; i < kRows; ++i) {
         const Vec<float> p = exp2_vec<Exp2Degree<BFloat16>::value>(
-            Vec<float>{_mm512_fmsub_ps(_mm512_load_ps(scores + 16 * i), scale, base)});
+            Vec<float>{_mm512_mul_ps(_mm512_sub_ps(_mm512_load_ps(scores + 16 * i), base), scale)});
         row_sum = _mm512_add_ps(row_sum, p.raw);
         _mm512_store_ps(weights + 16 * i, p.raw);
       }

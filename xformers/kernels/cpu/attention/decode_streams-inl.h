@@ -22,7 +22,7 @@ class DecodeStreams {
 
   struct Row {
     int64_t group, head, query;
-    C max, sum;  // max: of the scores times scale * log2(e)
+    C max, sum;  // max: of the scores, as the kernel has them
   };
 
   HWY_INLINE DecodeStreams(const AttentionFwdParams& params, ForwardPartials<C> partials)
@@ -56,18 +56,18 @@ class DecodeStreams {
   HWY_INLINE void finish(ptrdiff_t r, const C* out, const ForwardTask& task, const Sequence& sequence) {
     const Row& row = rows_[r];
     const ptrdiff_t dim_v = p_.shape.head_dim_v;
-    const bool empty = row.sum == C(0);
-    const C inverse = empty ? C(0) : C(1) / row.sum;
-    const Tag<C> d;
-    const C lse = empty ? -kInfinity<C> : row.max * kFromExponent<C> + hn::GetLane(hn::Log(d, hn::Set(d, row.sum)));
+    const C inverse = row.sum == C(0) ? C(0) : C(1) / row.sum;
     if (task.partial_row >= 0) {
       store_row(out, inverse, partials_.out + (task.partial_row + r) * dim_v, dim_v);
-      partials_.lse[task.partial_row + r] = lse;
+      partials_.row_max[task.partial_row + r] = row.max;
+      partials_.row_sum[task.partial_row + r] = row.sum;
       return;
     }
     const int64_t at = sequence.q_begin + row.query;
     store_out<T>(p_, out, inverse, sequence.batch, at, row.group, row.head);
-    if (p_.lse.data) *row_of<C>(p_.lse, sequence.batch, at, row.group, row.head) = lse;
+    const Tag<C> d;
+    const LogSum<C> total = log_sum<C>(hn::Set(d, row.max), score_factor<C>(p_), hn::Set(d, row.sum));
+    store_lse(p_, hn::GetLane(total.lse), hn::GetLane(total.low), sequence.batch, at, row.group, row.head);
   }
 
   const AttentionFwdParams& p_;

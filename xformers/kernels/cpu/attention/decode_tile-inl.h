@@ -179,11 +179,9 @@ class DecodeTile : public DecodeStreams<BFloat16> {
     const Row* const rows = rows_ + s * per_stream_;
     float* const scores = scores_of<kRows>(s);
     const ptrdiff_t count = block.keys.end - block.keys.begin;
-    float scale_log2 = static_cast<float>(p_.softmax_scale * kToExponent<float>);
-    if (needs_scaling(scale_log2, p_.mods.bias)) {
-      scale_scores(scores, block.num_tiles * kTileKeys * kRows, scale_log2);
+    if (needs_scaling(p_)) {
+      scale_scores(scores, block.num_tiles * kTileKeys * kRows, static_cast<float>(p_.softmax_scale));
       if (p_.mods.bias.data) add_bias_rows<kRows>(scores, rows, per_stream_, block.keys, sequence);
-      scale_log2 = 1;
     }
     for (ptrdiff_t r = 0; r < per_stream_; ++r) {
       const Range seen = Base::visible(rows[r], block.keys, band);
@@ -193,8 +191,9 @@ class DecodeTile : public DecodeStreams<BFloat16> {
     for (ptrdiff_t n = count * kRows; n < block.num_tiles * kTileKeys * kRows; ++n) scores[n] = -kInfinity<float>;
 
     alignas(64) float factor[kMaxRows];
-    if (states_[s].template raise<kRows>(scores, block.num_tiles, scale_log2, factor)) rescale<kRows>(s, factor);
-    states_[s].template weigh<kRows>(scores, block.num_tiles, scale_log2, even_ + probs_of<kRows>(s),
+    const float to_exponent = score_factor<float>(p_) * kToExponent<float>;
+    if (states_[s].template raise<kRows>(scores, block.num_tiles, to_exponent, factor)) rescale<kRows>(s, factor);
+    states_[s].template weigh<kRows>(scores, block.num_tiles, to_exponent, even_ + probs_of<kRows>(s),
                                      odd_ + probs_of<kRows>(s));
   }
 
@@ -204,8 +203,11 @@ class DecodeTile : public DecodeStreams<BFloat16> {
     for (ptrdiff_t r = 0; r < num_rows; ++r) {
       const T* bias = bias_row<const T>(p_.mods.bias, sequence.batch, rows[r].query, rows[r].group, rows[r].head) +
                       keys.begin * p_.mods.bias.k_stride;
-      for (int64_t n = 0; n < keys.end - keys.begin; ++n)
-        scores[n * kRows + r] += to_compute(bias[n * p_.mods.bias.k_stride]) * kToExponent<float>;
+      for (int64_t n = 0; n < keys.end - keys.begin; ++n) {
+        const float added = to_compute(bias[n * p_.mods.bias.k_stride]);
+        float& score = scores[n * kRows + r];
+        score = added == -kInfinity<float> ? added : score + added;  // hidden, whatever the score is
+      }
     }
   }
 

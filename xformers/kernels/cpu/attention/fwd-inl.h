@@ -2,24 +2,18 @@
 // query) pairs that share keys and values), so that a packed block of keys serves 1024 rows.
 //
 //   per block of keys:  pack K [keys, head_dim] and V^T [head_dim_v, keys]
-//     per block of columns:  S^T = K Q^T -> bias, mask -> column maxima -> P^T = 2^(S^T - max) -> O^T += V^T P^T
-//   at the end:  out = O / sum, lse = max + ln(sum)
+//     per block of columns:  S^T = K Q^T -> bias, mask -> column maxima -> P^T = exp(S^T - max) -> O^T += V^T P^T
+//   at the end:  out = O / sum, lse + lse_low = max + ln(sum)
 //
 // The maximum in use is only raised when a score exceeds it by more than 2^8: until then the sums cannot overflow, and
 // O needs no rescaling. Working memory: O^T and Q^T of the columns and one packed block of K and V.
 #pragma once
 
 #include "xformers/kernels/cpu/attention/key_rows-inl.h"
+#include "xformers/kernels/cpu/attention/merge.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace xformers::cpu::XFORMERS_ISA_NAMESPACE {
-
-// Partial results of tasks that see only some of the keys: normalised rows and their log-sum-exp, in the compute type.
-template <class C>
-struct ForwardPartials {
-  C* out = nullptr;  // [rows, head_dim_v]
-  C* lse = nullptr;  // [rows]
-};
 
 template <class Gemm>
 class Forward {
@@ -114,26 +108,25 @@ class Forward {
     const ptrdiff_t cols = block.columns.padded;
     Gemm::multiply(scores_, cols, k, block.q, rows, cols, p_.shape.head_dim, false);
 
-    const C scale_log2 = finish_scores<T>(scores_, rows, p_.softmax_scale, p_.mods.bias, band, sequence.batch,
-                                          task.group_begin, block.columns, key, staging_);
+    finish_scores<T>(scores_, rows, p_, band, sequence.batch, task.group_begin, block.columns, key, staging_);
     if (p_.dropout.p > 0) {
       fill_keep(keep_, rows, p_.dropout, task.sequence, p_.shape.num_heads(),
                 task.group_begin * p_.shape.heads_per_group, block.columns, key);
     }
     const auto probs = Gemm::probs_right(probs_, scores_, kBlockKeys, cols);
-    softmax(block, probs, scale_log2, rows);
+    softmax(block, probs, rows);
     Gemm::multiply(block.out, cols, v, probs, p_.shape.head_dim_v, cols, rows, block.started);
     block.started = true;
   }
 
-  // Scores (times scale_log2: exponents of 2) to probabilities relative to the block's maximum; updates maxima and
-  // sums.
-  HWY_INLINE void softmax(ColumnBlock& block, const typename Gemm::Right& probs, C scale_log2, ptrdiff_t rows) {
+  // Scores to probabilities relative to the block's maximum; updates maxima and sums. A maximum ignores NaN, or is NaN
+  // itself: the sum is NaN either way, and stays so.
+  HWY_INLINE void softmax(ColumnBlock& block, const typename Gemm::Right& probs, ptrdiff_t rows) {
     const Tag<C> d;
     const ptrdiff_t cols = block.columns.padded;
-    const auto scale = hn::Set(d, scale_log2), zero = hn::Zero(d);
-    const auto lowest = hn::Set(d, -hwy::HighestValue<C>());
-    const auto headroom = hn::Set(d, C(8) / scale_log2);
+    const C to_exponent = score_factor<C>(p_) * kToExponent<C>, highest = hwy::HighestValue<C>();
+    const auto scale = hn::Set(d, to_exponent), zero = hn::Zero(d), lowest = hn::Set(d, -highest);
+    const auto headroom = hn::Set(d, to_exponent < 8 / highest ? highest : C(8) / to_exponent);
     alignas(64) C rescale[kBlockColumns];
     bool any_rescale = false;
     for (ptrdiff_t c = 0; c < cols; c += kLanes) {
@@ -163,12 +156,14 @@ class Forward {
         hn::Store(hn::Set(d, C(1)), d, rescale + c);
       }
       // -inf as the maximum would make -inf minus itself: such columns are taken relative to 0.
-      const auto base = hn::Mul(hn::IfThenElse(hn::Lt(row_max, lowest), zero, row_max), scale);
+      const auto base = hn::IfThenElse(hn::Lt(row_max, lowest), zero, row_max);
+      const auto weight = [&](ptrdiff_t row) HWY_ATTR {
+        return power_vec<Gemm::kExp2Degree>(hn::Mul(hn::Sub(hn::LoadU(d, scores + row * cols), base), scale));
+      };
 
       auto sum0 = row_sum, sum1 = zero;
       for (n = 0; n + 2 <= rows; n += 2) {
-        auto p0 = power_vec<Gemm::kExp2Degree>(hn::MulSub(hn::LoadU(d, scores + n * cols), scale, base));
-        auto p1 = power_vec<Gemm::kExp2Degree>(hn::MulSub(hn::LoadU(d, scores + (n + 1) * cols), scale, base));
+        auto p0 = weight(n), p1 = weight(n + 1);
         sum0 = hn::Add(sum0, p0);
         sum1 = hn::Add(sum1, p1);
         if (keep_) {
@@ -178,7 +173,7 @@ class Forward {
         Gemm::template store_probs<false, true>({}, probs, scores_, cols, n, c, p0, p1);
       }
       if (n < rows) {
-        auto p0 = power_vec<Gemm::kExp2Degree>(hn::MulSub(hn::LoadU(d, scores + n * cols), scale, base));
+        auto p0 = weight(n);
         sum0 = hn::Add(sum0, p0);
         if (keep_) p0 = hn::Mul(p0, hn::LoadU(d, keep_ + n * cols + c));
         Gemm::template store_probs<false, true>({}, probs, scores_, cols, n, c, p0, zero);
@@ -203,17 +198,14 @@ class Forward {
     const Tag<C> d;
     const Columns<C>& columns = block.columns;
     const ptrdiff_t cols = columns.padded, dim_v = p_.shape.head_dim_v, stride = round_up(dim_v, 16);
-    alignas(64) C inverse[kBlockColumns], lse[kBlockColumns];
+    alignas(64) C inverse[kBlockColumns], lse[kBlockColumns], lse_low[kBlockColumns];
     const C kept = p_.dropout.p > 0 && p_.dropout.p < 1 ? static_cast<C>(1 / (1 - p_.dropout.p)) : C(1);
-    const bool scaled = needs_scaling(static_cast<C>(p_.softmax_scale * kToExponent<C>), p_.mods.bias);
-    const auto to_natural = hn::Set(d, scaled ? kFromExponent<C> : static_cast<C>(p_.softmax_scale));
     for (ptrdiff_t c = 0; c < cols; c += kLanes) {
       const auto sum = hn::Load(d, block.row_sum + c);
-      const auto empty = hn::Eq(sum, hn::Zero(d));
-      hn::Store(hn::IfThenZeroElse(empty, hn::Div(hn::Set(d, kept), sum)), d, inverse + c);
-      const auto positive = hn::IfThenElse(empty, hn::Set(d, C(1)), sum);
-      const auto row_lse = hn::MulAdd(hn::Load(d, block.row_max + c), to_natural, hn::Log(d, positive));
-      hn::Store(hn::IfThenElse(empty, hn::Set(d, -kInfinity<C>), row_lse), d, lse + c);
+      hn::Store(hn::IfThenZeroElse(hn::Eq(sum, hn::Zero(d)), hn::Div(hn::Set(d, kept), sum)), d, inverse + c);
+      const LogSum<C> total = log_sum<C>(hn::Load(d, block.row_max + c), score_factor<C>(p_), sum);
+      hn::Store(total.lse, d, lse + c);
+      hn::Store(total.low, d, lse_low + c);
     }
     if (block.started) {
       transpose(block.out, cols, staging_, stride, dim_v, cols);
@@ -225,12 +217,13 @@ class Forward {
       if (task.partial_row >= 0) {
         const int64_t row = task.partial_row + (columns.head[c] - task.head_begin) * num_queries + columns.query[c];
         store_row(staging_ + c * stride, inverse[c], partials_.out + row * dim_v, dim_v);
-        partials_.lse[row] = lse[c];
+        partials_.row_max[row] = block.row_max[c];
+        partials_.row_sum[row] = block.row_sum[c];
         continue;
       }
       const int64_t row = sequence.q_begin + columns.origin + columns.query[c];
       store_out<T>(p_, staging_ + c * stride, inverse[c], sequence.batch, row, task.group_begin, columns.head[c]);
-      if (p_.lse.data) *row_of<C>(p_.lse, sequence.batch, row, task.group_begin, columns.head[c]) = lse[c];
+      store_lse(p_, lse[c], lse_low[c], sequence.batch, row, task.group_begin, columns.head[c]);
     }
   }
 

@@ -83,5 +83,12 @@ HWY_INLINE void store_out(const AttentionFwdParams& params, const C* from, C fac
   }
 }
 
+template <class C>
+HWY_INLINE void store_lse(const AttentionFwdParams& params, C lse, C lse_low, int64_t batch, int64_t row, int64_t group,
+                          int64_t head) {
+  if (params.lse.data) *row_of<C>(params.lse, batch, row, group, head) = lse;
+  if (params.lse_low.data) *row_of<C>(params.lse_low, batch, row, group, head) = lse_low;
+}
+
 }  // namespace xformers::cpu::XFORMERS_ISA_NAMESPACE
 HWY_AFTER_NAMESPACE();

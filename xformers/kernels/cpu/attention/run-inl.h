@@ -15,10 +15,11 @@ template <class Kernel>
 void run_forward(const AttentionFwdParams& params, const ForwardPlan& plan, const Threads& threads) {
   using C = typename Kernel::Compute;
   const size_t worker_bytes = Kernel(params, {}).lay_out(nullptr);
-  const size_t partial_bytes = plan.partial_rows * (params.shape.head_dim_v + 1) * sizeof(C);
+  const size_t partial_bytes = plan.partial_rows * (params.shape.head_dim_v + 2) * sizeof(C);
   const ThreadScratch scratch(worker_bytes * threads.num_threads + partial_bytes);
   C* const partial_out = reinterpret_cast<C*>(scratch.data() + worker_bytes * threads.num_threads);
-  const ForwardPartials<C> partials{partial_out, partial_out + plan.partial_rows * params.shape.head_dim_v};
+  C* const row_max = partial_out + plan.partial_rows * params.shape.head_dim_v;
+  const ForwardPartials<C> partials{partial_out, row_max, row_max + plan.partial_rows, score_factor<C>(params)};
 
   for_each_task(threads, static_cast<int64_t>(plan.tasks.size()), [&](int64_t task, int worker) {
     Kernel kernel(params, partials);
@@ -28,7 +29,7 @@ void run_forward(const AttentionFwdParams& params, const ForwardPlan& plan, cons
     Kernel::end();
   });
   for_each_task(threads, static_cast<int64_t>(plan.merges.size()),
-                [&](int64_t index, int) { merge_splits(params, plan.merges[index], partials.out, partials.lse); });
+                [&](int64_t index, int) { merge_splits(params, plan.merges[index], partials); });
 }
 
 template <class Gemm>

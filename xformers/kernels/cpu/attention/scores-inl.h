@@ -14,12 +14,12 @@ namespace xformers::cpu::XFORMERS_ISA_NAMESPACE {
 template <class C>
 inline constexpr C kInfinity = static_cast<C>(__builtin_inf());
 
-// Exponents are those of 2 for fp32, whose powers are cheap, and those of e for fp64, where a change of base would cost
-// accuracy: kToExponent times a natural exponent, kFromExponent times one of these.
+// A score is s = softmax_scale * (q k) + bias, in natural units: no factor log2(e), which would carry the lowest
+// numbers to -inf. The difference to the row's maximum comes first, and only then the factor that powers want. -inf
+// alone means hidden. Exponents are those of 2 for fp32, whose powers are cheap, and those of e for fp64, where a
+// change of base would cost accuracy: kToExponent times a natural exponent.
 template <class C>
 inline constexpr C kToExponent = static_cast<C>(sizeof(C) == 8 ? 1 : 1.4426950408889634074);
-template <class C>
-inline constexpr C kFromExponent = static_cast<C>(sizeof(C) == 8 ? 1 : 0.69314718055994530942);
 
 template <int kDegree>
 HWY_INLINE Vec<float> power_vec(Vec<float> x) {
@@ -90,10 +90,11 @@ HWY_INLINE void gather_rows(T* to, ptrdiff_t width, const HeadsTensor& tensor, c
   std::memset(static_cast<void*>(to + columns.count * width), 0, (columns.padded - columns.count) * width * sizeof(T));
 }
 
-// scores = scores * scale_log2 + bias * log2(e), for keys [key, key + rows). staging: 2 * 64 * 128 numbers.
+// scores = scores * softmax_scale + bias, for keys [key, key + rows); -inf hides whatever score it meets. staging:
+// 2 * 64 * 128 numbers.
 template <class T, class C>
-HWY_INLINE void add_bias(C* scores, ptrdiff_t rows, C scale_log2, const ScoreBias& bias, int64_t batch, int64_t group,
-                         const Columns<C>& columns, int64_t key, C* staging) {
+HWY_INLINE void add_bias(C* scores, ptrdiff_t rows, C softmax_scale, const ScoreBias& bias, int64_t batch,
+                         int64_t group, const Columns<C>& columns, int64_t key, C* staging) {
   C* const transposed = staging + kBlockColumns * kBlockKeys;
   const ptrdiff_t padded_rows = round_up(rows, 16);
   for (ptrdiff_t c = 0; c < columns.count; ++c) {
@@ -110,28 +111,37 @@ HWY_INLINE void add_bias(C* scores, ptrdiff_t rows, C scale_log2, const ScoreBia
            (columns.padded - columns.count) * padded_rows);  // stale NaN would spread
   transpose(staging, padded_rows, transposed, columns.padded, columns.padded, rows);
   const Tag<C> d;
-  const auto scale = hn::Set(d, scale_log2), to_exponent = hn::Set(d, kToExponent<C>);
+  const auto scale = hn::Set(d, softmax_scale), hidden = hn::Set(d, -kInfinity<C>);
   for (ptrdiff_t i = 0; i < rows * columns.padded; i += lanes<C>()) {
-    hn::StoreU(hn::MulAdd(hn::LoadU(d, scores + i), scale, hn::Mul(hn::LoadU(d, transposed + i), to_exponent)), d,
-               scores + i);
+    const auto added = hn::LoadU(d, transposed + i), sum = hn::MulAdd(hn::LoadU(d, scores + i), scale, added);
+    hn::StoreU(hn::IfThenElse(hn::Eq(added, hidden), hidden, sum), d, scores + i);
   }
 }
 
-// The factor scale * log2(e) is left to the exponential, where it costs nothing, unless a bias comes between, or it is
-// not positive, which would spoil maxima and the -inf of masked scores.
+// softmax_scale is left to the exponential, where it costs nothing, unless a bias comes between, it is not positive,
+// which would spoil maxima and the -inf of masked scores, or no fused multiply-add keeps the product exact.
+HWY_INLINE bool needs_scaling(const AttentionProblem& problem) {
+#if HWY_NATIVE_FMA
+  return problem.mods.bias.data || !(problem.softmax_scale > 0);
+#else
+  return true;
+#endif
+}
+
+// What the scores of the kernels are still to be multiplied by: positive.
 template <class C>
-HWY_INLINE bool needs_scaling(C scale_log2, const ScoreBias& bias) {
-  return bias.data || !(scale_log2 > 0);
+HWY_INLINE C score_factor(const AttentionProblem& problem) {
+  return needs_scaling(problem) ? C(1) : static_cast<C>(problem.softmax_scale);
 }
 
 template <class C>
-HWY_INLINE void scale_scores(C* scores, ptrdiff_t count, C scale_log2) {
+HWY_INLINE void scale_scores(C* scores, ptrdiff_t count, C softmax_scale) {
   const Tag<C> d;
-  const auto scale = hn::Set(d, scale_log2);
+  const auto scale = hn::Set(d, softmax_scale);
   for (ptrdiff_t i = 0; i < count; i += lanes<C>()) hn::StoreU(hn::Mul(hn::LoadU(d, scores + i), scale), d, scores + i);
 }
 
-// Invisible scores become -inf. (Scores are still to be multiplied by a positive factor, see needs_scaling.)
+// Invisible scores become -inf. (Scores are still to be multiplied by score_factor.)
 template <class C>
 HWY_INLINE void mask_scores(C* scores, ptrdiff_t rows, const Band& band, const Columns<C>& columns, int64_t key) {
   const Tag<C> d;
@@ -149,19 +159,38 @@ HWY_INLINE void mask_scores(C* scores, ptrdiff_t rows, const Band& band, const C
   }
 }
 
-// Bias and mask; returns the factor that is still to be applied.
+// Bias and mask: -inf where a column does not see a key. False: all see all of them.
 template <class T, class C>
-HWY_INLINE C finish_scores(C* scores, ptrdiff_t rows, double softmax_scale, const ScoreBias& bias, const Band& band,
-                           int64_t batch, int64_t group, const Columns<C>& columns, int64_t key, C* staging) {
-  C factor = static_cast<C>(softmax_scale * kToExponent<C>);
-  if (bias.data) {
-    add_bias<T>(scores, rows, factor, bias, batch, group, columns, key, staging);
-  } else if (needs_scaling(factor, bias)) {
-    scale_scores(scores, rows * columns.padded, factor);
+HWY_INLINE bool finish_scores(C* scores, ptrdiff_t rows, const AttentionProblem& problem, const Band& band,
+                              int64_t batch, int64_t group, const Columns<C>& columns, int64_t key, C* staging) {
+  const C softmax_scale = static_cast<C>(problem.softmax_scale);
+  if (problem.mods.bias.data) {
+    add_bias<T>(scores, rows, softmax_scale, problem.mods.bias, batch, group, columns, key, staging);
+  } else if (needs_scaling(problem)) {
+    scale_scores(scores, rows * columns.padded, softmax_scale);
   }
-  if (needs_scaling(factor, bias)) factor = 1;
-  if (!band.is_full(columns.queries, {key, key + rows})) mask_scores(scores, rows, band, columns, key);
-  return factor;
+  const bool full = band.is_full(columns.queries, {key, key + rows});
+  if (!full) mask_scores(scores, rows, band, columns, key);
+  return !full || problem.mods.bias.data;
+}
+
+// The logarithm of rows' sums in two numbers, lse + low (params/attention.h).
+template <class C>
+struct LogSum {
+  Vec<C> lse, low;
+};
+
+// row_sum: of exp(factor * (score - row_max)). A row is empty, with lse -inf, where it is 0; NaN stays NaN.
+template <class C>
+HWY_INLINE LogSum<C> log_sum(Vec<C> row_max, C factor, Vec<C> row_sum) {
+  const Tag<C> d;
+  const auto scale = hn::Set(d, factor), zero = hn::Zero(d);
+  const auto positive = hn::Gt(row_sum, zero);
+  const auto log = hn::Log(d, hn::IfThenElse(positive, row_sum, hn::Set(d, C(1))));
+  const auto other = hn::IfThenElse(hn::Eq(row_sum, zero), hn::Set(d, -kInfinity<C>), row_sum);
+  const auto lse = hn::IfThenElse(positive, hn::MulAdd(row_max, scale, log), other);
+  const auto low = hn::Add(hn::MulSub(row_max, scale, lse), log);
+  return {lse, hn::IfThenElseZero(hn::IsFinite(lse), low)};
 }
 
 // ---- dropout: the attention stream of base/philox.h over vectors, a call per column and class of keys ----

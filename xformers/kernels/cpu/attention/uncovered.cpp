@@ -39,15 +39,16 @@ void zero_rows(const HeadsTensor& tensor, const AttentionShape& shape, int64_t r
   }
 }
 
-void clear_lse_rows(const RowTensor& lse, const AttentionShape& shape, const std::vector<char>& rows) {
+void set_rows(const RowTensor& tensor, const AttentionShape& shape, double value, const std::vector<char>& rows) {
+  if (!tensor.data) return;
   for_each_head(shape, [&](int64_t group, int64_t head) {
-    const int64_t offset = lse.offset(0, group, head, 0);
+    const int64_t offset = tensor.offset(0, group, head, 0);
     for (int64_t row = 0; row < static_cast<int64_t>(rows.size()); ++row) {
       if (!rows[row]) continue;
       if (shape.dtype == DType::kFloat64) {
-        static_cast<double*>(lse.data)[offset + row] = -std::numeric_limits<double>::infinity();
+        static_cast<double*>(tensor.data)[offset + row] = value;
       } else {
-        static_cast<float*>(lse.data)[offset + row] = -std::numeric_limits<float>::infinity();
+        static_cast<float*>(tensor.data)[offset + row] = static_cast<float>(value);
       }
     }
   });
@@ -77,7 +78,8 @@ void clear_uncovered(const AttentionFwdParams& params) {
   const std::vector<char> rows = uncovered_rows(params.shape, params.seq, false);
   const size_t element = params.wide_out && params.shape.dtype != DType::kFloat64 ? 4 : size_of(params.shape.dtype);
   zero_rows(params.out, params.shape, params.shape.head_dim_v * element, element, rows);
-  if (params.lse.data) clear_lse_rows(params.lse, params.shape, rows);
+  set_rows(params.lse, params.shape, -std::numeric_limits<double>::infinity(), rows);
+  set_rows(params.lse_low, params.shape, 0, rows);
 }
 
 void clear_uncovered(const AttentionBwdParams& params, const Threads& threads) {

@@ -3,13 +3,12 @@
 #include "xformers/kernels/cpu/merge/merge_cpu.h"
 
 #include <algorithm>
-#include <cmath>
-#include <limits>
 #include <vector>
 
 #include "xformers/kernels/base/dispatch.h"
 #include "xformers/kernels/base/half.h"
 #include "xformers/kernels/cpu/base/blocks.h"
+#include "xformers/kernels/cpu/merge/shares.h"
 #include "xformers/kernels/params/checks.h"
 
 namespace xformers::cpu {
@@ -64,22 +63,16 @@ C dot_row(DType dtype, const Row& row, const HeadsTensor& t, const C* with, int6
   return sum;
 }
 
+template <class L>
+PartStatistics<L> statistics_of(const MergePart& part, const Row& row) {
+  return PartStatistics<L>::from_lse(*row.in<const L>(part.lse));
+}
+
 // W_i of a row; returns its lse. L: dtype of every lse.
 template <class L>
 L merge_weights(const MergeShape& shape, const MergePart* parts, const Row& row, L* weights) {
-  constexpr L kMinusInfinity = -std::numeric_limits<L>::infinity();
-  L highest = kMinusInfinity, total = 0;
-  for (int64_t i = 0; i < shape.num_parts; ++i) {
-    weights[i] = *row.in<const L>(parts[i].lse);
-    highest = std::max(highest, weights[i]);
-  }
-  for (int64_t i = 0; i < shape.num_parts; ++i) {
-    weights[i] = weights[i] == kMinusInfinity ? L(0) : std::exp(weights[i] - highest);
-    total += weights[i];
-  }
-  if (total == L(0)) return kMinusInfinity;
-  for (int64_t i = 0; i < shape.num_parts; ++i) weights[i] /= total;
-  return highest + std::log(total);
+  const auto statistics = [&](int64_t i) { return statistics_of<L>(parts[i], row); };
+  return merge_shares(shape.num_parts, L(1), statistics, weights).lse;
 }
 
 // fn(row, sum, weights, dots) for every row; the last three are buffers of head_dim, num_parts and num_parts.
@@ -107,7 +100,7 @@ void forward(const MergeFwdParams& p, const Threads& threads) {
     const L lse = merge_weights(p.shape, p.parts, row, weights);
     std::fill(sum, sum + dim, C(0));
     for (int64_t i = 0; i < p.shape.num_parts; ++i) {
-      if (weights[i] == L(0)) continue;
+      if (!statistics_of<L>(p.parts[i], row).saw_keys()) continue;
       add_row(p.shape.dtype, row, p.parts[i].out, static_cast<C>(weights[i]), sum, dim);
     }
     store_row(p.shape.out_dtype, row, p.out, C(1), sum, dim);
@@ -125,13 +118,14 @@ void backward(const MergeBwdParams& p, const Threads& threads) {
     L mean = 0;
     for (int64_t i = 0; i < p.shape.num_parts; ++i) {
       store_row(p.shape.dtype, row, p.grads[i].out, static_cast<C>(weights[i]), dout, dim);
-      if (weights[i] == L(0)) continue;
+      if (!statistics_of<L>(p.parts[i], row).saw_keys()) continue;
       dots[i] = static_cast<L>(dot_row(p.shape.dtype, row, p.parts[i].out, dout, dim));
       mean += weights[i] * dots[i];
     }
     const L dlse = p.dlse.data ? *row.in<const L>(p.dlse) : L(0);
     for (int64_t i = 0; i < p.shape.num_parts; ++i) {
-      *row.in<L>(p.grads[i].lse) = weights[i] == L(0) ? L(0) : weights[i] * (dlse + dots[i] - mean);
+      const bool saw_keys = statistics_of<L>(p.parts[i], row).saw_keys();
+      *row.in<L>(p.grads[i].lse) = saw_keys ? weights[i] * (dlse + dots[i] - mean) : L(0);
     }
   });
 }
