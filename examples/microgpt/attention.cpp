@@ -2,7 +2,9 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <limits>
 
 #include "examples/microgpt/error.h"
@@ -14,18 +16,27 @@ namespace {
 at::Tensor vanilla(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, double dropout) {
   const int64_t seqlen = q.size(2);
   at::Tensor scores = at::matmul(q, k.transpose(-2, -1)) / std::sqrt(static_cast<double>(q.size(3)));
-  const at::Tensor hidden = at::ones({seqlen, seqlen}, at::kBool).triu(1);
+  const at::Tensor hidden = at::ones({seqlen, seqlen}, q.options().dtype(at::kBool)).triu(1);
   scores = scores.masked_fill(hidden, -std::numeric_limits<double>::infinity());
   return at::matmul(at::dropout(at::softmax(scores, -1), dropout, /*train=*/dropout > 0), v);
+}
+
+// Which kinds PyTorch may choose from.
+void allow(AttentionKind kind) {
+  at::Context& context = at::globalContext();
+  const bool any = kind == AttentionKind::kSdpa;
+  context.setSDPUseFlash(any || kind == AttentionKind::kFlash);
+  context.setSDPUseCuDNN(any || kind == AttentionKind::kCudnn);
+  context.setSDPUseMemEfficient(any || kind == AttentionKind::kEfficient);
+  context.setSDPUseMath(any);
 }
 
 }  // namespace
 
 AttentionKind attention_kind(const std::string& name) {
-  for (int i = 0; i < 3; ++i) {
-    if (name == kAttentionNames[i]) return static_cast<AttentionKind>(i);
-  }
-  throw Error("attention '" + name + "' is unknown, expected ours, sdpa or vanilla");
+  const auto* const found = std::find(std::begin(kAttentionNames), std::end(kAttentionNames), name);
+  if (found == std::end(kAttentionNames)) throw Error("attention '" + name + "' is unknown.  Fix: see --help");
+  return static_cast<AttentionKind>(found - std::begin(kAttentionNames));
 }
 
 at::Tensor causal_attention(AttentionKind kind, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
@@ -35,9 +46,9 @@ at::Tensor causal_attention(AttentionKind kind, const at::Tensor& q, const at::T
   }
   // The others want [batch, heads, seqlen, head_dim].
   const at::Tensor qt = q.transpose(1, 2), kt = k.transpose(1, 2), vt = v.transpose(1, 2);
-  const at::Tensor out = kind == AttentionKind::kSdpa
-                             ? at::scaled_dot_product_attention(qt, kt, vt, std::nullopt, dropout, /*is_causal=*/true)
-                             : vanilla(qt, kt, vt, dropout);
+  if (kind == AttentionKind::kVanilla) return vanilla(qt, kt, vt, dropout).transpose(1, 2);
+  allow(kind);
+  const at::Tensor out = at::scaled_dot_product_attention(qt, kt, vt, std::nullopt, dropout, /*is_causal=*/true);
   return out.transpose(1, 2);
 }
 

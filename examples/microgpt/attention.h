@@ -1,4 +1,4 @@
-// Three ways to compute the same causal attention.
+// Several ways to compute the same causal attention.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -8,12 +8,16 @@
 namespace microgpt {
 
 enum class AttentionKind {
-  kOurs,     // xformers::ops::memory_efficient_attention
-  kSdpa,     // PyTorch's fused attention
-  kVanilla,  // softmax(q k^T / sqrt(head_dim)) v, scores and all
+  kOurs,  // xformers::ops::memory_efficient_attention
+  kSdpa,  // PyTorch's fused attention, whichever kind it chooses
+  kFlash,
+  kCudnn,
+  kEfficient,  // one kind of it
+  kVanilla,    // softmax(q k^T / sqrt(head_dim)) v, scores and all
 };
 
-inline constexpr const char* kAttentionNames[] = {"ours", "sdpa", "vanilla"};  // in the order of AttentionKind
+inline constexpr const char* kAttentionNames[] = {"ours",  "sdpa",      "flash",
+                                                  "cudnn", "efficient", "vanilla"};  // in the order of AttentionKind
 
 AttentionKind attention_kind(const std::string& name);
 

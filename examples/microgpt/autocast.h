@@ -1,24 +1,29 @@
-// bfloat16 autocast on the CPU for as long as the object lives.
+// bfloat16 autocast for as long as the object lives.
 #pragma once
 
 #include <ATen/autocast_mode.h>
+
+#include "examples/microgpt/device.h"
 
 namespace microgpt {
 
 class Autocast {
  public:
-  explicit Autocast(bool enabled) : before_(at::autocast::is_autocast_enabled(at::kCPU)) {
-    at::autocast::set_autocast_enabled(at::kCPU, enabled);
-    at::autocast::set_autocast_dtype(at::kCPU, at::kBFloat16);
+  // On where compute.dtype is bfloat16.
+  explicit Autocast(const ComputeOptions& compute)
+      : device_(device_of(compute).type()), before_(at::autocast::is_autocast_enabled(device_)) {
+    at::autocast::set_autocast_enabled(device_, compute.dtype == "bfloat16");
+    at::autocast::set_autocast_dtype(device_, at::kBFloat16);
   }
   Autocast(const Autocast&) = delete;
   Autocast& operator=(const Autocast&) = delete;
   ~Autocast() {
     at::autocast::clear_cache();  // of weights in bfloat16, which the update makes stale
-    at::autocast::set_autocast_enabled(at::kCPU, before_);
+    at::autocast::set_autocast_enabled(device_, before_);
   }
 
  private:
+  at::DeviceType device_;
   bool before_;
 };
 

@@ -1,6 +1,7 @@
 #include "examples/microgpt/checkpoint.h"
 
 #include <ATen/CPUGeneratorImpl.h>
+#include <ATen/Context.h>
 #include <fmt/format.h>
 #include <torch/serialize.h>
 
@@ -11,6 +12,7 @@
 #include <sstream>
 
 #include "examples/microgpt/atomic_file.h"
+#include "examples/microgpt/device.h"
 #include "examples/microgpt/error.h"
 
 namespace microgpt {
@@ -50,7 +52,8 @@ void guarded(const std::string& path, Read read) {
   }
 }
 
-Archive open_archive(const std::string& path) {
+// Tensors come to `device`, wherever they were when they were saved.
+Archive open_archive(const std::string& path, at::Device device) {
   errno = 0;
   std::ifstream in(path, std::ios::binary);
   if (!in) throw Error(fmt::format("cannot open the checkpoint {}: {}", path, std::strerror(errno)));
@@ -64,7 +67,7 @@ Archive open_archive(const std::string& path) {
   }
   Archive archive;
   guarded(path, [&] {
-    archive.tensors.load_from(contents.data(), contents.size());
+    archive.tensors.load_from(contents.data(), contents.size(), device);
     c10::IValue facts;
     archive.tensors.read("facts", facts);
     archive.facts = nlohmann::json::parse(facts.toStringRef());
@@ -93,6 +96,10 @@ void save_checkpoint(const std::string& path, Trainer& trainer, const History& h
   archive.write("optimizer", optimizer);
   at::Generator random = at::detail::getDefaultCPUGenerator();
   archive.write("random", random.get_state());
+  if (trainer.model()->parameters().front().is_cuda()) {
+    at::Generator on_gpu = at::globalContext().defaultGenerator({at::kCUDA, 0});
+    archive.write("random_cuda", on_gpu.get_state());
+  }
   std::ostringstream out;
   archive.save_to(out);
   const std::string contents = std::move(out).str();
@@ -100,7 +107,8 @@ void save_checkpoint(const std::string& path, Trainer& trainer, const History& h
 }
 
 Resumed restore_checkpoint(const std::string& path, Trainer& trainer) {
-  Archive archive = open_archive(path);
+  const at::Device device = trainer.model()->parameters().front().device();
+  Archive archive = open_archive(path, device);
   ModelOptions wanted = trainer.model()->options();
   wanted.dropout = archive.model.dropout;  // may change from run to run
   if (archive.model != wanted) {
@@ -118,14 +126,19 @@ Resumed restore_checkpoint(const std::string& path, Trainer& trainer) {
     at::Tensor random_state;
     archive.tensors.read("random", random_state);
     at::Generator random = at::detail::getDefaultCPUGenerator();
-    random.set_state(random_state);
+    random.set_state(random_state.cpu());
+    if (device.is_cuda() && archive.tensors.try_read("random_cuda", random_state)) {  // else it began on the CPU
+      at::globalContext().defaultGenerator(device).set_state(random_state.cpu());
+    }
   });
   return resumed;
 }
 
-std::shared_ptr<Gpt> load_model(const std::string& path, AttentionKind attention) {
-  Archive archive = open_archive(path);
-  auto model = std::make_shared<Gpt>(archive.model, attention);
+std::shared_ptr<Gpt> load_model(const std::string& path, const ComputeOptions& compute) {
+  const at::Device device = device_of(compute);
+  Archive archive = open_archive(path, device);
+  auto model = std::make_shared<Gpt>(archive.model, attention_kind(compute.attention));
+  model->to(device);
   guarded(path, [&] { read_part(archive.tensors, "model", *model); });
   return model;
 }

@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -31,8 +32,8 @@ double median(std::vector<double> values) {
 }
 
 std::vector<std::string> command(const CompareOptions& options, const std::string& attention) {
-  std::vector<std::string> argv = {"/proc/self/exe", "measure", "--attention",
-                                   attention,        "--dtype", options.compute.dtype};
+  std::vector<std::string> argv = {"/proc/self/exe",      "measure",  "--attention",         attention, "--dtype",
+                                   options.compute.dtype, "--device", options.compute.device};
   const auto add = [&](const char* name, auto value) { argv.insert(argv.end(), {name, fmt::to_string(value)}); };
   add("--threads", options.compute.threads);
   add("--layers", options.model.layers);
@@ -47,10 +48,12 @@ std::vector<std::string> command(const CompareOptions& options, const std::strin
   return argv;
 }
 
-// One process; returns the median of its steps in seconds.
-double add_process(Row& row, const CompareOptions& options, const std::string& attention) {
+// One process; returns the median of its steps in seconds. On a GPU an attention may fail, for want of memory or
+// because it doesn't exist there: nothing, then.
+std::optional<double> add_process(Row& row, const CompareOptions& options, const std::string& attention) {
   const ChildResult child = run_child(command(options, attention));
   if (child.exit_code != 0) {
+    if (options.compute.device == "cuda" && attention != "ours") return std::nullopt;
     throw Error(fmt::format("measuring attention '{}' failed with exit code {}", attention, child.exit_code));
   }
   const nlohmann::json json = nlohmann::json::parse(child.out);
@@ -66,14 +69,20 @@ double add_process(Row& row, const CompareOptions& options, const std::string& a
 }  // namespace
 
 int compare(const CompareOptions& options) {
-  fmt::print("training step at sequence length {}: batch {}, {} layers, dim {}, {} heads, {}\n", options.model.context,
-             options.batch, options.model.layers, options.model.dim, options.model.heads, options.compute.dtype);
+  const std::vector<std::string> attentions =
+      options.compute.device == "cuda" ? std::vector<std::string>{"ours", "flash", "cudnn", "efficient", "vanilla"}
+                                       : std::vector<std::string>{"ours", "sdpa", "vanilla"};
+  fmt::print("training step at sequence length {}: batch {}, {} layers, dim {}, {} heads, {} on {}\n",
+             options.model.context, options.batch, options.model.layers, options.model.dim, options.model.heads,
+             options.compute.dtype, options.compute.device);
   std::map<std::string, Row> rows;
   for (int64_t round = 0; round < options.rounds; ++round) {
     fmt::print("round {} of {}:", round + 1, options.rounds);
-    for (const char* name : kAttentionNames) {
+    for (const std::string& name : attentions) {
       std::fflush(stdout);
-      fmt::print("  {} {:.0f} ms", name, 1e3 * add_process(rows[name], options, name));
+      if (round > 0 && rows[name].seconds.empty()) continue;  // it failed
+      const std::optional<double> seconds = add_process(rows[name], options, name);
+      fmt::print("  {} {}", name, seconds ? fmt::format("{:.1f} ms", 1e3 * *seconds) : "does not run");
     }
     fmt::print("\n");
   }
@@ -81,11 +90,12 @@ int compare(const CompareOptions& options) {
   nlohmann::json table = nlohmann::json::array();
   fmt::print("{:<10} {:>12} {:>9} {:>14} {:>16} {:>10}\n", "attention", "ms per step", "x ours", "peak memory",
              "of it for steps", "loss");
-  const double ours = median(rows.at(kAttentionNames[0]).seconds);
-  for (const char* name : kAttentionNames) {
+  const double ours = median(rows.at(attentions.front()).seconds);
+  for (const std::string& name : attentions) {
     const Row& row = rows.at(name);
+    if (row.seconds.empty()) continue;
     const double seconds = median(row.seconds);
-    fmt::print("{:<10} {:>12.0f} {:>9.2f} {:>10.0f} MiB {:>12.0f} MiB {:>10.4f}\n", name, 1e3 * seconds, seconds / ours,
+    fmt::print("{:<10} {:>12.1f} {:>9.2f} {:>10.0f} MiB {:>12.0f} MiB {:>10.4f}\n", name, 1e3 * seconds, seconds / ours,
                static_cast<double>(row.peak_bytes) / (1 << 20), static_cast<double>(row.steps_bytes) / (1 << 20),
                row.bits_per_byte);
     table.push_back({{"attention", name},
@@ -96,10 +106,10 @@ int compare(const CompareOptions& options) {
                      {"bits_per_byte", row.bits_per_byte}});
   }
   if (!options.report.empty()) {
-    const nlohmann::json json = {{"program", "microgpt compare"},  {"seqlen", options.model.context},
-                                 {"batch", options.batch},         {"layers", options.model.layers},
-                                 {"dim", options.model.dim},       {"heads", options.model.heads},
-                                 {"dtype", options.compute.dtype}, {"rows", table}};
+    const nlohmann::json json = {
+        {"program", "microgpt compare"},    {"seqlen", options.model.context}, {"batch", options.batch},
+        {"layers", options.model.layers},   {"dim", options.model.dim},        {"heads", options.model.heads},
+        {"device", options.compute.device}, {"dtype", options.compute.dtype},  {"rows", table}};
     write_file_atomically(options.report, json.dump(1) + "\n");
   }
   return 0;

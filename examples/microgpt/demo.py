@@ -1,4 +1,4 @@
-"""Trains microgpt for a while, compares three attentions and draws both: what `make demo` runs."""
+"""Trains microgpt for a while, compares several attentions and draws both: what `make demo` runs."""
 
 import argparse
 import json
@@ -11,8 +11,16 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-ATTENTIONS = {"ours": "xformers", "sdpa": "PyTorch SDPA", "vanilla": "plain formula"}
-COLORS = {"ours": "#0b6e4f", "sdpa": "#7f8c99", "vanilla": "#c8ced4"}
+ATTENTIONS = {
+    "ours": "xformers",
+    "sdpa": "PyTorch SDPA",
+    "flash": "PyTorch flash",
+    "cudnn": "PyTorch cuDNN",
+    "efficient": "PyTorch efficient",
+    "vanilla": "plain formula",
+}
+COLORS = {"ours": "#0b6e4f", "vanilla": "#c8ced4"}
+OTHER_COLOR = "#7f8c99"
 
 
 def run(program: Path, *arguments: object) -> None:
@@ -61,7 +69,9 @@ def draw_training(axes: plt.Axes, report: dict) -> None:
 def draw_bars(axes: plt.Axes, rows: list[dict], values: list[float], title: str, unit: str) -> None:
     """One bar for each attention."""
     bars = axes.barh(
-        [ATTENTIONS[row["attention"]] for row in rows], values, color=[COLORS[row["attention"]] for row in rows]
+        [ATTENTIONS[row["attention"]] for row in rows],
+        values,
+        color=[COLORS.get(row["attention"], OTHER_COLOR) for row in rows],
     )
     axes.bar_label(bars, labels=[f" {value:,.0f} {unit}" for value in values])
     axes.invert_yaxis()
@@ -97,11 +107,13 @@ def main() -> None:
     parser.add_argument(
         "--text", nargs="+", help="files and folders to learn from instead of Python's standard library"
     )
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where the model computes")
     options = parser.parse_args()
 
     program = options.build_dir.resolve() / "bin" / "microgpt"
     options.out.mkdir(parents=True, exist_ok=True)
     train, compare = options.out / "train.json", options.out / "compare.json"
+    device = ["--device", options.device]
     text = ["--python", sys.executable] if options.text is None else ["--text", *options.text]
 
     print(f"Training a small GPT for {options.max_seconds:.0f} seconds; its attention is xformers'.", flush=True)
@@ -117,9 +129,12 @@ def main() -> None:
         "--report",
         train,
         *text,
+        *device,
     )
-    print("\nThree attentions, the same model:", flush=True)
-    run(program, "compare", "--report", compare, *text)
+    print("\nSeveral attentions, the same model:", flush=True)
+    run(program, "compare", "--report", compare, *text, *device)
+    if json.loads(compare.read_text())["device"] == "cuda":  # where 16384 is no matter of minutes
+        run(program, "compare", "--seqlen", 16384, "--report", compare, *text, *device)
 
     picture = options.out / "microgpt.png"
     draw(json.loads(train.read_text()), json.loads(compare.read_text()), picture)

@@ -1,4 +1,4 @@
-// microgpt: a small GPT that learns to write text, with xformers' attention, on the CPU. See docs/examples/microgpt.md.
+// microgpt: a small GPT that learns to write text, with xformers' attention. See docs/examples/microgpt.md.
 #include <ATen/Parallel.h>
 #include <c10/util/Exception.h>
 
@@ -8,17 +8,19 @@
 #include <string>
 
 #include "examples/microgpt/compare.h"
+#include "examples/microgpt/device.h"
 #include "examples/microgpt/options.h"
 #include "examples/microgpt/train.h"
 #include "examples/microgpt/wait_policy.h"
 
 namespace {
 
-int run(const microgpt::Options& options) {
+int run(microgpt::Options options) {
   using Command = microgpt::Options::Command;
   const bool training = options.command == Command::kTrain || options.command == Command::kSample;
   const int threads = training ? options.train.compute.threads : options.compare.compute.threads;
   if (threads > 0) at::set_num_threads(threads);
+  microgpt::choose_device(training ? options.train.compute : options.compare.compute);
   switch (options.command) {
     case Command::kTrain: return microgpt::train(options.train);
     case Command::kSample: return microgpt::write_sample(options.train);

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "examples/microgpt/compare.h"
+#include "examples/microgpt/device.h"
 #include "examples/microgpt/error.h"
 #include "examples/microgpt/trainer.h"
 
@@ -27,7 +28,9 @@ int64_t resident_bytes(const std::string& field) {
 int measure(const CompareOptions& options) {
   const Dataset dataset(load_text(options.text), options.model.context);
   Trainer trainer(options.model, options.compute, /*weight_decay=*/0.1, options.seed);
-  const int64_t start_bytes = resident_bytes("VmRSS");
+  const bool on_gpu = options.compute.device == "cuda";
+  if (on_gpu) forget_gpu_peak();
+  const int64_t start_bytes = on_gpu ? gpu_peak_bytes() : resident_bytes("VmRSS");
   std::vector<double> seconds;
   double bits_per_byte = 0;
   for (int64_t step = 0; step <= options.steps; ++step) {
@@ -39,7 +42,7 @@ int measure(const CompareOptions& options) {
   }
   const nlohmann::json json = {{"seconds", seconds},
                                {"start_bytes", start_bytes},
-                               {"peak_bytes", resident_bytes("VmHWM")},
+                               {"peak_bytes", on_gpu ? gpu_peak_bytes() : resident_bytes("VmHWM")},
                                {"bits_per_byte", bits_per_byte}};
   fmt::print("{}\n", json.dump());
   return 0;

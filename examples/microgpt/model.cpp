@@ -78,6 +78,7 @@ Gpt::Gpt(const ModelOptions& options, AttentionKind attention)
 }
 
 at::Tensor Gpt::forward(const at::Tensor& tokens) {
+  if (rotation_.device() != tokens.device()) rotation_ = rotation_.to(tokens.device());
   const at::Tensor rotation = rotation_.narrow(0, 0, tokens.size(1));
   at::Tensor x = embedding_(tokens);
   for (const auto& block : blocks_) x = block->forward(x, rotation);

@@ -52,16 +52,22 @@ void add_model(CLI::App& app, ModelOptions& model, const char* context_name) {
 void add_compute(CLI::App& app, ComputeOptions& compute, bool with_attention) {
   const char* group = "Computation";
   if (with_attention) {
-    app.add_option("--attention", compute.attention, "xformers, PyTorch's fused attention, or the plain formula")
+    app.add_option("--attention", compute.attention,
+                   "xformers, PyTorch's fused attention or one kind of it, or the plain formula")
         ->capture_default_str()
         ->type_name("NAME")
-        ->check(CLI::IsMember({"ours", "sdpa", "vanilla"}))
+        ->check(CLI::IsMember({"ours", "sdpa", "flash", "cudnn", "efficient", "vanilla"}))
         ->group(group);
   }
-  app.add_option("--dtype", compute.dtype, "bfloat16 is autocast: it pays where the processor is quick at it")
+  app.add_option("--device", compute.device, "auto: the GPU where there is one that xformers has kernels for")
       ->capture_default_str()
       ->type_name("NAME")
-      ->check(CLI::IsMember({"float32", "bfloat16"}))
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
+      ->group(group);
+  app.add_option("--dtype", compute.dtype, "bfloat16 is autocast; auto: bfloat16 on a GPU, float32 on the CPU")
+      ->capture_default_str()
+      ->type_name("NAME")
+      ->check(CLI::IsMember({"auto", "float32", "bfloat16"}))
       ->group(group);
   number(app, group, "--threads", compute.threads, 0, 4096, "Threads; 0: one per core");
 }
@@ -112,7 +118,7 @@ void add_compare(CLI::App& app, CompareOptions& compare) {
   const char* group = "Measurement";
   number(app, group, "--batch", compare.batch, 1, 1 << 20, "Sequences in a step");
   number(app, group, "--steps", compare.steps, 1, 1 << 20, "Timed steps in a process, after an untimed one");
-  number(app, group, "--rounds", compare.rounds, 1, 1000, "Processes per attention; the three take turns");
+  number(app, group, "--rounds", compare.rounds, 1, 1000, "Processes per attention; they take turns");
   number(app, group, "--seed", compare.seed, 0, kLargestSeed, "Seed of weights and batches");
   word(app, "Files", "--report", compare.report, "FILE", "Where to write the table as JSON");
 }
@@ -142,13 +148,13 @@ ParsedOptions parse_options(int argc, char** argv) {
   ParsedOptions parsed;
   Options& options = parsed.options;
   CLI::App app(
-      "A small GPT that learns to write text, byte by byte, on the CPU.\n"
+      "A small GPT that learns to write text, byte by byte, on the CPU or a GPU.\n"
       "Its attention is xformers' memory-efficient attention; PyTorch's and the plain formula are there to compare.\n\n"
       "  microgpt train                                      two minutes on the Python standard library\n"
       "  microgpt train --text book.txt --checkpoint book.ckpt --max-seconds 3600\n"
       "  microgpt train --text book.txt --checkpoint book.ckpt --max-seconds 7200 --resume\n"
       "  microgpt sample --checkpoint book.ckpt --prompt 'It was'\n"
-      "  microgpt compare                                    time and memory of the three attentions\n",
+      "  microgpt compare                                    time and memory of several attentions\n",
       "microgpt");
   app.get_formatter()->column_width(36);
   app.require_subcommand(1);
@@ -165,7 +171,7 @@ ParsedOptions parse_options(int argc, char** argv) {
   add_sample(*sample, options.train.sample, "");
   add_compute(*sample, options.train.compute, /*with_attention=*/true);
 
-  auto* compare = app.add_subcommand("compare", "Time per training step and peak memory of the three attentions");
+  auto* compare = app.add_subcommand("compare", "Time per training step and peak memory of several attentions");
   add_compare(*compare, options.compare);
 
   // One process of `compare`: prints its measurements as JSON.

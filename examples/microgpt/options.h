@@ -23,8 +23,9 @@ struct TextOptions {
 };
 
 struct ComputeOptions {
-  std::string attention = "ours";  // ours, sdpa, vanilla
-  std::string dtype = "float32";   // float32, bfloat16 (autocast)
+  std::string attention = "ours";  // a name in attention.h
+  std::string device = "auto";     // auto, cpu, cuda
+  std::string dtype = "auto";      // auto, float32, bfloat16 (autocast)
   int threads = 0;                 // 0: one per core
 };
 

@@ -52,9 +52,10 @@ std::string sample(Gpt& model, const ComputeOptions& compute, const SampleOption
   for (char c : text) tokens.push_back(static_cast<uint8_t>(c));
   for (int64_t i = 0; i < options.bytes; ++i) {
     const int64_t seen = std::min<int64_t>(static_cast<int64_t>(tokens.size()), model.options().context);
-    const at::Tensor window = at::from_blob(tokens.data() + tokens.size() - seen, {1, seen}, at::kLong);
-    Autocast autocast(compute.dtype == "bfloat16");
-    const at::Tensor logits = model.forward(window)[0][seen - 1].to(at::kFloat);
+    const at::Tensor window =
+        at::from_blob(tokens.data() + tokens.size() - seen, {1, seen}, at::kLong).to(device_of(compute));
+    const Autocast autocast(compute);
+    const at::Tensor logits = model.forward(window)[0][seen - 1].to(at::kCPU, at::kFloat);
     tokens.push_back(choose(logits, options, generator));
     text.push_back(static_cast<char>(tokens.back()));
   }

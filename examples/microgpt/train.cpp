@@ -68,10 +68,11 @@ void Run::save() {
 void Run::start() {
   progress_.message(fmt::format("text: {} files, {:.1f} MB from {}", text_.files,
                                 static_cast<double>(text_.train.size() + text_.validation.size()) / 1e6, text_.source));
-  progress_.message(fmt::format("model: {} layers, dim {}, {} heads, context {}, {:.2f} M parameters; attention: {}",
-                                options_.model.layers, options_.model.dim, options_.model.heads, options_.model.context,
-                                static_cast<double>(trainer_.model()->num_parameters()) / 1e6,
-                                options_.compute.attention));
+  progress_.message(
+      fmt::format("model: {} layers, dim {}, {} heads, context {}, {:.2f} M parameters; attention: {}, on {} in {}",
+                  options_.model.layers, options_.model.dim, options_.model.heads, options_.model.context,
+                  static_cast<double>(trainer_.model()->num_parameters()) / 1e6, options_.compute.attention,
+                  options_.compute.device, options_.compute.dtype));
   if (options_.resume) {
     Resumed resumed = restore_checkpoint(options_.checkpoint, trainer_);
     history_ = std::move(resumed.history);
@@ -137,6 +138,7 @@ void Run::report(const std::string& sample) {
   const ModelOptions& model = options_.model;
   const nlohmann::json json = {{"program", "microgpt train"},
                                {"attention", options_.compute.attention},
+                               {"device", options_.compute.device},
                                {"dtype", options_.compute.dtype},
                                {"threads", at::get_num_threads()},
                                {"model",
@@ -192,7 +194,7 @@ int train(const TrainOptions& options) {
 }
 
 int write_sample(const TrainOptions& options) {
-  const auto model = load_model(options.checkpoint, attention_kind(options.compute.attention));
+  const auto model = load_model(options.checkpoint, options.compute);
   fmt::print("{}\n", printable(sample(*model, options.compute, options.sample)));
   return 0;
 }

@@ -9,9 +9,10 @@
 namespace microgpt {
 
 Trainer::Trainer(const ModelOptions& model, const ComputeOptions& compute, double weight_decay, uint64_t seed)
-    : autocast_(compute.dtype == "bfloat16") {
+    : compute_(compute) {
   torch::manual_seed(seed);
   model_ = std::make_shared<Gpt>(model, attention_kind(compute.attention));
+  model_->to(device_of(compute));
 
   // Weight decay is for matrices; gains and offsets of the norms go without.
   std::vector<at::Tensor> matrices, vectors;
@@ -27,9 +28,10 @@ Trainer::Trainer(const ModelOptions& model, const ComputeOptions& compute, doubl
 }
 
 at::Tensor Trainer::loss(const Batch& batch) {
-  Autocast autocast(autocast_);
-  const at::Tensor logits = model_->forward(batch.input);
-  return at::cross_entropy_loss(logits.to(at::kFloat).view({-1, kVocabulary}), batch.next.reshape({-1}));
+  const at::Device device = device_of(compute_);
+  const Autocast autocast(compute_);
+  const at::Tensor logits = model_->forward(batch.input.to(device));
+  return at::cross_entropy_loss(logits.to(at::kFloat).view({-1, kVocabulary}), batch.next.reshape({-1}).to(device));
 }
 
 double Trainer::step(const Batch& batch, double learning_rate) {

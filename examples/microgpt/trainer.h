@@ -24,7 +24,7 @@ class Trainer {
  private:
   at::Tensor loss(const Batch& batch);  // mean of -ln p
 
-  bool autocast_;
+  ComputeOptions compute_;
   std::shared_ptr<Gpt> model_;
   std::unique_ptr<torch::optim::AdamW> optimizer_;
 };

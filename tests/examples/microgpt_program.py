@@ -5,7 +5,8 @@ import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = ("--layers", 2, "--dim", 32, "--heads", 2, "--context", 32, "--batch", 8, "--sample-bytes", 0, "--warmup", 5)
+TINY = ("--layers", 2, "--dim", 32, "--heads", 2, "--context", 32, "--batch", 8, "--sample-bytes", 0, "--warmup", 5,
+        "--device", "cpu")  # fmt: skip
 
 
 class Microgpt:

@@ -24,7 +24,9 @@ def test_help(microgpt):
         text = microgpt.succeeds(name, "--help")
         assert all(f"{option} " in text for option in options)
         assert max(map(len, text.splitlines())) <= 120
-    assert "--attention NAME:{ours,sdpa,vanilla}=ours" in microgpt.succeeds("--help-all")  # choices and default
+    assert "--attention NAME:{ours,sdpa,flash,cudnn,efficient,vanilla}=ours" in microgpt.succeeds(
+        "--help-all"
+    )  # choices and default
 
 
 @pytest.mark.parametrize(
@@ -35,9 +37,10 @@ def test_help(microgpt):
         (("train", "--layer", 3), "--layer"),
         (("train", "--layers", 0), "is 0, expected a number from 1"),
         (("train", "--lr", "fast"), "is fast, expected a number"),
-        (("train", "--attention", "theirs"), "theirs not in {ours,sdpa,vanilla}"),
+        (("train", "--attention", "theirs"), "theirs not in {ours,sdpa,flash,cudnn,efficient,vanilla}"),
         (("train", "--dim", 100, "--heads", 3), "--dim 100 over --heads 3"),
         (("train", "--resume", "--overwrite", "--checkpoint", "x"), "--overwrite"),
+        (("train", "--device", "tpu"), "tpu not in {auto,cpu,cuda}"),
         (("sample",), "--checkpoint"),
         (("compare", "--heads", 3), "--heads 3"),
     ],
@@ -109,7 +112,7 @@ def test_threads_wait_asleep_unless_told_otherwise(microgpt, train, given, used)
 def comparison(microgpt, text, tmp_path_factory):
     """A small model at the full length: its scores alone are 64 MiB in each layer of the plain formula."""
     path = tmp_path_factory.mktemp("compare") / "compare.json"
-    size = ("--layers", 1, "--dim", 16, "--heads", 4, "--seqlen", 2000, "--steps", 2, "--rounds", 1)
+    size = ("--device", "cpu", "--layers", 1, "--dim", 16, "--heads", 4, "--seqlen", 2000, "--steps", 2, "--rounds", 1)
     out = microgpt.succeeds("compare", "--text", text, *size, "--report", path)
     return out, json.loads(path.read_text())
 
@@ -119,7 +122,7 @@ def test_compare(comparison):
     rows = {row["attention"]: row for row in report["rows"]}
     assert list(rows) == ["ours", "sdpa", "vanilla"] and report["seqlen"] == 2000
     for name, row in rows.items():
-        assert re.search(rf"^{name} +\d+ +\d+\.\d\d +\d+ MiB +\d+ MiB", out, re.MULTILINE)
+        assert re.search(rf"^{name} +\d+\.\d +\d+\.\d\d +\d+ MiB +\d+ MiB", out, re.MULTILINE)
         assert len(row["seconds"]) == 2 and min(row["seconds"]) <= row["median_seconds"] <= max(row["seconds"])
         assert 0 < row["steps_bytes"] < row["peak_bytes"]
         assert row["bits_per_byte"] == pytest.approx(rows["vanilla"]["bits_per_byte"], rel=1e-4)
