@@ -4,7 +4,7 @@ import subprocess
 from pathlib import Path
 
 import torch.utils
-from shell import run
+from shell import ROOT, run
 
 HERE = Path(__file__).parent
 
@@ -27,7 +27,12 @@ def test_every_operator_header(build_outside, prefix, tmp_path):
 
 
 def test_kernels_without_torch(build_outside):
-    folder = build_outside(HERE / "kernels_only", Python_EXECUTABLE="/nonexistent", XFORMERS_TORCH_DIR="/nonexistent")
+    folder = build_outside(
+        HERE / "kernels_only",
+        CONSUMER_SOURCE=ROOT / "examples/kernels_alone.cpp",
+        Python_EXECUTABLE="/nonexistent",
+        XFORMERS_TORCH_DIR="/nonexistent",
+    )
     assert "lse" in run(folder / "kernels_only")
     assert "torch" not in run("ldd", folder / "kernels_only")
 

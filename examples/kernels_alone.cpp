@@ -1,4 +1,5 @@
-// One query, two keys, on raw pointers: the softmax weights of scores 0 and log 3 are 1/4 and 3/4.
+// Attention without a framework, on raw pointers: one query, two keys. The softmax weights of scores 0 and log 3 are
+// 1/4 and 3/4. Links libxformers_kernels alone: find_package(xformers COMPONENTS kernels), xformers::kernels.
 #include <cmath>
 #include <cstdio>
 
