@@ -10,9 +10,14 @@ namespace xformers::cuda {
 using Range = RangeOf<int>;
 using Band = BandOf<int>;
 
+// Keys that one query sees; it may begin before the sequence, and end before it begins.
+__device__ __forceinline__ Range visible_keys(const Band& band, int query) {
+  return band.full_range({query, query + 1});
+}
+
 // The phase: elements of scores that are not visible become `hidden` (-inf before the softmax, 0 behind it), whatever
 // they were. Every row of the fragment sees one interval of columns, visible_of(row): keys, where rows are queries
-// (low = band.first_key(query), high = min(band.last_key(query) + 1, seqlen_k)); queries, where scores are transposed.
+// (visible_keys); queries, where scores are transposed ({band.first_query(key), band.last_query(key) + 1}).
 // Rows count from the fragment's first one, columns as `first_column` does.
 template <int kRowTiles, int kColumnTiles, class VisibleOf>
 __device__ __forceinline__ void mask(Fragment<kRowTiles, kColumnTiles>& x, int first_column,

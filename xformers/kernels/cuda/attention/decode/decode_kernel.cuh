@@ -9,7 +9,6 @@
 // A lane holds rows lane / 4 and + 8, as in sm80/fwd_kernel.cuh.
 #pragma once
 
-#include "xformers/kernels/cuda/arch/fast_math.cuh"
 #include "xformers/kernels/cuda/arch/mma.cuh"
 #include "xformers/kernels/cuda/attention/decode/decode_clear.cuh"
 #include "xformers/kernels/cuda/attention/decode/decode_tile.cuh"
@@ -23,6 +22,7 @@ template <class T, DecodePolicy kPolicy>
 class Decode {
   static constexpr int kDim = kPolicy.head_dim, kKeys = kPolicy.keys, kStages = kPolicy.stages, kWarps = kPolicy.warps;
   static constexpr int kKeyTiles = kKeys / 8, kDimTiles = kDim / 8, kTileBytes = 2 * kKeys * kDim;
+  using Scores = Fragment<1, kKeyTiles>;
   using Layout = sm80::TileLayout<kDim>;
   static constexpr int kChunks = Layout::kChunks, kRowsPerCopy = 32 / kChunks > 0 ? 32 / kChunks : 1;
 
@@ -36,8 +36,8 @@ class Decode {
   const T *k_, *v_;
   uint32_t smem_q_;  // fragments [kDim / 16][32 lanes][4], or in
   uint32_t q_[kPolicy.shares_q() ? 1 : kDim / 16][4];
-  float acc_[kDimTiles][4] = {};
-  float row_max_[2] = {-INFINITY, -INFINITY}, row_sum_[2] = {0, 0};
+  Fragment<1, kDimTiles> acc_o_ = {};
+  SoftmaxRows<1> softmax_;
 
  public:
   __device__ __forceinline__ Decode(const FwdArgs& args, const DecodeTile& tile, unsigned char* smem)
@@ -84,10 +84,12 @@ class Decode {
       copy_async_wait<kStages - 1>();
       __syncwarp();  // what the other lanes copied is there too
       const uint32_t k = ring_ + stage * kPolicy.stage_bytes(), v = k + kTileBytes;
-      float s[kKeyTiles][4] = {};
+      Scores s = {};
       multiply_scores(s, k);
-      if (!band_.is_full(queries, {key, key + kKeys})) mask(s, key);
-      softmax(s);
+      if (!band_.is_full(queries, {key, key + kKeys})) {
+        mask<1, kKeyTiles>(s, key, [&](int row) { return visible_keys(band_, query_of(tile_.first_row + row)); });
+      }
+      softmax_.template step<kKeyTiles, kDimTiles>(s, acc_o_, unit());
       accumulate(s, v);
       __syncwarp();  // everybody is done with the stage
       ask(stage, next, end, row);
@@ -161,11 +163,13 @@ class Decode {
     if constexpr (kPolicy.shares_q()) __syncthreads();
   }
 
-  __device__ __forceinline__ void multiply_scores(float (&s)[kKeyTiles][4], uint32_t k) {
-    float odd[kKeyTiles][4] = {};  // every second slice apart: products wait for each other half as long
+  // In natural units.
+  static __device__ __forceinline__ ScoreUnit unit() { return ScoreUnit(1, kLog2e); }
+  __device__ __forceinline__ void multiply_scores(Scores& s, uint32_t k) {
+    Scores odd = {};  // every second slice apart: products wait for each other half as long
 #pragma unroll
     for (int d = 0; d < kDim / 16; ++d) {
-      float(&sum)[kKeyTiles][4] = d % 2 ? odd : s;
+      float(&sum)[kKeyTiles][4] = d % 2 ? odd[0] : s[0];
       uint32_t a[4];
       if constexpr (kPolicy.shares_q()) {
         const uint4 fragment = load_shared_16(smem_q_ + (d * 32 + lane_) * 16);
@@ -181,71 +185,15 @@ class Decode {
         mma<T>(sum[n + 1], a, b[2], b[3]);
       }
     }
+    const float softmax_scale = static_cast<float>(p_.softmax_scale);
 #pragma unroll
     for (int n = 0; n < kKeyTiles; ++n)
 #pragma unroll
-      for (int i = 0; i < 4; ++i) s[n][i] = (s[n][i] + odd[n][i]) * args_.scale_log2;
+      for (int i = 0; i < 4; ++i) s[0][n][i] = (s[0][n][i] + odd[0][n][i]) * softmax_scale;
   }
 
-  __device__ __forceinline__ void mask(float (&s)[kKeyTiles][4], int key) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int query = query_of(tile_.first_row + lane_ / 4 + half * 8);
-      const int low = band_.first_key(query) - key,
-                high = min(band_.last_key(query) + 1, tile_.sequence.seqlen_k) - key;
-#pragma unroll
-      for (int n = 0; n < kKeyTiles; ++n) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const int at = n * 8 + lane_ % 4 * 2 + i;
-          if (at < low || at >= high) s[n][half * 2 + i] = -INFINITY;
-        }
-      }
-    }
-  }
-
-  // Scores (in units of log2(e)) become probabilities relative to row_max_, which is only raised by more than 2^8.
-  __device__ __forceinline__ void softmax(float (&s)[kKeyTiles][4]) {
-    constexpr float kRoom = 8;
-    float now[2];
-    bool grows = false;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float most = -INFINITY;
-#pragma unroll
-      for (int n = 0; n < kKeyTiles; ++n) most = fmaxf(most, fmaxf(s[n][half * 2], s[n][half * 2 + 1]));
-      most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 1));
-      now[half] = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 2));
-      grows |= now[half] > row_max_[half] + kRoom;  // also the first that is not -inf
-    }
-    if (__any_sync(0xffffffffu, grows)) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const float most = fmaxf(now[half], row_max_[half]);
-        const float factor = row_max_[half] == -INFINITY ? 0.0f : fast_exp2(row_max_[half] - most);
-        row_max_[half] = most;
-        row_sum_[half] *= factor;
-#pragma unroll
-        for (int d = 0; d < kDimTiles; ++d) acc_[d][half * 2] *= factor, acc_[d][half * 2 + 1] *= factor;
-      }
-    }
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      // A row that sees no key keeps row_max_ = -inf; -inf minus itself would be NaN, so it is treated as 0.
-      const float origin = row_max_[half] == -INFINITY ? 0.0f : row_max_[half];
-#pragma unroll
-      for (int n = 0; n < kKeyTiles; ++n) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          float& x = s[n][half * 2 + i];
-          x = fast_exp2(x - origin);
-          row_sum_[half] += x;
-        }
-      }
-    }
-  }
-
-  __device__ __forceinline__ void accumulate(const float (&s)[kKeyTiles][4], uint32_t v) {
+  __device__ __forceinline__ void accumulate(const Scores& scores, uint32_t v) {
+    const float(&s)[kKeyTiles][4] = scores[0];
 #pragma unroll
     for (int n = 0; n < kKeyTiles; n += 2) {
       const uint32_t a[4] = {pack<T>(s[n][0], s[n][1]), pack<T>(s[n][2], s[n][3]), pack<T>(s[n + 1][0], s[n + 1][1]),
@@ -254,8 +202,8 @@ class Decode {
       for (int d = 0; d < kDimTiles; d += 2) {
         uint32_t b[4];
         sm80::load_b_transposed<kDim>(b, v, n * 8, d / 2);
-        mma<T>(acc_[d], a, b[0], b[1]);
-        mma<T>(acc_[d + 1], a, b[2], b[3]);
+        mma<T>(acc_o_[0][d], a, b[0], b[1]);
+        mma<T>(acc_o_[0][d + 1], a, b[2], b[3]);
       }
     }
   }
@@ -265,19 +213,19 @@ class Decode {
   __device__ __forceinline__ void finish() {
     float* const sums = reinterpret_cast<float*>(smem_);
     PartStats* const stats = reinterpret_cast<PartStats*>(sums + kWarps * kRows * kPolicy.sum_stride());
+    softmax_.finish();
     __syncthreads();  // all warps are done with their rings
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      float sum = row_sum_[half];
-      sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-      sum += __shfl_xor_sync(0xffffffffu, sum, 2);
       const int row = lane_ / 4 + half * 8;
       if (row >= tile_.rows) continue;
-      if (lane_ % 4 == 0) stats[warp_ * kRows + row] = {row_max_[half] * kLn2, sum};
+      if (lane_ % 4 == 0) {
+        stats[warp_ * kRows + row] = {natural_max(softmax_.row_max[0][half], unit()), softmax_.row_sum[0][half]};
+      }
       float* const to = sums + (warp_ * kRows + row) * kPolicy.sum_stride();
 #pragma unroll
       for (int d = 0; d < kDimTiles; ++d) {
-        *reinterpret_cast<float2*>(to + (d * 8 + lane_ % 4 * 2)) = {acc_[d][half * 2], acc_[d][half * 2 + 1]};
+        *reinterpret_cast<float2*>(to + (d * 8 + lane_ % 4 * 2)) = {acc_o_[0][d][half * 2], acc_o_[0][d][half * 2 + 1]};
       }
     }
     __syncthreads();
