@@ -84,10 +84,11 @@ void softmax_backward(const SoftmaxBwdParams& p, const Stream& where) {
   const bool vectors = rows_are_aligned(p.out, p.shape.width, p.shape.dtype) && is_aligned(p.dout) && is_aligned(p.dx);
   with_vectors<false>(p.shape.dtype, vectors, [&]<class T, int kVec>() {
     constexpr int kItems = kBackwardItems<kVec>;
+    constexpr bool kMayStay = kVec > 1;  // a name: nvcc's host stub can't hold the comparison
     launch_softmax<T, kVec, kItems>(
         SoftmaxBackwardArgs{.p = p, .rows = SoftmaxRows(p.shape), .plan = {}}, where,
         p.shape.causal ? softmax_backward_rows<T, kVec, kItems, true> : softmax_backward_rows<T, kVec, kItems, false>,
-        softmax_backward_long<T, kVec, false>, softmax_backward_long<T, kVec, (kVec > 1)>);
+        softmax_backward_long<T, kVec, false>, softmax_backward_long<T, kVec, kMayStay>);
   });
 }
 

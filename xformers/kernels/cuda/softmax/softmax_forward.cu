@@ -91,11 +91,12 @@ void softmax_forward(const SoftmaxFwdParams& p, const Stream& where) {
                                         rows_are_aligned(mask.data, mask.outer1_stride, dtype));
   const bool vectors = rows_are_aligned(p.x, p.shape.width, dtype) && is_aligned(p.out) && mask_fits;
   with_vectors<false>(dtype, vectors, [&]<class T, int kVec>() {
+    constexpr bool kMayStay = kVec > 1;  // a name: nvcc's host stub can't hold the comparison
     const auto run = [&](auto rows, auto causal_rows) {
       launch_softmax<T, kVec, kForwardItems>(SoftmaxForwardArgs{.p = p, .rows = SoftmaxRows(p.shape), .plan = {}},
                                              where, p.shape.causal ? causal_rows : rows,
                                              softmax_forward_long<T, kVec, false>,
-                                             softmax_forward_long<T, kVec, (kVec > 1)>);
+                                             softmax_forward_long<T, kVec, kMayStay>);
     };
     mask.data ? run(softmax_forward_rows<T, kVec, kForwardItems, true, false>,
                     softmax_forward_rows<T, kVec, kForwardItems, true, true>)
