@@ -102,7 +102,7 @@ TEST(LargeBlocks, Norm) {
                            .x = {m.at(m.a, first), m.width},
                            .increment = {},
                            .weight = m.weight.data(),
-                           .bias = m.weight.data(),
+                           .bias = kind == NormKind::kLayer ? m.weight.data() : nullptr,
                            .out = {results[0], m.width}},
                           kThreads);
       });
@@ -240,6 +240,7 @@ TEST(LargeBlocks, Indexing) {
         p.dsource = {results[0], m.width, m.width};
         p.index = index.data();
         p.scaling = m.weight.data();
+        p.scaling_dtype = compute_of(m.dtype);
         p.dscaling = sums ? dscaling.data() : nullptr;
         cpu::scaled_index_add_backward(p, kThreads);
       });
