@@ -154,7 +154,7 @@ def test_parts_that_saw_no_key_count_for_nothing():
 @pytest.mark.parametrize("n", [2, 3, 30])
 @pytest.mark.parametrize("dim", [5, 64])
 def test_nan_stays_nan(dim, n, dtype):
-    """In one part's lse: the row's out, lse and gradients; other rows are untouched, a part without keys adds nothing."""
+    """In one part's lse: the row's out, lse and gradients; others are untouched, a part without keys adds nothing."""
     attn, lse = parts((2, 6, 3, dim), n, dtype, requires_grad=False)
     clean = [x.clone() for x in lse]
     lse[1][:, 0, 2] = torch.nan

@@ -23,8 +23,8 @@ struct FwdArgs {
   bool aligned_out = false;                    // rows in units of two elements
   bool chunked_out = false;                    // rows in units of 16 bytes
   int num_splits = 1;
-  int part_steps = 0;            // blocks of keys per split; 0: each row tile's in num_splits equal parts
-  int64_t total_rows = 0;        // batch * num_heads * seqlen_q: rows of one split's partial results
+  int part_steps = 0;                  // blocks of keys per split; 0: each row tile's in num_splits equal parts
+  int64_t total_rows = 0;              // batch * num_heads * seqlen_q: rows of one split's partial results
   float* out_partial = nullptr;        // [num_splits, total_rows, head_dim_v], each divided by its sum; null: not split
   PartStats* stats_partial = nullptr;  // [num_splits, total_rows]
   float scale_log2 = 0;                // softmax_scale * log2(e)

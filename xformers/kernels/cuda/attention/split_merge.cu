@@ -1,7 +1,6 @@
 // The second pass where keys were split: out and lse out of the parts' results. A lane has four of 128 dims, blockIdx.y
 // says which; a row has one warp, or eight, which share its parts and add up in shared memory.
 #include "xformers/kernels/cuda/attention/split_merge.cuh"
-
 #include "xformers/kernels/cuda/attention/split_merge.h"
 #include "xformers/kernels/cuda/base/elements.cuh"
 #include "xformers/kernels/cuda/base/launch.h"

@@ -67,8 +67,8 @@ __device__ __forceinline__ void unpack(const Packed<T, kCount>& from, Compute<T>
 
 // The same in another type than Compute<T>.
 template <class T, int kCount, class C>
-requires(!std::is_same_v<C, Compute<T>>) __device__ __forceinline__
-    void unpack(const Packed<T, kCount>& from, C (&to)[kCount]) {
+  requires(!std::is_same_v<C, Compute<T>>)
+__device__ __forceinline__ void unpack(const Packed<T, kCount>& from, C (&to)[kCount]) {
   Compute<T> numbers[kCount];
   unpack(from, numbers);
 #pragma unroll
@@ -99,7 +99,8 @@ __device__ __forceinline__ Packed<T, kCount> pack(const Compute<T> (&from)[kCoun
 }
 
 template <class T, int kCount, class C>
-requires(!std::is_same_v<C, Compute<T>>) __device__ __forceinline__ Packed<T, kCount> pack(const C (&from)[kCount]) {
+  requires(!std::is_same_v<C, Compute<T>>)
+__device__ __forceinline__ Packed<T, kCount> pack(const C (&from)[kCount]) {
   Compute<T> numbers[kCount];
 #pragma unroll
   for (int i = 0; i < kCount; ++i) numbers[i] = static_cast<Compute<T>>(from[i]);

@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(kAlikeThreads, kBatch == 2 ? 12 : 7)
   float* const weights = warp.memory(num_parts + 1);                               // [parts][rows]
   auto* const to = reinterpret_cast<uint32_t*>(weights + num_parts * warp.count);  // [rows]
   if (warp.lane < warp.count) to[warp.lane] = warp.own.in(args.out);
-  const float lse = find_weights < kAll ? kBatch : 0 > (args, warp, weights);
+  const float lse = find_weights<kAll ? kBatch : 0>(args, warp, weights);
   if (args.lse_data && warp.has_own) static_cast<float*>(args.lse_data)[warp.own.in(args.lse)] = lse;
   const auto add = [&](float(&sum)[kVector], const Packed<T, kVector>& elements, int part, int u) {
     const float weight = weights[part * warp.count + warp.row(u)];

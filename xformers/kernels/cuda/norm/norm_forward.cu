@@ -137,8 +137,9 @@ __global__ void __maxnreg__((kRegisters<kVec, kWork>)) norm_forward_rows(const _
     again = reduce.any_part(sum[0], [&](C squares) { return !Squares<C>::fit(squares, reciprocal, eps); });
   }
   if (again) {
-    const RowStatistics<C> exact = exact_statistics<kWork == Work::kLayer, kVec, C>(
-        p.shape, reduce, for_each, [&](int item, auto column, C(&to)[kVec]) { numbers_of(x, item, column, to); });
+    const RowStatistics<C> exact = exact_statistics < kWork == Work::kLayer, kVec,
+                           C > (p.shape, reduce, for_each,
+                                [&](int item, auto column, C(&to)[kVec]) { numbers_of(x, item, column, to); });
     mean = exact.mean;
     scale = exact.scale;
     x.keep_packed();

@@ -30,8 +30,8 @@ struct KeyElements {
       return load_four(to, static_cast<const T*>(tensor.data) + offset, d, dim);
     const uint32_t* words = nullptr;
     if (coefficients.data) {
-      words = static_cast<const uint32_t*>(coefficients.data) + tile.offset(coefficients) +
-              at * coefficients.seq_stride;
+      words =
+          static_cast<const uint32_t*>(coefficients.data) + tile.offset(coefficients) + at * coefficients.seq_stride;
     }
     for (int e = 0; e < 4 && d + e < dim; ++e) {
       to[e] = dequantised<C>(static_cast<const uint32_t*>(tensor.data) + offset, words, p.quantization, dim, d + e);

@@ -284,8 +284,8 @@ class Backward : BackwardProducts<kPolicy> {
     for (int half = 0; half < 2; ++half) {
       const int key = key_of(2 * half);
       if (key >= tile_.first + tile_.rows) continue;
-      float* const row = static_cast<float*>(tensor.data) + tile_.offset(tensor) +
-                         (tile_.sequence.k_begin + key) * tensor.seq_stride;
+      float* const row =
+          static_cast<float*>(tensor.data) + tile_.offset(tensor) + (tile_.sequence.k_begin + key) * tensor.seq_stride;
 #pragma unroll
       for (int d = 0; d < kDim / 8; ++d) {
         store_2(row, 8 * d + threadIdx.x % 4 * 2, static_cast<int>(dim), args_.aligned,

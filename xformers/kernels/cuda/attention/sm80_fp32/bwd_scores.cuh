@@ -48,9 +48,7 @@ class BackwardScores {
   __device__ __forceinline__ int query_of(int block, int m, int i) const {
     return block * kBlockM + lane_column(m) + i % 2;
   }
-  __device__ __forceinline__ int key_of(int i) const {
-    return tile_.first + warp_key_ + lane_row(0, i / 2);
-  }
+  __device__ __forceinline__ int key_of(int i) const { return tile_.first + warp_key_ + lane_row(0, i / 2); }
   __device__ __forceinline__ int64_t bias_offset(const ScoreBias& bias, int query, int key) const {
     return tile_.offset(bias) + query * bias.q_stride + key * bias.k_stride;
   }
