@@ -20,6 +20,9 @@ namespace xformers::cpu::XFORMERS_ISA_NAMESPACE {
 
 inline constexpr ptrdiff_t kKeyBlocks = 4;  // of 128 keys, packed together
 
+// Below this an lse alone is exact enough (2^-21 in P): ordinary rows have the same bits with lse_low and without.
+inline constexpr int kLargeLse = 16;
+
 template <class Gemm>
 class Backward {
   using T = typename Gemm::Element;
@@ -142,7 +145,7 @@ class Backward {
       const C lse = *row_of<const C>(p_.lse, sequence.batch, row, task.group, task.head);
       if (lse == -kInfinity<C>) continue;
       lse_[c] = lse;
-      if (p_.lse_low.data) {
+      if (p_.lse_low.data && !(lse > -kLargeLse && lse < kLargeLse)) {
         low_[c] = kToExponent<C> * *row_of<const C>(p_.lse_low, sequence.batch, row, task.group, task.head);
       }
       delta_[c] =

@@ -120,7 +120,7 @@ HWY_INLINE void add_bias(C* scores, ptrdiff_t rows, C softmax_scale, const Score
 
 // softmax_scale is left to the exponential, where it costs nothing, unless a bias comes between, it is not positive,
 // which would spoil maxima and the -inf of masked scores, or no fused multiply-add keeps the product exact.
-HWY_INLINE bool needs_scaling(const AttentionProblem& problem) {
+HWY_INLINE bool needs_scaling([[maybe_unused]] const AttentionProblem& problem) {
 #if HWY_NATIVE_FMA
   return problem.mods.bias.data || !(problem.softmax_scale > 0);
 #else
