@@ -128,7 +128,8 @@ Resumed restore_checkpoint(const std::string& path, Trainer& trainer) {
     at::Generator random = at::detail::getDefaultCPUGenerator();
     random.set_state(random_state.cpu());
     if (device.is_cuda() && archive.tensors.try_read("random_cuda", random_state)) {  // else it began on the CPU
-      at::globalContext().defaultGenerator(device).set_state(random_state.cpu());
+      at::Generator on_gpu = at::globalContext().defaultGenerator(device);
+      on_gpu.set_state(random_state.cpu());
     }
   });
   return resumed;
