@@ -4,6 +4,7 @@ They are built where `pip install . -C cmake.define.XFORMERS_CUDA=ON` or the env
 them, or where nvcc 13 and a GPU are visible; then CUTLASS's headers are a requirement of the build.
 """
 
+import functools
 import os
 import pathlib
 import re
@@ -37,6 +38,7 @@ SETTING = "cmake.define.XFORMERS_CUDA"
 HOW = f"pip install . -C {SETTING}=ON"
 
 
+@functools.cache
 def find_nvcc():
     """An nvcc of release 13 or later, or None."""
     home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
