@@ -23,8 +23,12 @@ list(APPEND headers xformers/kernels/cpu/base/parallel_for.h xformers/kernels/cp
      xformers/kernels/cpu/merge/merge_cpu.h xformers/kernels/cpu/norm/norm_cpu.h xformers/kernels/cpu/rope/rope_cpu.h
      xformers/kernels/cpu/softmax/softmax_cpu.h xformers/kernels/cpu/swiglu/gate_cpu.h)
 if(XFORMERS_CUDA)
-  list(APPEND headers xformers/kernels/cuda/base/device.h xformers/kernels/cuda/base/stream.h
-       xformers/kernels/cuda/attention/attention_cuda.h)
+  file(GLOB entries RELATIVE "${PROJECT_SOURCE_DIR}" CONFIGURE_DEPENDS xformers/kernels/cuda/*/*_cuda.h)
+  set(attention xformers/kernels/cuda/attention)
+  list(APPEND headers ${entries} xformers/kernels/cuda/base/device.h xformers/kernels/cuda/base/stream.h
+       # What a choice of an attention kernel holds by value:
+       ${attention}/bwd_args.h ${attention}/facts.h ${attention}/features.h ${attention}/plans.h
+       ${attention}/sm80/bwd_plan.h ${attention}/sm80/fwd_plan.h)
 endif()
 if(XFORMERS_OPS)
   foreach(family IN ITEMS bias_act_dropout indexing norm rope softmax swiglu tiled_matmul)

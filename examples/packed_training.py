@@ -6,11 +6,11 @@ from xformers.ops.fmha.attn_bias import BlockDiagonalMask
 from xformers.ops import fmha, memory_efficient_attention
 
 torch.manual_seed(0)
-VOCABULARY, DIM, HEADS = 50, 64, 4
+VOCABULARY, DIM, HEADS, MARK = 50, 64, 4, 0
 
 
 class Tagger(torch.nn.Module):
-    """Tells of every token whether it came before in its own sentence: only attention can know."""
+    """Tells of every token whether the mark stands at or before it in its own sentence: only attention can know."""
 
     def __init__(self):
         super().__init__()
@@ -26,11 +26,11 @@ class Tagger(torch.nn.Module):
 
 
 def sentences(count: int) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
-    """Tokens [1, total], whether each is a repetition [1, total], and the lengths."""
+    """Tokens [1, total], whether the mark has come [1, total], and the lengths."""
     lengths = torch.randint(5, 60, (count,)).tolist()
     tokens = [torch.randint(VOCABULARY, (length,)) for length in lengths]
-    repeated = [torch.tensor([bool((one[:i] == one[i]).any()) for i in range(len(one))]) for one in tokens]
-    return torch.cat(tokens)[None], torch.cat(repeated)[None].long(), lengths
+    marked = [(one == MARK).cumsum(0) > 0 for one in tokens]
+    return torch.cat(tokens)[None], torch.cat(marked)[None].long(), lengths
 
 
 model = Tagger()

@@ -63,11 +63,13 @@ void add_compute(CLI::App& app, ComputeOptions& compute, bool with_attention) {
       ->capture_default_str()
       ->type_name("NAME")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
+      ->take_last()
       ->group(group);
   app.add_option("--dtype", compute.dtype, "bfloat16 is autocast; auto: bfloat16 on a GPU, float32 on the CPU")
       ->capture_default_str()
       ->type_name("NAME")
       ->check(CLI::IsMember({"auto", "float32", "bfloat16"}))
+      ->take_last()
       ->group(group);
   number(app, group, "--threads", compute.threads, 0, 4096, "Threads; 0: one per core");
 }

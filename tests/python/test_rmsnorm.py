@@ -51,7 +51,7 @@ def test_rows_whose_squares_do_not_fit(dtype, magnitude, width, centred):
     grad = random(out.shape, dtype, 2)
     out.backward(grad)
     expected.backward(grad.double())
-    assert_close(x.grad.double() * deviation, double[0].grad * deviation, scale=32)
+    assert_close(x.grad.double() * deviation, double[0].grad * deviation, dtype, scale=32)
     assert_close(weight.grad, double[1].grad, scale=8 * rows**0.5)
 
 
