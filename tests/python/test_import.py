@@ -44,6 +44,42 @@ print(time.perf_counter() - start)
     assert min(seconds) < 0.5
 
 
+BROKEN = "raise RuntimeError('this triton is broken')"
+
+
+@pytest.mark.parametrize("package", ["triton", "flash_attn"])
+@pytest.mark.parametrize("broken", [False, True], ids=["missing", "broken"])
+def test_optional_packages_are_left_alone(tmp_path, package, broken):
+    """Missing or in pieces: importing is silent and works, as it does for torch alone."""
+    if broken:
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text(BROKEN)
+        code, path = "", f"{tmp_path}{os.pathsep}{PACKAGE.parent}"
+    else:
+        code, path = f"import sys; sys.modules['{package}'] = None\n", PACKAGE.parent
+    result = run(code + "import xformers, xformers.ops, xformers.triton, xformers.components", path=path)
+    assert result.returncode == 0 and result.stderr == "", result.stderr
+
+
+COUNT = """
+x = torch.randn(1, 8, 2, 16, requires_grad=True)
+with FlopCounterMode(display=False) as counter:
+    xformers.ops.memory_efficient_attention(x, x, x).sum().backward()
+assert counter.get_total_flops() == 7 * 2 * 8 * 8 * 32, counter.get_total_flops()
+"""
+
+
+@pytest.mark.parametrize("first", ["xformers.ops", "torch.utils.flop_counter"])
+def test_flops_are_registered_when_their_counter_is_imported(first):
+    code = f"import sys, torch, {first}\n"
+    if first == "xformers.ops":
+        code += "assert 'torch.utils.flop_counter' not in sys.modules\n"
+    code += "import xformers.ops\nfrom torch.utils.flop_counter import FlopCounterMode\n" + COUNT
+    code += "assert not any('_AtImport' in repr(finder) for finder in sys.meta_path)"
+    result = run(code)
+    assert result.returncode == 0, result.stderr
+
+
 def test_ops_are_reachable_as_an_attribute():
     assert run("import xformers; xformers.ops.fmha.attn_bias.LowerTriangularMask()").returncode == 0
 

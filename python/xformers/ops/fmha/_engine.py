@@ -1,4 +1,4 @@
-"""From `Inputs` to the library's operators and back: what every operator class runs."""
+"""The library's attention, forward and backward, and the operator classes that run it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ._lower import bias_name, dense_of, lower, query_lengths
+from ._lower import Bias, bias_name, dense_of, lower, query_lengths
 from .common import AttentionBwOpBase, AttentionFwOpBase, Context, Gradients, Inputs
 
 _forward = torch.ops.xformers.attention_forward.default
@@ -15,30 +15,33 @@ _draw_philox_state = torch.ops.xformers.draw_philox_state.default
 
 
 def forward(
-    inp: Inputs, *, need_lse: bool = False, out_dtype: torch.dtype | None = None, num_splits: int = 0
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """(out, lse, lse_low, random state or None). Records gradients where grad mode is on."""
-    operands, options = lower(inp.query, inp.attn_bias)
-    if inp.scale is not None:
-        options["scale"] = inp.scale
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_bias: Bias,
+    p: float,
+    scale: float | None,
+    out_dtype: torch.dtype | None,
+    need_lse: bool,
+    **options: Any,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(out, lse, lse_low). Gradients are recorded where grad mode is on. options: further arguments of the operator."""
+    operands: tuple[Any, ...] = ()
+    if attn_bias is not None:
+        operands, paging = lower(query, attn_bias)
+        options.update(paging)
+    # Each argument that is passed costs time, so defaults are left out.
+    if scale is not None:
+        options["scale"] = scale
     if need_lse:
         options["need_lse"] = True
     if out_dtype is not None:
         options["out_dtype"] = out_dtype
-    if num_splits:
-        options["num_splits"] = num_splits
-    state = _draw_philox_state(device=inp.query.device) if 0 < inp.p <= 1 else None
-    if inp.p != 0:
-        options.update(p=inp.p, philox_state=state)
-    return *_forward(inp.query, inp.key, inp.value, *operands, **options, **inp._quantization()), state
-
-
-def _to_format(op: type[AttentionFwOpBase], inp: Inputs, lse: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    """lse as a contract returns it."""
-    dtype = torch.float64 if op._LSE_FLOAT64 and out.dtype in (torch.float32, torch.float64) else None
-    if op._LSE_FORMAT == "packed" and dtype in (None, lse.dtype):
-        return lse
-    return torch.ops.xformers.lse_to_format(lse, op._LSE_FORMAT, query_lengths(inp.attn_bias), dtype)
+    if p != 0.0:
+        options["p"] = p
+        if 0 < p <= 1 and "philox_state" not in options:  # the operator refuses the rest
+            options["philox_state"] = _draw_philox_state(device=query.device)
+    return _forward(query, key, value, *operands, **options)
 
 
 def backward(ctx: Context, inp: Inputs, grad: torch.Tensor) -> Gradients:
@@ -71,21 +74,37 @@ class Forward(AttentionFwOpBase):
 
     @classmethod
     def apply(cls, inp: Inputs, needs_gradient: bool) -> tuple[torch.Tensor, Context | None]:
+        state = _draw_philox_state(device=inp.query.device) if 0 < inp.p <= 1 else None
         with torch.no_grad():
-            out, lse, lse_low, state = cls.run(inp, needs_gradient)
+            out, lse, lse_low = cls._forward(inp, needs_gradient, **({} if state is None else {"philox_state": state}))
         if not needs_gradient:
             return out, None
         op_bw = cls._BACKWARD if inp.p else None
         return out, Context(lse=lse, out=out, op_bw=op_bw, rng_state=state, lse_low=lse_low)
 
     @classmethod
-    def run(cls, inp: Inputs, need_lse: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """(out, lse as the contract has it, lse_low, random state). Records gradients where grad mode is on."""
+    def run(cls, inp: Inputs, need_lse: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return cls._forward(inp, need_lse)[:2]
+
+    @classmethod
+    def _forward(
+        cls, inp: Inputs, need_lse: bool, **options: Any
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """(out, lse as the contract has it, lse_low)."""
         cls.check_own_options(inp)
+        options.update(inp._quantization())
+        if splits := getattr(cls, "SPLIT_K", None):
+            options["num_splits"] = splits
         out_dtype = inp.get_output_dtype() if cls.SUPPORTS_OUTPUT_DTYPE else None
-        splits = getattr(cls, "SPLIT_K", None) or 0
-        out, lse, lse_low, state = forward(inp, need_lse=need_lse, out_dtype=out_dtype, num_splits=splits)
-        return out, _to_format(cls, inp, lse, out) if need_lse else lse, lse_low, state
+        out, lse, lse_low = forward(*inp._tensors(), inp.attn_bias, inp.p, inp.scale, out_dtype, need_lse, **options)
+        return out, cls._to_format(inp, lse, out) if need_lse else lse, lse_low
+
+    @classmethod
+    def _to_format(cls, inp: Inputs, lse: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        dtype = torch.float64 if cls._LSE_FLOAT64 and out.dtype in (torch.float32, torch.float64) else None
+        if cls._LSE_FORMAT == "packed" and dtype in (None, lse.dtype):
+            return lse
+        return torch.ops.xformers.lse_to_format(lse, cls._LSE_FORMAT, query_lengths(inp.attn_bias), dtype)
 
     @classmethod
     def check_own_options(cls, inp: Inputs) -> None:
@@ -100,6 +119,6 @@ class Backward(AttentionBwOpBase):
         return backward(ctx, inp, grad)
 
 
-def not_built(name: str, direction: str) -> Any:
+def not_built(name: str, direction: str) -> NotImplementedError:
     """What an operator does that this library has no kernels for."""
     return NotImplementedError(f"{name} has no {direction} here: it is not built.  Fix: leave op out.")

@@ -1,10 +1,19 @@
-"""Floating point operations of the attention operators, for torch.utils.flop_counter."""
+"""Floating point operations of the attention operators, for torch.utils.flop_counter.
 
-from collections.abc import Callable
+The counter takes long to import and brings Triton along, in whatever state that is: formulas are registered when a
+program imports it.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import register_flop_formula
+
+_COUNTER = "torch.utils.flop_counter"
 
 
 def _formula(operator: Any, backward: bool) -> Callable[..., int]:
@@ -26,12 +35,39 @@ def _formula(operator: Any, backward: bool) -> Callable[..., int]:
     return count
 
 
-_ops = torch.ops
-for _forward, _backward in (
-    (_ops.xformers.attention_forward, _ops.xformers.attention_backward),
-    (_ops.xformers.efficient_attention_forward_cutlass, _ops.xformers.efficient_attention_backward_cutlass),
-    (_ops.xformers_flash.flash_fwd, _ops.xformers_flash.flash_bwd),
-    (_ops.xformers_flash3.flash_fwd, _ops.xformers_flash3.flash_bwd),
-):
-    register_flop_formula(_forward, get_raw=True)(_formula(_forward, backward=False))
-    register_flop_formula(_backward, get_raw=True)(_formula(_backward, backward=True))
+def _register_formulas(counter: ModuleType) -> None:
+    ops = torch.ops
+    for forward, backward in (
+        (ops.xformers.attention_forward, ops.xformers.attention_backward),
+        (ops.xformers.efficient_attention_forward_cutlass, ops.xformers.efficient_attention_backward_cutlass),
+        (ops.xformers_flash.flash_fwd, ops.xformers_flash.flash_bwd),
+        (ops.xformers_flash3.flash_fwd, ops.xformers_flash3.flash_bwd),
+    ):
+        counter.register_flop_formula(forward, get_raw=True)(_formula(forward, backward=False))
+        counter.register_flop_formula(backward, get_raw=True)(_formula(backward, backward=True))
+
+
+class _AtImport(MetaPathFinder):
+    """Finds the counter where it lies, and registers the formulas once it has run."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(fullname, path, target) if fullname == _COUNTER else None
+        if spec is None or spec.loader is None:
+            return None
+        run = spec.loader.exec_module
+
+        def run_and_register(module: ModuleType) -> None:
+            run(module)
+            _register_formulas(module)
+            sys.meta_path.remove(self)
+
+        spec.loader.exec_module = run_and_register  # type: ignore[method-assign]
+        return spec
+
+
+if _COUNTER in sys.modules:
+    _register_formulas(sys.modules[_COUNTER])
+else:
+    sys.meta_path.insert(0, _AtImport())

@@ -1,122 +1,51 @@
-"""What an attention call is (`Inputs`), what passes from forward to backward (`Context`), and what an operator is."""
+"""What an attention operator is: a class that states a contract, which the library keeps."""
 
 from __future__ import annotations
 
-import math
+import json
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 
 from ..common import BaseOperator
-from . import _contract
-from ._lower import Bias, lower
+from . import attn_bias
+from ._inputs import Context, Gradients, Inputs
+
+OPERATORS_BY_KEY: dict[str, Any] = {}  # of their contracts
 
 
-@dataclass(eq=False)
-class Inputs:
-    """The arguments of one attention call; tensors 3-D, 4-D or 5-D as in `memory_efficient_attention`."""
-
-    query: torch.Tensor
-    key: torch.Tensor
-    value: torch.Tensor
-    attn_bias: Bias = None
-    p: float = 0.0
-    scale: float | None = None
-    output_dtype: torch.dtype | None = None
-    is_partial: bool = False
-
-    @property
-    def device(self) -> torch.device:
-        return self.query.device
-
-    @property
-    def scale_float(self) -> float:
-        return self.query.shape[-1] ** -0.5 if self.scale is None else self.scale
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that query, key and value take in memory."""
-        return sum(x.untyped_storage().nbytes() for x in self._tensors())
-
-    def get_qkv_in_bmghk(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """query, key and value as [batch, seqlen, groups, heads, head_dim]."""
-        missing = 5 - self.query.ndim
-        if missing not in (0, 1, 2):
-            raise ValueError(_wrong_ndim(self.query))
-        q, k, v = (x[(slice(None), slice(None), *[None] * missing)] for x in (self.query, self.key, self.value))
-        return q, k, v
-
-    def normalize_bmhk(self) -> tuple[int, ...]:
-        """Gives 3-D tensors, and their bias, a dimension of one head; returns the shape of the output as it was."""
-        if self.query.ndim not in (3, 4, 5):
-            raise ValueError(_wrong_ndim(self.query))
-        shape = (
-            *self.query.shape[:-1],
-            self.query.shape[-1] if self.value.dtype == torch.int32 else self.value.shape[-1],
-        )
-        if self.query.ndim == 3:
-            self.query, self.key, self.value = (x.unsqueeze(2) for x in (self.query, self.key, self.value))
-            if isinstance(self.attn_bias, torch.Tensor) and self.attn_bias.ndim != 0:
-                self.attn_bias = self.attn_bias.unsqueeze(1)
-        return shape
-
-    def validate_inputs(self) -> None:
-        """Raises a ValueError where shapes, dtypes, devices and bias contradict each other."""
-        operands, options = lower(self.query, self.attn_bias)
-        torch.ops.xformers.attention_check_inputs(
-            self.query, self.key, self.value, *operands, p=self.p, **options, **self._quantization()
-        )
-
-    def get_output_dtype(self) -> torch.dtype:
-        """The dtype of the output where an operator may choose it: partial results are fp32 or wider."""
-        if self.output_dtype is not None:
-            return self.output_dtype
-        if self.is_partial and self.query.dtype != torch.float64:
-            return torch.float32
-        return self.query.dtype
-
-    def _tensors(self) -> tuple[torch.Tensor, ...]:
-        return (self.query, self.key, self.value)
-
-    def _quantization(self) -> dict[str, torch.Tensor]:
-        """Arguments of the operator that say how integer keys and values are read."""
-        return {}
+def _bias_type(name: str) -> type:
+    return {"None": type(None), "Tensor": torch.Tensor}.get(name) or getattr(attn_bias, name)
 
 
-@dataclass(eq=False)
-class Context:
-    """What a backward needs of its forward. lse may be in the format of any operator, and longer than needed; lse_low
-    is what rounding to lse has lost, as the library's forward returns it."""
-
-    lse: torch.Tensor
-    out: torch.Tensor
-    op_bw: type[AttentionBwOpBase] | None = None
-    rng_state: Any = None
-    qkv_share_storage: bool = False
-    lse_low: torch.Tensor | None = None
-
-    def get_padded_lse(self, pad_to: int, force_pad_inf: bool = False) -> torch.Tensor:
-        """lse with its last dimension a multiple of `pad_to`; what is added is +inf, and with `force_pad_inf` all that
-        is not of a query."""
-        last = self.lse.shape[-1]
-        missing = math.ceil(last / pad_to) * pad_to - last if pad_to > 0 else 0
-        queries = self.out.shape[1]
-        if force_pad_inf and last > queries:
-            padded = self.lse[..., :queries]
-            return torch.nn.functional.pad(padded, (0, last + missing - queries), value=math.inf)
-        return torch.nn.functional.pad(self.lse, (0, missing), value=math.inf) if missing else self.lse
+def _by_dtype(by_name: dict[str, float]) -> dict[torch.dtype, float]:
+    return {getattr(torch, name): value for name, value in by_name.items()}
 
 
-@dataclass(eq=False)
-class Gradients:
-    """Gradients of query, key, value, and of a tensor bias that requires one."""
+_CONVERT = {
+    "SUPPORTED_DEVICES": set,
+    "CUDA_MINIMUM_COMPUTE_CAPABILITY": tuple,
+    "SUPPORTED_DTYPES": lambda names: {getattr(torch, name) for name in names},
+    "SUPPORTED_ATTN_BIAS_TYPES": lambda names: tuple(_bias_type(name) for name in names),
+    "ERROR_ATOL": _by_dtype,
+    "ERROR_RTOL": _by_dtype,
+}
+_PRIVATE = {"KEY": "_KEY", "LSE_FLOAT64": "_LSE_FLOAT64"}
+_NOT_ATTRIBUTES = {"MODULE", "BACKWARD", "LSE_PAD_TO", "AVAILABLE", "NOT_BUILT"}
 
-    dq: torch.Tensor
-    dk: torch.Tensor
-    dv: torch.Tensor
-    db: torch.Tensor | None = None
+
+def _attributes(key: str) -> dict[str, Any]:
+    """A contract as class attributes."""
+    contract = json.loads(torch.ops.xformers.attention_contract(key))
+    attributes = {
+        _PRIVATE.get(name, name): _CONVERT.get(name, lambda x: x)(value)
+        for name, value in contract.items()
+        if name not in _NOT_ATTRIBUTES
+    }
+    padded = "cutlass" if contract["LSE_PAD_TO"] > 1 else "padded"
+    attributes["_LSE_FORMAT"] = "packed" if contract["VARLEN_LSE_PACKED"] else padded
+    return attributes
 
 
 class AttentionOpBase(BaseOperator):
@@ -153,8 +82,10 @@ class AttentionOpBase(BaseOperator):
 
     def __init_subclass__(cls, contract: str | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        for name, value in _contract.load(contract).items() if contract else ():
-            setattr(cls, name, value)
+        if contract:
+            OPERATORS_BY_KEY[contract] = cls
+            for name, value in _attributes(contract).items():
+                setattr(cls, name, value)
 
     @classmethod
     def supports(cls, d: Inputs) -> bool:
@@ -167,7 +98,7 @@ class AttentionOpBase(BaseOperator):
     @classmethod
     def not_supported_reasons(cls, d: Inputs) -> list[str]:
         """Every reason for which this operator does not take the input; none: it does."""
-        tensors, options = _contract.arguments(d, cls)
+        tensors, options = d._request(cls)
         return torch.ops.xformers.attention_not_supported_reasons(cls._KEY, *tensors, **options)
 
 
@@ -180,10 +111,10 @@ class AttentionFwOpBase(AttentionOpBase):
         raise NotImplementedError(f"{cls.NAME} has no forward")
 
     @classmethod
-    def run(cls, inp: Inputs, need_lse: bool) -> tuple[torch.Tensor, Any, Any]:
-        """(out, lse, random state), unchecked; ours also record gradients."""
+    def run(cls, inp: Inputs, need_lse: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(out, lse), unchecked; ours also record gradients."""
         out, context = cls.apply(inp, need_lse)
-        return out, *((context.lse, context.rng_state) if context is not None else (None, None))
+        return out, context.lse if context is not None else None
 
 
 class AttentionBwOpBase(AttentionOpBase):
@@ -219,8 +150,14 @@ def check_lastdim_alignment_stride1(reasons: list[str], name: str, x: torch.Tens
         reasons.append(f"{name}.stride(-1) is {x.stride(-1)}, expected 1: call {name}.contiguous()")
 
 
-def _wrong_ndim(query: torch.Tensor) -> str:
-    return (
-        f"attention: query.ndim is {query.ndim} (shape {list(query.shape)}), expected 3, 4 or 5.  Fix: use "
-        "[batch, seqlen, heads, head_dim], [batch, seqlen, head_dim] or [batch, seqlen, groups, heads, head_dim]."
-    )
+__all__ = [
+    "AttentionBwOpBase",
+    "AttentionFwOpBase",
+    "AttentionOp",
+    "AttentionOpBase",
+    "Context",
+    "Gradients",
+    "Inputs",
+    "bmk2bmhk",
+    "check_lastdim_alignment_stride1",
+]

@@ -6,17 +6,9 @@ from typing import Any
 
 import torch
 
-from . import ck, ck_decoder, ck_splitk, cutlass, flash, flash3, generic, triton_splitk
-from ._contract import arguments
 from .attn_bias import VARLEN_BIASES
-from .common import AttentionBwOpBase, AttentionFwOpBase, AttentionOpBase, Inputs
+from .common import OPERATORS_BY_KEY, AttentionBwOpBase, AttentionFwOpBase, AttentionOpBase, Inputs
 
-_OPERATORS: dict[str, Any] = {
-    op._KEY: op
-    for module in (cutlass, flash, flash3, triton_splitk, ck, ck_decoder, ck_splitk, generic)
-    for op in (module.FwOp, getattr(module, "BwOp", None))
-    if op is not None
-}
 _use_fa3 = False
 
 
@@ -41,11 +33,11 @@ def _dispatch_bw_priority_list(inp: Inputs) -> list[type[AttentionBwOpBase]]:
 
 
 def _priority(backward: bool, inp: Inputs, needs_gradient: bool) -> list[Any]:
-    tensors, options = arguments(inp)
+    tensors, options = inp._request()
     keys = torch.ops.xformers.attention_priority(
         backward, *tensors, **options, needs_gradient=needs_gradient, use_fa3=_use_fa3
     )
-    return [_OPERATORS[key] for key in keys]
+    return [OPERATORS_BY_KEY[key] for key in keys]
 
 
 def _dispatch_fw(
@@ -66,14 +58,14 @@ def _dispatch_bw(
 
 
 def _dispatch(backward: bool, inp: Inputs, **choice: Any) -> Any:
-    tensors, options = arguments(inp)
+    tensors, options = inp._request()
     key = torch.ops.xformers.attention_dispatch(backward, *tensors, **options, use_fa3=_use_fa3, **choice)
-    return _OPERATORS[key]
+    return OPERATORS_BY_KEY[key]
 
 
 def _require(op: type[AttentionOpBase], inp: Inputs) -> None:
     """A ValueError with all its reasons where the operator does not take the input."""
-    tensors, options = arguments(inp, op)
+    tensors, options = inp._request(op)
     torch.ops.xformers.attention_require(op._KEY, *tensors, **options, name=op.NAME)
 
 
