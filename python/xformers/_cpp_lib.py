@@ -23,9 +23,11 @@ def _build_info() -> dict[str, Any]:
     try:
         return json.loads((_PACKAGE / "_build_info.json").read_text())
     except (OSError, ValueError) as error:
+        from ._install_help import rebuild
+
         raise ImportError(
             f"xformers {__version__} in {_PACKAGE} has no libraries ({error}): this is the source tree or a broken "
-            "install; run: pip install ."
+            f"install.  Fix: {rebuild(_PACKAGE)}"
         ) from error
 
 
@@ -42,16 +44,20 @@ def _register_extensions() -> None:
     built_for, present = _major_minor(info["torch_version"]), _major_minor(torch.__version__)
     runs_under = info["torch_runs_under"]  # a load that fails is no version check: it may also crash later
     if present not in runs_under:
+        from ._install_help import rebuild, take_torch
+
         raise ImportError(
             f"xformers {__version__} was built for torch {built_for} and runs under torch {' and '.join(runs_under)}; "
-            f"this is torch {torch.__version__}: rebuild xformers in this environment, or run: "
-            f"pip install 'torch=={built_for}.*'"
+            f"this is torch {torch.__version__} in {Path(torch.__file__).parent}.  Fix: {take_torch(built_for)}; or "
+            f"build xformers for this torch, {rebuild(_PACKAGE)}"
         )
     try:
         torch.ops.load_library(_LIBRARY)
     except OSError as error:
+        from ._install_help import rebuild
+
         raise ImportError(
-            f"xformers {__version__} could not load {_LIBRARY} under torch {torch.__version__} ({error}): "
-            "rebuild it from its repository: pip install --force-reinstall --no-deps --no-build-isolation ."
+            f"xformers {__version__} could not load {_LIBRARY} under torch {torch.__version__} ({error}).  "
+            f"Fix: build it for this torch, {rebuild(_PACKAGE)}"
         ) from error
     _registered = True

@@ -2,11 +2,13 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import xformers
 
@@ -97,23 +99,67 @@ def assert_import_error(folder, *fragments):
         assert fragment in last
 
 
-def test_other_torch(tmp_path):
-    package = copy_of_package(tmp_path, leave_out=["_build_info.json"])
+def of_other_torch(folder):
+    """A package that was built for torch 2.7."""
+    package = copy_of_package(folder, leave_out=["_build_info.json"])
     build = json.loads((PACKAGE / "_build_info.json").read_text())
     other = {"torch_version": "2.7.1+cu126", "torch_runs_under": ["2.7"]}
     (package / "_build_info.json").write_text(json.dumps({**build, **other}))
-    assert_import_error(tmp_path, "was built for torch 2.7 and runs under torch 2.7;", "pip install 'torch==2.7.*'")
+
+
+PIP = f"{sys.executable} -m pip install"
+REBUILD = f"{PIP} scikit-build-core cmake ninja && {PIP} --force-reinstall --no-deps --no-build-isolation"
+
+
+def test_other_torch(tmp_path):
+    of_other_torch(tmp_path)
+    assert_import_error(
+        tmp_path,
+        "was built for torch 2.7 and runs under torch 2.7;",
+        f"this is torch {torch.__version__} in {Path(torch.__file__).parent}.  Fix: {PIP} 'torch==2.7.*'; or ",
+        f"in a clone of its repository: {REBUILD} --upgrade --target {tmp_path} .",
+    )
+
+
+def test_other_torch_in_a_folder_of_its_own(tmp_path):
+    """As `pip install --target` leaves it, named by PYTHONPATH: pip has to write there."""
+    ours, torchs = tmp_path / "ours", tmp_path / "torch's"
+    ours.mkdir(), torchs.mkdir()
+    of_other_torch(ours)
+    (torchs / "torch").symlink_to(Path(torch.__file__).parent)
+    command = shlex.join([*PIP.split(), "--upgrade", "--target", str(torchs), "torch==2.7.*"])
+    assert_import_error(f"{ours}{os.pathsep}{torchs}", f"Fix: {command}; or ")
+
+
+def test_other_torch_beside_a_package_whose_sources_are_here(tmp_path):
+    folder, sources = tmp_path / "site", tmp_path / "the clone"
+    for made in (folder, sources, folder / "xformers-0.1.0.dist-info"):
+        made.mkdir()
+    of_other_torch(folder)
+    (sources / "pyproject.toml").touch()
+    (folder / "xformers-0.1.0.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: xformers\nVersion: 0.1.0\n")
+    url = {"url": sources.as_uri(), "dir_info": {}}
+    (folder / "xformers-0.1.0.dist-info/direct_url.json").write_text(json.dumps(url))
+    assert_import_error(
+        folder, f"build xformers for this torch, {REBUILD} --upgrade --target {folder} {shlex.quote(str(sources))}"
+    )
 
 
 def test_library_that_does_not_load(tmp_path):
     package = copy_of_package(tmp_path, leave_out=["libxformers.so"])
     (package / "libxformers.so").write_text("not a library")
-    assert_import_error(tmp_path, "could not load", "rebuild it from its repository: pip install")
+    assert_import_error(
+        tmp_path, "could not load", f"Fix: build it for this torch, in a clone of its repository: {PIP}"
+    )
 
 
 def test_source_tree_without_libraries(tmp_path):
-    copy_of_package(tmp_path, leave_out=["libxformers.so", "_build_info.json"])
-    assert_import_error(tmp_path, "has no libraries", "pip install .")
+    package = tmp_path / "python"
+    package.mkdir()
+    copy_of_package(package, leave_out=["libxformers.so", "_build_info.json"])
+    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / "xformers").mkdir()
+    assert_import_error(package, "has no libraries", f"{REBUILD} -e {tmp_path}")
 
 
 BF16 = """

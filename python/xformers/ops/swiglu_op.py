@@ -1,5 +1,6 @@
 """The gated feed-forward layer SwiGLU: out = (silu(x w1^T + b1) * (x w2^T + b2)) w3^T + b3."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,19 +60,30 @@ class SwiGLUOpDispatch:
 class SwiGLUOp:
     """One way to compute the layer. Takes (x, w1, b1, w2, b2, w3, b3), a packed one (x, w1w2, b1b2, w3, b3)."""
 
-    def __init__(self, name: str, packed_weights: bool, call: Any, constraint: Any):
+    def __init__(
+        self,
+        op: Callable[..., _Tensor],
+        packed_weights: bool,
+        name: str,
+        constraint: Callable[[SwiGLUOpDispatch], bool],
+    ):
         self.NAME = name
         self.PACKED_WEIGHTS = packed_weights
-        self._call = call
-        self._constraint = constraint
+        self.op = op
+        self.constraint = constraint
 
     def supports(self, op: SwiGLUOpDispatch) -> bool:
         if self.PACKED_WEIGHTS and not op.packed_weights:
             return False
-        return self._constraint(op)
+        return self.constraint(op)
 
     def __call__(self, *args: _Optional) -> _Tensor:
-        return self._call(*args)
+        return self.op(*args)
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        """Those of this module pickle by their names."""
+        name = next((name for name, op in globals().items() if op is self), None)
+        return name or (SwiGLUOp, (self.op, self.PACKED_WEIGHTS, self.NAME, self.constraint))
 
     def __str__(self) -> str:
         return f"SwiGLUOp:{self.NAME}"
@@ -106,9 +118,9 @@ def _eager(x: _Tensor, w1: _Tensor, b1: _Optional, w2: _Tensor, b2: _Optional, w
     return functional.linear(hidden, w3, b3)
 
 
-SwiGLUPackedFusedOp = SwiGLUOp("fused.p.cpp", True, torch.ops.xformers.swiglu_packedw, _fused_supports)
-SwiGLUFusedOp = SwiGLUOp("fused", False, torch.ops.xformers.swiglu_fused, _fused_supports)
-SwiGLUEagerOp = SwiGLUOp("eager", False, _eager, lambda _: True)
+SwiGLUPackedFusedOp = SwiGLUOp(torch.ops.xformers.swiglu_packedw, True, "fused.p.cpp", _fused_supports)
+SwiGLUFusedOp = SwiGLUOp(torch.ops.xformers.swiglu_fused, False, "fused", _fused_supports)
+SwiGLUEagerOp = SwiGLUOp(_eager, False, "eager", lambda _: True)
 
 
 def _stacked(a: _Tensor, b: _Tensor) -> _Tensor | None:

@@ -5,6 +5,8 @@ The name is that of old; the kernels are the library's own.
 
 from __future__ import annotations
 
+import copyreg
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -98,11 +100,26 @@ class FwOp(Forward, contract="triton_splitKF"):
         key = (cls, splitk, *options.items())
         if key not in _operators:
             attributes = {"NAME": f"triton_splitK{splitk}", "SPLIT_K": splitk, **options, "__module__": __name__}
-            _operators[key] = type(f"FwOp_S{splitk}", (cls,), attributes)
+            _operators[key] = _Made(f"FwOp_S{splitk}", (cls,), attributes)
+            _operators[key]._made_by = (cls, splitk, {name.lower(): value for name, value in options.items()})
         return _operators[key]
 
 
-_operators: dict[tuple[Any, ...], type[FwOp]] = {}
+class _Made(type):
+    """The type of classes that get_operator makes: they pickle as the call that made them."""
+
+    _made_by: tuple[type[FwOp], int, dict[str, Any]]
+
+
+def _reduce(cls: _Made) -> str | tuple[Any, ...]:
+    if "_made_by" not in vars(cls):
+        return cls.__qualname__  # a class of the user's, derived from one of them
+    base, splitk, options = cls._made_by
+    return functools.partial(base.get_operator, **options), (splitk,)
+
+
+copyreg.pickle(_Made, _reduce)  # type: ignore[arg-type]
+_operators: dict[tuple[Any, ...], Any] = {}
 
 
 FwOp_Map = {splits: FwOp.get_operator(splits) for splits in (1, 2, 4, 8, 16, 32, 48, 64, 72, 80, 96, 112, 128)}

@@ -1,0 +1,179 @@
+"""What every module can do, whatever it computes: begin without memory, be loaded, copied and pickled."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from xformers.components import Activation, FusedMLP, RotaryEmbedding, build_activation
+from xformers.components.nvfuser import (
+    NVFusedBiasActivationDropout,
+    NVFusedBiasDropoutRes,
+    NVFusedBiasDropoutResLayerNorm,
+)
+from xformers.ops.swiglu_op import SwiGLUOp
+from xformers.triton import FusedDropoutBias, FusedLayerNorm, FusedLinear
+
+from xformers.ops import RMSNorm, SwiGLU, SwiGLUEagerOp, SwiGLUFusedOp, SwiGLUPackedFusedOp, fmha
+
+MODULES = {
+    "RMSNorm": lambda: RMSNorm(32),
+    "SwiGLU": lambda: SwiGLU(32, 24),
+    "SwiGLU, apart": lambda: SwiGLU(32, 24, _pack_weights=False),
+    "FusedLayerNorm": lambda: FusedLayerNorm(32),
+    "FusedLinear": lambda: FusedLinear(32, 24, bias=True, activation="gelu"),
+    "FusedDropoutBias": lambda: FusedDropoutBias(0.1, 32, "relu"),
+    "FusedMLP": lambda: FusedMLP(32, 0.1, "gelu", 2),
+    "RotaryEmbedding": lambda: RotaryEmbedding(32),
+    "activation": lambda: build_activation("star_relu"),
+    "NVFusedBiasActivationDropout": lambda: NVFusedBiasActivationDropout(0.1, "gelu", 32),
+    "NVFusedBiasDropoutRes": lambda: NVFusedBiasDropoutRes(0.1, 32),
+    "NVFusedBiasDropoutResLayerNorm": lambda: NVFusedBiasDropoutResLayerNorm(0.1, 32, 32),
+}
+each_module = pytest.mark.parametrize("name", MODULES)
+
+
+def call(module):
+    torch.manual_seed(1)
+    x = torch.randn(3, 5, 32)
+    residual = ("NVFusedBiasDropoutRes", "NVFusedBiasDropoutResLayerNorm", "RotaryEmbedding")
+    out = module.eval()(*([x, x] if type(module).__name__ in residual else [x]))
+    return torch.stack(out) if isinstance(out, tuple) else out
+
+
+def assert_same(module, other):
+    assert type(module) is type(other)
+    state = other.state_dict()
+    assert module.state_dict().keys() == state.keys()
+    assert all(not t.is_meta and torch.equal(t, state[key]) for key, t in module.state_dict().items())
+    assert torch.equal(call(module), call(other))
+
+
+def without_memory(name):
+    with torch.device("meta"):
+        module = MODULES[name]()
+    assert all(t.is_meta for t in module.state_dict().values())
+    return module
+
+
+@each_module
+@pytest.mark.parametrize("way", ["assign", "to_empty", "copy", "prefix"])
+def test_loading_where_there_was_no_memory(name, way):
+    source = MODULES[name]()
+    for t in source.parameters():
+        torch.nn.init.uniform_(t)
+    module = without_memory(name)
+    if way == "assign":
+        module.load_state_dict(source.state_dict(), assign=True)
+    elif way == "to_empty":
+        module.to_empty(device="cpu")
+        for t in module.state_dict().values():
+            t.fill_(torch.nan)
+        module.load_state_dict(source.state_dict())
+    elif way == "copy":
+        module = MODULES[name]()
+        module.load_state_dict(source.state_dict())
+    else:
+        outer = torch.nn.ModuleDict({"a": module, "b": MODULES[name]()})
+        outer.load_state_dict(torch.nn.ModuleDict({"a": source, "b": source}).state_dict(), assign=True)
+        assert_same(outer["b"], source)
+    assert_same(module, source)
+
+
+@each_module
+def test_a_state_without_memory(name):
+    """As FSDP and deferred loading pass it."""
+    module = without_memory(name)
+    module.load_state_dict(without_memory(name).state_dict(), assign=True)
+    assert all(t.is_meta for t in module.state_dict().values())
+
+
+@pytest.mark.parametrize("way", ["assign", "to_empty", "copy"])
+def test_rotary_embeddings_of_another_base_are_refused(way):
+    state = {"inv_freq": 500.0 ** -(torch.arange(0, 32, 2) / 32)}
+    module = RotaryEmbedding(32) if way == "copy" else without_memory("RotaryEmbedding")
+    if way == "to_empty":
+        module.to_empty(device="cpu")
+    with pytest.raises(ValueError, match="belongs to another base"):
+        module.load_state_dict(state, assign=way == "assign")
+
+
+def test_rotary_embeddings_of_another_width_are_refused():
+    with pytest.raises(RuntimeError, match="size mismatch for inv_freq"):
+        RotaryEmbedding(32).load_state_dict(RotaryEmbedding(16).state_dict())
+
+
+def test_rotary_embedding_after_to_empty():
+    module = without_memory("RotaryEmbedding").to_empty(device="cpu")
+    module.reset_parameters()
+    assert torch.equal(module.inv_freq, RotaryEmbedding(32).inv_freq)
+
+
+def pickled(thing, protocol):
+    return pickle.loads(pickle.dumps(thing, protocol))
+
+
+def saved(thing):
+    file = io.BytesIO()
+    torch.save(thing, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@each_module
+def test_copies(name):
+    module = MODULES[name]()
+    for copied in (pickled(module, 2), pickled(module, pickle.HIGHEST_PROTOCOL), saved(module), copy.deepcopy(module)):
+        assert_same(copied, module)
+
+
+MINE = SwiGLUOp(torch.nn.functional.linear, False, "mine", callable)
+
+
+class Groups(fmha.triton_splitk.FwOp):
+    NUM_GROUPS = 2
+
+
+class OfSplits(fmha.triton_splitk.FwOp_S4):
+    pass
+
+
+NAMED = {
+    "packed": SwiGLUPackedFusedOp,
+    "fused": SwiGLUFusedOp,
+    "eager": SwiGLUEagerOp,
+    "forward": fmha.flash.FwOp,
+    "backward": fmha.cutlass.BwOp,
+    "not built": fmha.ck_splitk.FwOp_S8,
+    "split": fmha.triton_splitk.FwOp_S32,
+    "splits": fmha.triton_splitk.FwOp.get_operator(3),
+    "splits and blocks": fmha.triton_splitk.FwOp.get_operator(5, block_m=32, num_stages=2, split_k_early_exit=True),
+    "user's": Groups,
+    "user's splits": Groups.get_operator(7),
+    "derived from splits": OfSplits,
+    "splits of splits": fmha.triton_splitk.FwOp.get_operator(3).get_operator(4),
+    "activation": Activation.SmeLU,
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_what_a_module_can_hold_is_pickled_by_its_name(name):
+    thing = NAMED[name]
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        assert pickled(thing, protocol) is thing
+    assert saved([thing])[0] is thing and copy.copy(thing) is thing and copy.deepcopy(thing) is thing
+
+
+def test_a_module_with_its_operator():
+    layer = SwiGLU(8, 12)
+    layer.op = SwiGLUPackedFusedOp
+    layer.attention = fmha.MemoryEfficientAttentionFlashAttentionOp
+    for copied in (pickled(layer, 4), saved(layer), copy.deepcopy(layer)):
+        assert copied.op is SwiGLUPackedFusedOp
+        assert copied.attention == fmha.MemoryEfficientAttentionFlashAttentionOp
+
+
+def test_an_operator_of_the_user_s():
+    mine = pickled(MINE, 4)
+    assert (mine.NAME, mine.PACKED_WEIGHTS, mine.op) == ("mine", False, torch.nn.functional.linear)
