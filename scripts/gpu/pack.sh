@@ -21,7 +21,7 @@ cp -r "$tree/cuda_instances" "$folder/source/"
 git describe --always --dirty >"$folder/commit"
 
 # The CPU kernels, the operators, the tests of the kernels, the Python package with its links followed.
-find "$tree/xformers/kernels" -name '*.o' -not -path '*xformers_kernels_cuda.dir*' | while read -r object; do
+find "$tree/xformers/kernels" -name '*.o' -not -path '*xformers_kernels_cuda*.dir*' | while read -r object; do
   strip -g -o "$folder/objects/$(tr / _ <<<"${object#"$tree"/xformers/kernels/}")" "$object"
 done
 for object in "$tree"/tests/CMakeFiles/kernels_cuda_tests.dir/*/*.o; do
