@@ -1,10 +1,15 @@
 """Memory-efficient building blocks for transformers: C++ kernels under the names of the Python package xformers."""
 
+import functools
+import logging
+
 from . import _cpp_lib
 from .version import __version__
 
 _cpp_lib._register_extensions()
 _has_cpp_library: bool = True
+logger = logging.getLogger("xformers")
+compute_once = functools.cache  # for functions without arguments
 
 from . import ops  # noqa: E402  (the operators must be registered first)
 

@@ -21,7 +21,8 @@ _registered = False
 def _build_info() -> dict[str, Any]:
     """What the libraries were built with."""
     try:
-        return json.loads((_PACKAGE / "_build_info.json").read_text())
+        info: dict[str, Any] = json.loads((_PACKAGE / "_build_info.json").read_text())
+        return info
     except (OSError, ValueError) as error:
         from ._install_help import rebuild
 

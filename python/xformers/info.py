@@ -86,6 +86,7 @@ def _build() -> dict[str, str]:
 
 
 def print_info() -> None:
+    """What `python -m xformers.info` says: a line for every operator, kernel, device and setting of the build."""
     rows = get_features_status() | _kernels() | _machine() | _software() | _build()
     print(f"xFormers {__version__}")
     for name, status in rows.items():

@@ -63,6 +63,7 @@ def test_content(wheel, tmp_path):
     package = tmp_path / "xformers"
     sources = {p.relative_to(ROOT / "python/xformers") for p in (ROOT / "python/xformers").rglob("*.py")}
     assert {p.relative_to(package) for p in package.rglob("*.py")} == sources
+    assert (package / "py.typed").exists() and (package / "operators.pyi").exists()
     folders = {p.name for p in tmp_path.iterdir()}
     assert folders == {"xformers", f"xformers-{version}.dist-info"}
 

@@ -137,3 +137,10 @@ def test_kernel_that_ran_is_named():
     ops = torch.ops.xformers
     assert ops.last_attention_kernel() in ops.attention_kernels()
     assert ops.last_attention_kernel(True) in ops.attention_kernels(True)
+
+
+def test_small_names_of_the_package():
+    assert xformers.logger.name == "xformers" and not xformers.logger.handlers
+    calls = []
+    once = xformers.compute_once(lambda: calls.append(1) or 7)
+    assert (once(), once(), calls) == (7, 7, [1])

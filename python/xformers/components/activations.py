@@ -21,7 +21,8 @@ class _Fused(nn.Module):
 
 
 def build_activation(activation: Activation | str | None) -> nn.Module:
-    """The activation as a module; None gives the identity. gelu is the exact one, unlike in the fused layers."""
+    """The activation as a module; None gives the identity. gelu is the exact one, unlike in the fused layers.
+    ValueError for an unknown name."""
     name = activation_name(activation)
     if name is None:
         return nn.Identity()

@@ -6,7 +6,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 def masked_matmul(a: torch.Tensor, b: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
     """`a @ b`; a boolean mask puts -inf where it is False, any other mask is added. Tensor classes with a
-    `__torch_function__` of their own are asked first."""
+    `__torch_function__` of their own are asked first. Errors are those of PyTorch's product."""
     if has_torch_function((a, b, mask)):
         return handle_torch_function(masked_matmul, (a, b, mask), a, b, mask)
     scores = a @ b

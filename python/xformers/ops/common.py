@@ -1,18 +1,19 @@
 """The registry of operators: what `python -m xformers.info` lists, and where profilers and checkpoint policies look."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 
 
 def get_operator(library: str, name: str) -> Callable[..., Any]:
-    """torch.ops.<library>.<name>; where it is missing, a function that says so when it is called."""
+    """torch.ops.<library>.<name>; where it is missing, a function that raises a RuntimeError when it is called."""
     try:
-        return getattr(getattr(torch.ops, library), name)
+        operator: Callable[..., Any] = getattr(getattr(torch.ops, library), name)
+        return operator
     except (AttributeError, RuntimeError):
 
-        def no_such_operator(*args: Any, **kwargs: Any) -> Any:
+        def no_such_operator(*args: object, **kwargs: object) -> NoReturn:
             raise RuntimeError(
                 f"No such operator {library}::{name}: this build of xformers has none.  "
                 "Fix: see python -m xformers.info for what it has."
@@ -42,7 +43,7 @@ class BaseOperator:
 OPERATORS_REGISTRY: list[type[BaseOperator]] = []
 FUNC_TO_XFORMERS_OPERATOR: dict[Any, type[BaseOperator]] = {}
 
-_Class = TypeVar("_Class", bound=type)
+_Class = TypeVar("_Class", bound=type[BaseOperator])
 
 
 def register_operator(cls: _Class) -> _Class:

@@ -7,18 +7,20 @@ from torch import nn
 def rms_norm(x: torch.Tensor, weight: torch.Tensor | None, eps: float = 1e-6) -> torch.Tensor:
     """`x / sqrt(mean(x ** 2) + eps) * weight` over the last dimension, in x's dtype.
 
-    Statistics and products in fp32 (fp64 for fp64). x and weight contiguous. Differentiable in both.
+    Statistics and products in fp32 (fp64 for fp64). x and weight contiguous. Differentiable in both. ValueError where
+    shapes, dtypes, devices or strides don't fit. From "Root Mean Square Layer Normalization" (Zhang and Sennrich,
+    arXiv:1910.07467), with the mean where some texts have the sum.
     """
     return torch.ops.xformers.rms_norm(x, weight, eps)
 
 
 def rms_norm_add(x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor | None, eps: float = 1e-6) -> torch.Tensor:
-    """In place `x += y`; returns `rms_norm` of the new x. Differentiable in x, y and weight."""
+    """In place `x += y`; returns `rms_norm` of the new x. Differentiable in x, y and weight. ValueError as there."""
     return torch.ops.xformers.rms_norm_add_(x, y, weight, eps)
 
 
 class RMSNorm(nn.Module):
-    """`rms_norm` with a weight of ones to begin with, or with none."""
+    """`rms_norm` over the last dimension, which is `dim`, with a weight of ones to begin with, or with none."""
 
     def __init__(self, dim: int, include_weight: bool = True, eps: float = 1e-6):
         super().__init__()

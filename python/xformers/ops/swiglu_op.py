@@ -1,4 +1,7 @@
-"""The gated feed-forward layer SwiGLU: out = (silu(x w1^T + b1) * (x w2^T + b2)) w3^T + b3."""
+"""The gated feed-forward layer SwiGLU: out = (silu(x w1^T + b1) * (x w2^T + b2)) w3^T + b3.
+
+From "GLU Variants Improve Transformer" (Shazeer, arXiv:2002.05202).
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,6 +51,7 @@ class SwiGLUOpDispatch:
     def from_arguments(
         x: _Tensor, w1: _Tensor, b1: _Optional, w2: _Tensor, b2: _Optional, w3: _Tensor, b3: _Optional
     ) -> "SwiGLUOpDispatch":
+        """What the arguments of `swiglu` are, under the autocast that is in force."""
         return SwiGLUOpDispatch(
             device=x.device,
             dtype=x.dtype,
@@ -73,6 +77,7 @@ class SwiGLUOp:
         self.constraint = constraint
 
     def supports(self, op: SwiGLUOpDispatch) -> bool:
+        """Whether it takes tensors of this kind."""
         if self.PACKED_WEIGHTS and not op.packed_weights:
             return False
         return self.constraint(op)

@@ -6,7 +6,8 @@ import torch
 
 
 def unbind(x: torch.Tensor, dim: int) -> tuple[torch.Tensor, ...]:
-    """`torch.unbind`, whose backward copies nothing where the gradients already lie in memory as a stack."""
+    """`torch.unbind`, whose backward copies nothing where the gradients already lie in memory as a stack. IndexError
+    where x has no dimension `dim`."""
     return tuple(torch.ops.xformers.unbind(x, dim))
 
 

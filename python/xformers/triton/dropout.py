@@ -42,7 +42,7 @@ class FusedDropoutBias(nn.Module):
         else:
             self.register_parameter("bias", None)
 
-    def init_weights(self, *args, **kwargs) -> None:
+    def init_weights(self, *_: object, **__: object) -> None:
         """Bias to zeros."""
         if self.bias is not None:
             nn.init.zeros_(self.bias)

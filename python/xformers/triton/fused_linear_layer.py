@@ -9,9 +9,10 @@ from xformers._activation import Activation, activation_name
 
 
 class FusedLinear(nn.Module):
-    """`activation(x weight^T + bias)`. For backward, the input of the activation is kept only where there is one.
+    """`activation(x weight^T + bias)` of x [..., in_features]. For backward, the input of the activation is kept only
+    where there is one; gelu is the tanh form.
 
-    Parameters begin as those of torch.nn.Linear.
+    Parameters begin as those of torch.nn.Linear. ValueError for an unknown activation.
     """
 
     def __init__(
@@ -20,7 +21,7 @@ class FusedLinear(nn.Module):
         out_features: int,
         bias: bool = False,
         activation: Activation | str | None = None,
-        **_,
+        **_: object,
     ):
         super().__init__()
         self.activation = activation_name(activation)

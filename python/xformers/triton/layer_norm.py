@@ -11,13 +11,16 @@ def layer_norm(
 ) -> torch.Tensor:
     """`(x - mean) / sqrt(var + eps) * weight + bias` over the last dimension, with fp32 statistics, in x's dtype.
 
-    For fp16, eps is at least 1.6e-5. In fp32 under autocast. Differentiable in everything.
+    weight, bias: [width]. For fp16, eps is at least 1.6e-5. In fp32 under autocast. Differentiable in everything.
+    ValueError where shapes, dtypes or devices don't fit. From "Layer Normalization" (Ba, Kiros and Hinton,
+    arXiv:1607.06450).
     """
     return torch.ops.xformers.fused_layer_norm(x, weight, bias, eps)
 
 
 class FusedLayerNorm(nn.Module):
-    """`layer_norm` with a weight of ones and a bias of zeros to begin with, or with neither."""
+    """`layer_norm` with a weight of ones and a bias of zeros to begin with, or with neither. ValueError where
+    normalized_shape has more than one size."""
 
     def __init__(self, normalized_shape: int | Sequence[int], affine: bool = True, eps: float = 1e-6):
         super().__init__()
@@ -36,9 +39,9 @@ class FusedLayerNorm(nn.Module):
             self.register_parameter("weight", None)
             self.register_parameter("bias", None)
 
-    def init_weights(self, *args, **kwargs) -> None:
+    def init_weights(self, *_: object, **__: object) -> None:
         """Weight to ones, bias to zeros."""
-        if self.weight is not None:
+        if self.weight is not None and self.bias is not None:
             nn.init.ones_(self.weight)
             nn.init.zeros_(self.bias)
 

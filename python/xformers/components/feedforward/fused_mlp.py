@@ -10,7 +10,8 @@ from xformers.triton.dropout import FusedDropoutBias
 class FusedMLP(nn.Module):
     """Linear, bias + activation + dropout, Linear, bias + dropout: exactly one bias per layer.
 
-    The hidden width is `hidden_layer_multiplier * dim_model`.
+    Of inputs [..., dim_model]; the hidden width is `hidden_layer_multiplier * dim_model`. The feed-forward layer of
+    "Attention Is All You Need" (Vaswani et al., arXiv:1706.03762, section 3.3). Errors are those of FusedDropoutBias.
     """
 
     requires_cuda = False
@@ -23,8 +24,8 @@ class FusedMLP(nn.Module):
         activation: Activation | str | None,
         hidden_layer_multiplier: int,
         bias: bool = True,
-        *_,
-        **__,
+        *_: object,
+        **__: object,
     ):
         super().__init__()
         dim_mlp = hidden_layer_multiplier * dim_model
@@ -36,7 +37,7 @@ class FusedMLP(nn.Module):
             FusedDropoutBias(p=dropout, bias_shape=dim_model if bias else None, activation=None),
         )
 
-    def init_weights(self, *args, **kwargs) -> None:
+    def init_weights(self, *_: object, **__: object) -> None:
         """Biases to zeros."""
         for layer in self.mlp:
             if isinstance(layer, FusedDropoutBias):

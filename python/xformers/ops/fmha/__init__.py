@@ -1,6 +1,7 @@
 """Memory-efficient attention: `softmax(scale * query key^T + attn_bias) value`, without the score matrix in memory."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 
@@ -75,8 +76,13 @@ def memory_efficient_attention(
         output_dtype: dtype of the output, the query's by default.
 
     Returns: the output, contiguous, in the query's layout. A query that sees no key gets 0. Differentiable in query,
-    key, value and a tensor bias. Wrong arguments raise a ValueError that says what came, what was expected and how to
-    fix it; arguments that no operator takes, a NotImplementedError.
+    key, value and a tensor bias.
+
+    Raises: ValueError where arguments contradict each other or a named operator does not take them, with what came,
+    what was expected and how to fix it; NotImplementedError where no operator takes them.
+
+    Computed in blocks with a running maximum and sum, the backward from the log-sum-exp: "Self-attention Does Not Need
+    O(n^2) Memory" (Rabe and Staats, arXiv:2112.05682), "FlashAttention" (Dao et al., arXiv:2205.14135).
     """
     if op is not None:
         return with_operators(Inputs(query, key, value, attn_bias, p, scale, output_dtype), op)[0]
@@ -94,7 +100,7 @@ def memory_efficient_attention_forward(
     op: type[AttentionFwOpBase] | None = None,
     output_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """`memory_efficient_attention` that never records gradients; `op` is a forward operator class."""
+    """`memory_efficient_attention` that never records gradients; `op` is a forward operator class. Same errors."""
     with torch.no_grad():
         if op is not None:
             return with_operators(Inputs(query, key, value, attn_bias, p, scale, output_dtype), op)[0]
@@ -116,7 +122,7 @@ def memory_efficient_attention_forward_requires_grad(
 
     lse is the natural log-sum-exp of the scores: ``[batch, heads, seqlen_q]``, 5-D ``[batch, groups, heads,
     seqlen_q]``, 3-D ``[batch, 1, seqlen_q]``; fp32, fp64 for fp64 inputs; -inf where a query sees no key. With `op` it
-    has that operator's format.
+    has that operator's format. Errors as `memory_efficient_attention`; NotImplementedError for p other than 0.
     """
     refuse_dropout(p)
     with torch.no_grad():
@@ -138,11 +144,13 @@ def memory_efficient_attention_backward(
     *,
     op: type[AttentionBwOpBase] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of query, key and value, from the gradient of the output and what the forward returned."""
+    """Gradients of query, key and value, from the gradient of the output and what the forward returned. Errors as
+    `memory_efficient_attention`; NotImplementedError for p other than 0, ValueError for an lse in a format of another
+    operator than `op`."""
     refuse_dropout(p)
     dense = dense_of(attn_bias)
     if dense is not None and dense.requires_grad:
-        attn_bias = attn_bias.detach()  # type: ignore[union-attr]  (its gradient is not returned)
+        attn_bias = cast(torch.Tensor, attn_bias).detach()  # its gradient is not returned
     inp = Inputs(query, key, value, attn_bias, p, scale)
     gradients = _memory_efficient_attention_backward(Context(lse=lse, out=output), inp, grad, op)
     return gradients.dq, gradients.dk, gradients.dv
@@ -162,7 +170,8 @@ def memory_efficient_attention_partial(
     """Attention over a part of the keys: (out, lse), of which `merge_attentions` makes attention over all of them.
 
     out is fp32 (fp64 for fp64 inputs) unless `output_dtype` says otherwise; gradients flow through both. Packed
-    sequences have lse ``[1, heads, total]``."""
+    sequences have lse ``[1, heads, total]``. Errors as `memory_efficient_attention`; NotImplementedError for p other
+    than 0."""
     refuse_dropout(p)
     inp = Inputs(query, key, value, attn_bias, p, scale, output_dtype, is_partial=True)
     if op is not None:
@@ -186,7 +195,9 @@ def merge_attentions(
         output_dtype: dtype of the output, that of the parts by default.
 
     Returns: (out, lse), or (out, None). A part with lse -inf is left out, whatever its output holds. Differentiable in
-    every part's output and lse.
+    every part's output and lse. ValueError where parts don't fit each other, or gradients are wanted without write_lse.
+    With weights exp(lse_i - lse): "Online normalizer calculation for softmax" (Milakov and Gimelshein,
+    arXiv:1805.02867).
     """
     out, lse = torch.ops.xformers.merge_attentions(_parts(attn_split), _parts(lse_split), write_lse, output_dtype)
     return out, lse if write_lse else None

@@ -1,7 +1,5 @@
 """Operators for AMD GPUs. Their names exist everywhere; this library does not build them."""
 
-from typing import Any
-
 import torch
 
 from ..common import get_xformers_operator, register_operator
@@ -18,7 +16,7 @@ class FwOp(AttentionFwOpBase, contract="ckF"):
         raise not_built(cls.NAME, "forward")
 
     @classmethod
-    def apply_bmhk(cls, inp: Inputs, needs_gradient: bool) -> Any:
+    def apply_bmhk(cls, inp: Inputs, needs_gradient: bool) -> tuple[torch.Tensor, Context | None]:
         """`apply` for [batch, seqlen, heads, head_dim]."""
         return cls.apply(inp, needs_gradient)
 

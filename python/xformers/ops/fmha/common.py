@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import torch
@@ -16,14 +16,15 @@ OPERATORS_BY_KEY: dict[str, Any] = {}  # of their contracts
 
 
 def _bias_type(name: str) -> type:
-    return {"None": type(None), "Tensor": torch.Tensor}.get(name) or getattr(attn_bias, name)
+    types: dict[str, type] = {"None": type(None), "Tensor": torch.Tensor}
+    return types[name] if name in types else getattr(attn_bias, name)
 
 
 def _by_dtype(by_name: dict[str, float]) -> dict[torch.dtype, float]:
     return {getattr(torch, name): value for name, value in by_name.items()}
 
 
-_CONVERT = {
+_CONVERT: dict[str, Callable[[Any], Any]] = {
     "SUPPORTED_DEVICES": set,
     "CUDA_MINIMUM_COMPUTE_CAPABILITY": tuple,
     "SUPPORTED_DTYPES": lambda names: {getattr(torch, name) for name in names},
@@ -89,10 +90,12 @@ class AttentionOpBase(BaseOperator):
 
     @classmethod
     def supports(cls, d: Inputs) -> bool:
+        """Whether this operator takes the input."""
         return not cls.not_supported_reasons(d)
 
     @classmethod
     def shape_not_supported_reasons(cls, Mq: int, Mkv: int, K: int, Kv: int) -> list[str]:
+        """The reasons that lengths of queries and keys, head_dim and head_dim_v give."""
         return torch.ops.xformers.attention_shape_not_supported_reasons(cls._KEY, Mq, Mkv, K, Kv)
 
     @classmethod

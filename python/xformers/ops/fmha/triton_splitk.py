@@ -88,7 +88,7 @@ class FwOp(Forward, contract="triton_splitKF"):
         num_stages: int | None = None,
         split_k_early_exit: bool | None = None,
     ) -> type[FwOp]:
-        """This operator with a fixed number of splits; the same class for the same arguments."""
+        """This operator with a fixed number of splits; the same class for the same arguments, after pickling too."""
         given = {
             "BLOCK_M": block_m,
             "BLOCK_N": block_n,
@@ -100,8 +100,9 @@ class FwOp(Forward, contract="triton_splitKF"):
         key = (cls, splitk, *options.items())
         if key not in _operators:
             attributes = {"NAME": f"triton_splitK{splitk}", "SPLIT_K": splitk, **options, "__module__": __name__}
-            _operators[key] = _Made(f"FwOp_S{splitk}", (cls,), attributes)
-            _operators[key]._made_by = (cls, splitk, {name.lower(): value for name, value in options.items()})
+            made: Any = _Made(f"FwOp_S{splitk}", (cls,), attributes)
+            made._made_by = (cls, splitk, {name.lower(): value for name, value in options.items()})
+            _operators[key] = made
         return _operators[key]
 
 
@@ -118,8 +119,8 @@ def _reduce(cls: _Made) -> str | tuple[Any, ...]:
     return functools.partial(base.get_operator, **options), (splitk,)
 
 
-copyreg.pickle(_Made, _reduce)  # type: ignore[arg-type]
-_operators: dict[tuple[Any, ...], Any] = {}
+copyreg.pickle(_Made, _reduce)
+_operators: dict[tuple[Any, ...], type[FwOp]] = {}
 
 
 FwOp_Map = {splits: FwOp.get_operator(splits) for splits in (1, 2, 4, 8, 16, 32, 48, 64, 72, 80, 96, 112, 128)}
@@ -132,15 +133,15 @@ FwOp_S32 = FwOp_Map[32]
 FwOp_S64 = FwOp_Map[64]
 FwOp_S128 = FwOp_Map[128]
 
-_autotuner_caches: dict[int, Any] = {}
+_autotuner_caches: dict[int, object] = {}
 
 
-def get_autotuner_cache(num_groups: int) -> Any:
+def get_autotuner_cache(num_groups: int) -> object:
     """What was stored for this number of groups: these kernels need no tuning."""
     return _autotuner_caches.setdefault(num_groups, {})
 
 
-def set_autotuner_cache(cache: Any, num_groups: int) -> None:
+def set_autotuner_cache(cache: object, num_groups: int) -> None:
     """Stores it for `get_autotuner_cache`."""
     _autotuner_caches[num_groups] = cache
 
@@ -149,7 +150,8 @@ def merge_attentions(
     attn_out: torch.Tensor, lse_out: torch.Tensor | None, attn_split: torch.Tensor, lse_split: torch.Tensor
 ) -> None:
     """Merges the parts [batch, groups, heads, parts, seqlen, head_dim] (lse without the last) into attn_out [batch,
-    seqlen, groups, heads, head_dim] and, where given, lse_out [batch, groups, heads, seqlen]."""
+    seqlen, groups, heads, head_dim] and, where given, lse_out [batch, groups, heads, seqlen]. ValueError where shapes,
+    dtypes or devices don't fit."""
     parts = [part.permute(0, 3, 1, 2, 4) for part in attn_split.unbind(3)]
     merge_attentions_varargs(attn_out, lse_out, parts, lse_split.unbind(3))
 
