@@ -32,18 +32,19 @@ def copy_of_package(folder, leave_out=()):
 
 
 def test_quick_and_quiet():
+    """0.06 s beyond torch is the goal, of a processor's time: a busy or slow machine gets another chance and more."""
     code = """
 import time, torch
-start = time.perf_counter()
+start = time.process_time()
 import xformers, xformers.ops
-print(time.perf_counter() - start)
+print(time.process_time() - start)
 """
     seconds = []
-    while len(seconds) < 3 and not (seconds and min(seconds) < 0.5):  # a busy machine gets another chance
+    while len(seconds) < 3 and not (seconds and min(seconds) < 0.06):
         result = run(code)
         assert result.returncode == 0 and result.stderr == "", result.stderr
         seconds.append(float(result.stdout))
-    assert min(seconds) < 0.5
+    assert min(seconds) < 0.12
 
 
 BROKEN = "raise RuntimeError('this triton is broken')"

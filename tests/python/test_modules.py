@@ -34,6 +34,14 @@ MODULES = {
 each_module = pytest.mark.parametrize("name", MODULES)
 
 
+def test_every_module_has_a_row():
+    def classes(base):
+        return {cls for derived in base.__subclasses__() for cls in {derived, *classes(derived)}}
+
+    ours = {cls for cls in classes(torch.nn.Module) if cls.__module__.startswith("xformers.")}
+    assert ours == {type(build()) for build in MODULES.values()}
+
+
 def call(module):
     torch.manual_seed(1)
     x = torch.randn(3, 5, 32)

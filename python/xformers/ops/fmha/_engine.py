@@ -119,6 +119,19 @@ class Backward(AttentionBwOpBase):
         return backward(ctx, inp, grad)
 
 
-def not_built(name: str, direction: str) -> NotImplementedError:
-    """What an operator does that this library has no kernels for."""
-    return NotImplementedError(f"{name} has no {direction} here: it is not built.  Fix: leave op out.")
+class NotBuiltForward(AttentionFwOpBase):
+    """A forward of which there is the name, for programs that ask; this library has no kernels for it."""
+
+    @classmethod
+    def apply(cls, inp: Inputs, needs_gradient: bool) -> tuple[torch.Tensor, Context | None]:
+        raise NotImplementedError(f"{cls.NAME} is not built, expected an operator with kernels.  Fix: leave op out.")
+
+    apply_bmhk = apply  # of [batch, seqlen, heads, head_dim]
+
+
+class NotBuiltBackward(AttentionBwOpBase):
+    """A backward likewise."""
+
+    @classmethod
+    def apply(cls, ctx: Context, inp: Inputs, grad: torch.Tensor) -> Gradients:
+        raise NotImplementedError(f"{cls.NAME} is not built, expected an operator with kernels.  Fix: leave op out.")
