@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# format.sh [--check]   clang-format and ruff over the sources of this repository.
+# format.sh [--check]   clang-format and ruff over the sources of this repository; with --check, mypy over their types.
 source "$(dirname "$0")/common.sh"
 scripts/bootstrap.sh
 stamp=.venv/.installed-lint-$(cksum <requirements-lint.txt | cut -d' ' -f1)
@@ -14,6 +14,7 @@ if [[ ${1:-} == --check ]]; then
   .venv/bin/clang-format --dry-run --Werror "${cpp[@]}"
   .venv/bin/ruff format --check "${python[@]}"
   .venv/bin/ruff check "${python[@]}"
+  .venv/bin/mypy
 else
   .venv/bin/clang-format -i "${cpp[@]}"
   .venv/bin/ruff format "${python[@]}"
