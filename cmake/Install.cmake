@@ -16,12 +16,10 @@ if(XFORMERS_OPS)
 endif()
 
 # Public headers: the parameter structs and entry points of the kernels, the operators' functions.
-file(GLOB headers RELATIVE "${PROJECT_SOURCE_DIR}" CONFIGURE_DEPENDS xformers/kernels/base/*.h xformers/kernels/params/*.h)
-list(APPEND headers xformers/kernels/cpu/base/parallel_for.h xformers/kernels/cpu/base/cpu_features.h
-     xformers/kernels/cpu/base/isa_choice.h xformers/kernels/cpu/attention/attention_cpu.h
-     xformers/kernels/cpu/bias_act_dropout/bias_act_dropout_cpu.h xformers/kernels/cpu/indexing/indexing_cpu.h
-     xformers/kernels/cpu/merge/merge_cpu.h xformers/kernels/cpu/norm/norm_cpu.h xformers/kernels/cpu/rope/rope_cpu.h
-     xformers/kernels/cpu/softmax/softmax_cpu.h xformers/kernels/cpu/swiglu/gate_cpu.h)
+file(GLOB headers RELATIVE "${PROJECT_SOURCE_DIR}" CONFIGURE_DEPENDS xformers/kernels/base/*.h xformers/kernels/params/*.h
+     xformers/kernels/cpu/*/*_cpu.h)
+list(APPEND headers xformers/kernels/cpu/base/cpu_features.h xformers/kernels/cpu/base/isa_choice.h
+     xformers/kernels/cpu/base/parallel_for.h)
 if(XFORMERS_CUDA)
   file(GLOB entries RELATIVE "${PROJECT_SOURCE_DIR}" CONFIGURE_DEPENDS xformers/kernels/cuda/*/*_cuda.h)
   set(attention xformers/kernels/cuda/attention)
@@ -31,13 +29,9 @@ if(XFORMERS_CUDA)
        ${attention}/sm80/bwd_plan.h ${attention}/sm80/fwd_plan.h)
 endif()
 if(XFORMERS_OPS)
-  foreach(family IN ITEMS bias_act_dropout indexing norm rope softmax swiglu tiled_matmul)
-    list(APPEND headers xformers/ops/${family}/${family}.h)
-  endforeach()
-  file(GLOB biases RELATIVE "${PROJECT_SOURCE_DIR}" CONFIGURE_DEPENDS xformers/ops/attention/attn_bias/*.h)
+  get_property(operators GLOBAL PROPERTY XFORMERS_PUBLIC_HEADERS)
   file(GLOB_RECURSE modules RELATIVE "${PROJECT_SOURCE_DIR}" CONFIGURE_DEPENDS xformers/nn/*.h)
-  list(APPEND headers xformers/ops/attention/attention.h xformers/ops/attention/attn_bias.h
-       xformers/ops/attention/merge_attentions.h xformers/ops/common/stack.h ${biases} ${modules})
+  list(APPEND headers ${operators} ${modules})
 endif()
 foreach(header IN LISTS headers)
   get_filename_component(folder "${header}" DIRECTORY)

@@ -1,5 +1,5 @@
 // memory_efficient_attention_partial and merge_attentions in C++: parts of the keys make attention over all of them.
-#include "xformers/ops/attention/merge_attentions.h"
+#include "xformers/ops/merge_attentions/merge_attentions.h"
 
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>

@@ -49,6 +49,38 @@ def test_functions_of_the_package(name):
     assert callable(getattr(importlib.import_module("xformers.triton"), name))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_nvfuser_gelu_is_the_exact_one(dtype):
+    x, bias = torch.tensor([[-3.0, 0.5, 2.0]], dtype=dtype), torch.tensor([0.0, 0.25, -4.5])
+    layer = NVFusedBiasActivationDropout(0.3, Activation.GeLU, 3).eval()
+    with torch.no_grad():
+        layer.bias.copy_(bias)
+    z = x.double() + bias
+    expected = z * 0.5 * (1 + torch.erf(z / math.sqrt(2)))  # -3.0 gives -0.00405, the tanh form -0.00364
+    out = layer(x)
+    assert out.dtype == dtype
+    assert_close(out, expected)
+    x.requires_grad_()
+    layer(x).sum().backward()
+    slope = 0.5 * (1 + torch.erf(z / math.sqrt(2))) + z * torch.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+    assert_close(x.grad, slope, scale=2.0)
+
+
+@pytest.mark.parametrize("activation", [None, "gelu", "relu"])
+def test_nvfuser_layers_keep_their_dtype_under_autocast(activation):
+    x, residual = random((6, 32)), random((6, 32), seed=1)
+    layer, adding = NVFusedBiasActivationDropout(0.3, activation, 32), NVFusedBiasDropoutRes(0.3, 32)
+    with torch.autocast(x.device.type, torch.bfloat16):
+        for given in (x, x.bfloat16()):
+            assert layer(given).dtype == given.dtype
+            assert torch.equal(layer.eval()(given), layer(given)) and layer.train()(given).dtype == given.dtype
+        assert adding(x, residual).dtype == torch.float32
+        assert adding(x.bfloat16(), residual).dtype == torch.float32  # promoted, as x + residual would be
+    with torch.autocast(x.device.type, torch.bfloat16):
+        under = layer.eval()(x)
+    assert torch.equal(under, layer(x))
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("bias", [True, False])
 def test_fused_linear(bias, activation):
@@ -104,7 +136,7 @@ def test_fused_dropout_bias(activation):
 
 def test_fused_dropout_bias_refuses():
     for p in (1.0, -0.5, math.nan):
-        with pytest.raises(ValueError, match="expected a probability in"):
+        with pytest.raises(AssertionError, match="expected a probability in"):
             FusedDropoutBias(p, None)
     with pytest.raises(ValueError, match="activation is 'tanh', expected None or one of"):
         FusedDropoutBias(0.1, None, "tanh")
@@ -176,7 +208,8 @@ def test_nvfuser_layers():
         arguments = (x,) if isinstance(layer, NVFusedBiasActivationDropout) else (x, residual)
         assert torch.allclose(layer.eval()(*arguments), expected(x + bias), atol=1e-5)
         assert not torch.equal(layer.train()(*arguments), layer(*arguments))
-        with pytest.raises(ValueError, match="expected a probability in"):
+        assert layer.requires_residual == (len(arguments) == 2)
+        with pytest.raises(AssertionError, match="expected a probability in"):
             type(layer)(1.0, *([32] if dropped is not layer else []))
     with pytest.raises(ValueError, match="layer_norm_style is 'mid'"):
         NVFusedBiasDropoutResLayerNorm(0.1, 32, layer_norm_style="mid")

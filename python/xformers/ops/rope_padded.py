@@ -40,7 +40,10 @@ def rope_padded(
     adjacents: pairs are (2j, 2j + 1); False: (j, j + head_dim / 2).
     internal_dtype: "" or "f32": products in fp32; "f64": in fp64. Angles are fp64 always.
     """
-    assert internal_dtype in ("", "f32", "f64"), f"internal_dtype is {internal_dtype!r}, expected '', 'f32' or 'f64'"
+    if internal_dtype not in ("", "f32", "f64"):
+        raise AssertionError(
+            f"rope_padded: internal_dtype is {internal_dtype!r}, expected '', 'f32' or 'f64'.  Fix: name one of these."
+        )
     if xq.ndim >= 2 and xq.shape[1] != attn_bias.q_seqinfo.seqstart_py[-1]:
         raise ValueError(
             f"rope_padded: xq has {xq.shape[1]} queries, expected {attn_bias.q_seqinfo.seqstart_py[-1]}, those of "

@@ -178,7 +178,8 @@ def swiglu(
     if not op.PACKED_WEIGHTS:
         out = op(rows, w1, b1, w2, b2, w3, b3)
     else:
-        assert (b1 is None) == (b2 is None), "swiglu: b1 and b2 are given together or not at all"
+        if (b1 is None) != (b2 is None):
+            raise AssertionError("swiglu: one of b1 and b2 is None, expected both or neither.  Fix: give both biases.")
         w1w2 = _stacked(w1, w2)
         b1b2 = None if b1 is None or b2 is None else _stacked(b1, b2)
         if w1w2 is None or (b1 is not None and b1b2 is None):
@@ -190,9 +191,16 @@ def swiglu(
     return out if x.ndim == 2 else out.view(*x.shape[:-1], out.shape[-1])
 
 
+def _check_packed(op: SwiGLUOp) -> None:
+    if not op.PACKED_WEIGHTS:
+        raise AssertionError(
+            f"swiglu: op is {op}, expected one with PACKED_WEIGHTS.  Fix: leave op out, or pass SwiGLUPackedFusedOp."
+        )
+
+
 def swiglu_packed(x: _Tensor, w1w2: _Tensor, b1b2: _Optional, w3: _Tensor, b3: _Optional, *, op: SwiGLUOp) -> _Tensor:
     """swiglu with w1w2: [2, hidden, in] and b1b2: [2, hidden] or None. op: a packed one."""
-    assert op.PACKED_WEIGHTS, f"swiglu_packed: op is {op}, expected one with PACKED_WEIGHTS"
+    _check_packed(op)
     return op(x, w1w2, b1b2, w3, b3)
 
 
@@ -228,7 +236,7 @@ class SwiGLU(nn.Module):
             w1w2, b1b2, w3, b3 = packed = self._packed_ordered_params()
             op = self.op
             if op is not None:
-                assert op.PACKED_WEIGHTS, f"SwiGLU: op is {op}, expected one with PACKED_WEIGHTS for packed weights"
+                _check_packed(op)
             elif self._dispatch(x, w1w2, b1b2, b3).op is SwiGLUPackedFusedOp:
                 op = SwiGLUPackedFusedOp
             if op is not None:
@@ -256,7 +264,10 @@ class SwiGLU(nn.Module):
 
     def _packed_ordered_params(self) -> tuple[_Tensor, _Optional, _Tensor, _Optional]:
         """(w1w2: [2, hidden, in], b1b2: [2, hidden] or None, w3, b3)."""
-        assert self.w12 is not None, "SwiGLU: packed parameters of a module with _pack_weights=False"
+        if self.w12 is None:
+            raise AssertionError(
+                "SwiGLU: w12 is None, expected packed parameters.  Fix: build the module with _pack_weights=True."
+            )
         w1w2 = self.w12.weight.view(2, self.hidden_features, self.in_features)
         b1b2 = self.w12.bias.view(2, self.hidden_features) if self.w12.bias is not None else None
         return (w1w2, b1b2, self.w3.weight, self.w3.bias)

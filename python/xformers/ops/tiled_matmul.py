@@ -7,20 +7,31 @@ import torch
 Grid = Sequence[Sequence[torch.Tensor]]
 
 
+def _refuse(name: str, got: object, expected: str) -> None:
+    raise AssertionError(f"tiled_matmul: {name} is {got}, expected {expected}.  Fix: give a regular grid of 2-D tiles.")
+
+
+def _check_tiles(name: str, grid: Grid, heights: list[int], widths: list[int]) -> None:
+    if [len(row) for row in grid] != [len(widths)] * len(heights):
+        _refuse(name, f"rows of {[len(row) for row in grid]} tiles", f"{len(heights)} rows of {len(widths)}")
+    for i, row in enumerate(grid):
+        for j, tile in enumerate(row):
+            if tuple(tile.shape) != (heights[i], widths[j]):
+                _refuse(f"{name}[{i}][{j}]", list(tile.shape), str([heights[i], widths[j]]))
+
+
 def _sizes(a: Grid, b: Grid) -> tuple[list[int], list[int], list[int]]:
     """Heights of a's rows, widths of b's columns, and what lies between; AssertionError where the grids don't fit."""
     for name, grid in (("a", a), ("b", b)):
-        assert len(grid) > 0 and len(grid[0]) > 0, f"tiled_matmul: {name} is empty, expected at least one tile"
-        assert all(len(row) == len(grid[0]) for row in grid), f"tiled_matmul: the rows of {name} differ in length"
-        assert all(tile.ndim == 2 for row in grid for tile in row), f"tiled_matmul: {name} has tiles that are not 2-D"
-    assert len(a[0]) == len(b), f"tiled_matmul: a has {len(a[0])} columns of tiles, expected {len(b)}, the rows of b"
+        if len(grid) == 0 or len(grid[0]) == 0:
+            _refuse(name, "empty", "at least one tile")
+        if any(tile.ndim != 2 for row in grid for tile in row):
+            _refuse(name, "a grid with tiles of other dimensions", "2-D tiles")
+        if any(len(row) == 0 for row in grid):
+            _refuse(name, "irregular", "rows of one length")
     ms, ks, ns = [row[0].shape[0] for row in a], [tile.shape[1] for tile in a[0]], [tile.shape[1] for tile in b[0]]
-    for name, grid, heights, widths in (("a", a, ms, ks), ("b", b, ks, ns)):
-        for i, row in enumerate(grid):
-            for j, tile in enumerate(row):
-                assert tuple(tile.shape) == (heights[i], widths[j]), (
-                    f"tiled_matmul: {name}[{i}][{j}] is {list(tile.shape)}, expected {[heights[i], widths[j]]}"
-                )
+    _check_tiles("a", a, ms, ks)
+    _check_tiles("b", b, ks, ns)
     return ms, ns, ks
 
 
@@ -38,14 +49,7 @@ def tiled_matmul(a: Grid, b: Grid) -> list[list[torch.Tensor]]:
 def tiled_matmul_out(a: Grid, b: Grid, out: Grid) -> None:
     """tiled_matmul into given tiles. Not differentiable."""
     ms, ns, _ = _sizes(a, b)
-    assert [len(row) for row in out] == [len(ns)] * len(ms), (
-        f"tiled_matmul: out is no grid of {len(ms)} x {len(ns)} tiles"
-    )
-    for m, row in enumerate(out):
-        for n, tile in enumerate(row):
-            assert tuple(tile.shape) == (ms[m], ns[n]), (
-                f"tiled_matmul: out[{m}][{n}] is {list(tile.shape)}, expected {[ms[m], ns[n]]}"
-            )
+    _check_tiles("out", out, ms, ns)
     with torch.no_grad():
         for row, products in zip(out, tiled_matmul(a, b), strict=True):
             for tile, product in zip(row, products, strict=True):

@@ -33,7 +33,8 @@ class FusedDropoutBias(nn.Module):
     def __init__(self, p: float, bias_shape: int | None, activation: Activation | str | None = None):
         super().__init__()
         if not 0 <= p < 1:
-            raise ValueError(f"FusedDropoutBias: p is {p}, expected a probability in [0, 1).  Fix: pass a fraction.")
+            name = type(self).__name__
+            raise AssertionError(f"{name}: p is {p}, expected a probability in [0, 1).  Fix: pass a fraction.")
         self.p = float(p)
         self.activation = activation_name(activation)
         self.bias: nn.Parameter | None

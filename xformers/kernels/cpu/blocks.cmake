@@ -1,25 +1,13 @@
 # The memory-bound kernels around attention: few sources, each compiled once per vector width. Included by
 # ../CMakeLists.txt, which has the flags of the instruction sets.
-target_sources(xformers_kernels PRIVATE
-  cpu/base/isa_choice.cpp
-  cpu/bias_act_dropout/bias_act_dropout_cpu.cpp
-  cpu/indexing/indexing_cpu.cpp
-  cpu/norm/norm_cpu.cpp
-  cpu/rope/rope_cpu.cpp
-  cpu/softmax/softmax_cpu.cpp
-  cpu/swiglu/gate_cpu.cpp)
+target_sources(xformers_kernels PRIVATE cpu/base/isa_choice.cpp)
+file(GLOB vector_units CONFIGURE_DEPENDS cpu/*/*_isa.cpp)
 
 function(xformers_vector_units isa)
   if(NOT isa IN_LIST XFORMERS_BUILT_ISAS)
     return()
   endif()
-  add_library(xformers_vector_${isa} OBJECT
-    cpu/bias_act_dropout/bias_act_dropout_isa.cpp
-    cpu/indexing/indexing_isa.cpp
-    cpu/norm/norm_isa.cpp
-    cpu/rope/rope_isa.cpp
-    cpu/softmax/softmax_isa.cpp
-    cpu/swiglu/gate_isa.cpp)
+  add_library(xformers_vector_${isa} OBJECT ${vector_units})
   target_compile_definitions(xformers_vector_${isa} PRIVATE XFORMERS_ISA_NAMESPACE=isa_${isa})
   target_link_libraries(xformers_vector_${isa} PRIVATE xformers_base)
   target_include_directories(xformers_vector_${isa} SYSTEM

@@ -6,7 +6,7 @@
 
 #include "xformers/ops/attention/attention_check.h"
 #include "xformers/ops/common/random.h"
-#include "xformers/ops/common/tensor_check.h"
+#include "xformers/ops/common/check.h"
 
 namespace xformers::ops {
 namespace {

@@ -16,7 +16,7 @@
 
 #include "xformers/kernels/base/error.h"
 #include "xformers/ops/attention/attn_bias.h"
-#include "xformers/ops/attention/merge_attentions.h"
+#include "xformers/ops/merge_attentions/merge_attentions.h"
 
 namespace xformers::ops {
 

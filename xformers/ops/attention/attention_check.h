@@ -3,7 +3,7 @@
 #pragma once
 
 #include "xformers/ops/attention/attention_op.h"
-#include "xformers/ops/common/tensor_check.h"
+#include "xformers/ops/common/check.h"
 
 namespace xformers::ops {
 

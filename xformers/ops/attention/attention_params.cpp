@@ -11,8 +11,8 @@
 
 #include "xformers/ops/attention/attention_check.h"
 #include "xformers/ops/attention/gathered_keys.h"
+#include "xformers/ops/attention/heads.h"
 #include "xformers/ops/common/expanded.h"
-#include "xformers/ops/common/to_params.h"
 
 namespace xformers::ops {
 namespace {

@@ -8,12 +8,12 @@
 #include <numeric>
 #include <vector>
 
-#include "xformers/ops/common/arguments.h"
+#include "xformers/ops/common/check.h"
 
 namespace xformers::ops {
 namespace {
 
-const ArgumentCheck kCheck("lse");
+const Check kCheck("lse");
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 int64_t total(at::IntArrayRef seqlens) { return std::accumulate(seqlens.begin(), seqlens.end(), int64_t{0}); }

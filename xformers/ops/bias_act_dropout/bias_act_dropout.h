@@ -18,7 +18,13 @@ at::Tensor fused_dropout(const at::Tensor& x, double p, const std::optional<at::
                          Activation activation = Activation::kNone,
                          const std::optional<at::Tensor>& residual = std::nullopt);
 
-// The same with the random state given: int64 [2], as torch.ops.xformers.draw_philox_state draws it. Needed where
+// The same as an element-wise layer of PyTorch would compute it: gelu is the exact one (erf), and autocast leaves x in
+// its dtype. x and residual are promoted to one dtype, which is the result's.
+at::Tensor elementwise_dropout(const at::Tensor& x, double p, const std::optional<at::Tensor>& bias = std::nullopt,
+                               Activation activation = Activation::kNone,
+                               const std::optional<at::Tensor>& residual = std::nullopt);
+
+// The same as fused_dropout with the random state given: int64 [2], as torch.ops.xformers.draw_philox_state draws it. Needed where
 // 0 < p < 1.
 at::Tensor bias_act_dropout(const at::Tensor& x, const std::optional<at::Tensor>& bias = std::nullopt,
                             const std::optional<at::Tensor>& residual = std::nullopt,

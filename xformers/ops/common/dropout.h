@@ -2,27 +2,35 @@
 #pragma once
 
 #include "xformers/kernels/params/dropout.h"
-#include "xformers/ops/common/arguments.h"
+#include "xformers/ops/common/check.h"
 
 namespace xformers::ops {
 
-inline void check_dropout(const char* where, double p, const OptionalTensor& philox_state, const at::Tensor& x) {
-  const ArgumentCheck check(where);
-  if (!(p >= 0 && p <= 1)) check.fail("p", std::to_string(p), "a probability in [0, 1]", "pass p as a fraction");
-  if (p == 0 || p == 1) return;  // nothing is drawn
+// Whether a random state is drawn: nothing is dropped at 0, and everything at 1.
+inline bool draws(double p) { return p > 0 && p < 1; }
+
+inline void check_probability(const Check& check, double p) {
+  if (!(p >= 0 && p <= 1)) check.fail("p", std::to_string(p), "a probability in [0, 1]", "p is the share to drop");
+}
+
+// `x`: the tensor beside which a state on a device must lie.
+inline void check_dropout(const Check& check, double p, const OptionalTensor& philox_state, const at::Tensor& x,
+                          const char* x_name) {
+  check_probability(check, p);
+  if (!draws(p)) return;
   if (!philox_state || philox_state->scalar_type() != at::kLong || philox_state->dim() != 1 ||
       philox_state->sym_size(0) != 2 || !philox_state->is_contiguous()) {
-    check.fail("philox_state", philox_state ? describe(*philox_state) : "None", "contiguous int64 [2] where 0 < p < 1",
+    check.fail("philox_state", describe(philox_state), "contiguous int64 [2] where 0 < p < 1",
                "pass torch.ops.xformers.draw_philox_state()");
   }
-  if (!philox_state->is_cpu()) check.same_device("philox_state", *philox_state, x, "x");
+  if (!philox_state->is_cpu()) check.same_device("philox_state", *philox_state, x, x_name);
 }
 
 // The pointer stays valid as long as the tensor.
 inline Dropout to_dropout(double p, const OptionalTensor& philox_state) {
   Dropout dropout;
   dropout.p = p;
-  if (p == 0 || p == 1) return dropout;
+  if (!draws(p)) return dropout;
   const auto* words = static_cast<const uint64_t*>(philox_state->const_data_ptr());
   if (philox_state->is_cpu()) {
     dropout.philox_seed = words[0];

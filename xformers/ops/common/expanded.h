@@ -20,8 +20,12 @@ at::Tensor map_unexpanded(const at::Tensor& t, int64_t dims, const Fn& fn) {
 }
 
 // Kernels take any strides but the last, which must be 1.
+inline bool has_unit_last_stride(const at::Tensor& t) {
+  return t.sym_stride(-1) == 1 || t.sym_size(-1) <= 1 || t.sym_numel() == 0;
+}
+
 inline at::Tensor with_unit_last_stride(const at::Tensor& t) {
-  if (t.stride(-1) == 1 || t.size(-1) <= 1 || t.numel() == 0) return t;
+  if (has_unit_last_stride(t)) return t;
   return map_unexpanded(t, t.dim() - 1, [](const at::Tensor& once) { return once.contiguous(); });
 }
 

@@ -15,9 +15,9 @@
 #include <type_traits>
 #include <utility>
 
-namespace xformers::ops {
+#include "xformers/ops/common/check.h"
 
-using OptionalTensor = std::optional<at::Tensor>;
+namespace xformers::ops {
 
 // How LibTorch passes an argument of type T.
 template <class T>

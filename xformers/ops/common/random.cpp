@@ -3,10 +3,10 @@
 #include "xformers/ops/common/random.h"
 
 #include <ATen/CPUGeneratorImpl.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/random.h>
-#include <torch/library.h>
+
+#include "xformers/ops/common/operator.h"
 
 namespace xformers::ops {
 namespace {
@@ -14,7 +14,23 @@ namespace {
 // int64[2] on the device of `like`: seed and offset of a Philox stream (kernels/base/philox.h), drawn from `generator`
 // or, without one, from the default generator of the device, which torch.manual_seed sets. On a GPU its own generator
 // draws, in order with everything else on the stream: nothing waits, and each replay of a captured graph draws anew.
-at::Tensor draw_like(const at::Tensor& like, std::optional<at::Generator> generator) {
+struct DrawPhiloxStateLike {
+  static constexpr const char* kName = "draw_philox_state_like";
+  static constexpr at::Tag kTag = at::Tag::nondeterministic_seeded;
+  using Result = at::Tensor;
+  at::Tensor like;
+  std::optional<at::Generator> generator{};
+
+  static constexpr auto arguments() {
+    return std::tuple{arg("like", &DrawPhiloxStateLike::like),
+                      arg("generator", &DrawPhiloxStateLike::generator).keyword()};
+  }
+  void check() const {}
+  at::Tensor empty() const { return empty_result({2}, like.options()); }
+};
+
+at::Tensor draw_like(const DrawPhiloxStateLike& args) {
+  const auto& [like, generator] = args;
   const bool on_cpu = generator ? generator->device().is_cpu() : like.is_cpu();
   if (!on_cpu) return at::empty({2}, like.options()).random_(generator);
   auto* source = at::get_generator_or_default<at::CPUGeneratorImpl>(generator, at::detail::getDefaultCPUGenerator());
@@ -28,18 +44,11 @@ at::Tensor draw_like(const at::Tensor& like, std::optional<at::Generator> genera
   return state.to(like.device());
 }
 
-at::Tensor draw_like_meta(const at::Tensor& like, std::optional<at::Generator>) {
-  return at::empty({2}, like.options());
-}
-
 // Every draw gets a tensor of its own: compilers merge calls whose arguments are the same, and so would give two layers
 // one mask, but never merge empty().
 at::Tensor draw(std::optional<at::Device> device, std::optional<at::Generator> generator) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("xformers::draw_philox_state_like", "")
-                             .typed<at::Tensor(const at::Tensor&, std::optional<at::Generator>)>();
   const at::Device where = device.value_or(generator ? generator->device() : at::Device(at::kCPU));
-  return op.call(at::empty({0}, at::TensorOptions().dtype(at::kLong).device(where)), generator);
+  return call(DrawPhiloxStateLike{at::empty({0}, at::TensorOptions().dtype(at::kLong).device(where)), generator});
 }
 
 }  // namespace
@@ -51,12 +60,10 @@ at::Tensor draw_philox_state(at::Device device) { return draw(device, std::nullo
 TORCH_LIBRARY_FRAGMENT(xformers, m) {
   m.def("draw_philox_state(*, Device? device=None, Generator? generator=None) -> Tensor",
         {at::Tag::nondeterministic_seeded, at::Tag::pt2_compliant_tag});
-  m.def("draw_philox_state_like(Tensor like, *, Generator? generator=None) -> Tensor",
-        {at::Tag::nondeterministic_seeded, at::Tag::pt2_compliant_tag});
+  xformers::ops::define<xformers::ops::DrawPhiloxStateLike>(m);
 }
 
 TORCH_LIBRARY_IMPL(xformers, CompositeImplicitAutograd, m) { m.impl("draw_philox_state", xformers::ops::draw); }
 TORCH_LIBRARY_IMPL(xformers, CompositeExplicitAutograd, m) {
-  m.impl("draw_philox_state_like", xformers::ops::draw_like);
+  xformers::ops::implement<xformers::ops::draw_like>(m);
 }
-TORCH_LIBRARY_IMPL(xformers, Meta, m) { m.impl("draw_philox_state_like", xformers::ops::draw_like_meta); }

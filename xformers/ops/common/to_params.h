@@ -1,98 +1,44 @@
-// From tensors to what kernels take: pointers and strides in elements. Checks happen before (attention_check.h).
+// From tensors to what kernels take. Checks happen before.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
 #include "xformers/kernels/base/dtype.h"
-#include "xformers/kernels/params/attention.h"
+#include "xformers/kernels/params/rows.h"
+#include "xformers/ops/common/check.h"
+#include "xformers/ops/common/expanded.h"
 
 namespace xformers::ops {
 
 inline DType to_dtype(at::ScalarType dtype) {
   switch (dtype) {
+    case at::kFloat: return DType::kFloat32;
     case at::kDouble: return DType::kFloat64;
     case at::kBFloat16: return DType::kBFloat16;
     case at::kHalf: return DType::kFloat16;
-    default: return DType::kFloat32;
+    default: break;
   }
+  Check("xformers").fail("the dtype of a kernel", describe_dtype(dtype), "fp32, fp64, bf16 or fp16", "convert it");
 }
 
-// What kernels take that walk rows: the last dimension contiguous, whatever the other strides.
-inline at::Tensor with_contiguous_rows(const at::Tensor& t) {
-  return t.stride(-1) == 1 || t.size(-1) <= 1 ? t : t.contiguous();
+// Undefined where there is none.
+inline at::Tensor in_dtype(const OptionalTensor& t, at::ScalarType dtype) {
+  return t ? t->to(dtype).contiguous() : at::Tensor();
 }
 
-// How the dimensions between seqlen and head_dim count as groups x heads.
-enum class HeadDims {
-  kNone,         // [batch, seqlen, head_dim]: one group of one head
-  kGroups,       // [batch, seqlen, heads, head_dim]: every head is a group of its own
-  kHeads,        // the same dimensions, but key and value are one head `expand`ed: one group, which reads them once
-  kGroupsHeads,  // [batch, seqlen, groups, heads, head_dim]
-};
-
-struct HeadStrides {
-  int64_t group = 0, head = 0;
-};
-
-// `first` is the index of the first head dimension.
-inline HeadStrides head_strides(const at::Tensor& t, HeadDims dims, int64_t first) {
-  switch (dims) {
-    case HeadDims::kNone: return {};
-    case HeadDims::kGroups: return {t.stride(first), 0};
-    case HeadDims::kHeads: return {0, t.stride(first)};
-    case HeadDims::kGroupsHeads: return {t.stride(first), t.stride(first + 1)};
-  }
-  return {};
+// CUDA's kernels take weights of 16 bits as they are, beside data of fp32 and 16 bits; any others in what x is computed
+// in.
+inline at::ScalarType dtype_beside(const at::Tensor& x, at::ScalarType dtype) {
+  const bool narrow = dtype == at::kBFloat16 || dtype == at::kHalf;
+  return narrow && x.scalar_type() != at::kDouble ? dtype : compute_dtype(x);
 }
 
-inline HeadDims head_dims(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value) {
-  if (query.dim() == 3) return HeadDims::kNone;
-  if (query.dim() == 5) return HeadDims::kGroupsHeads;
-  const bool shared = query.size(2) > 1 && key.stride(2) == 0 && value.stride(2) == 0;
-  return shared ? HeadDims::kHeads : HeadDims::kGroups;
-}
+inline const void* data_or_null(const at::Tensor& t) { return t.defined() ? t.const_data_ptr() : nullptr; }
 
-// [batch, seqlen, (groups, heads,) head_dim]
-inline HeadsTensor to_heads(const at::Tensor& t, HeadDims dims) {
-  const HeadStrides heads = head_strides(t, dims, 2);
-  return {.data = const_cast<void*>(t.const_data_ptr()),
-          .batch_stride = t.stride(0),
-          .seq_stride = t.stride(1),
-          .group_stride = heads.group,
-          .head_stride = heads.head};
-}
-
-// [batch, (groups, heads,) seqlen]; 3-D inputs have one head dimension of size 1 here.
-inline RowTensor to_rows(const at::Tensor& t, HeadDims dims) {
-  const HeadStrides heads = head_strides(t, dims, 1);
-  return {.data = const_cast<void*>(t.const_data_ptr()),
-          .batch_stride = t.stride(0),
-          .group_stride = heads.group,
-          .head_stride = heads.head};
-}
-
-// [batch, (groups, heads,) seqlen_q, seqlen_k]
-inline ScoreBias to_score_bias(const at::Tensor& t, HeadDims dims) {
-  const HeadStrides heads = head_strides(t, dims, 1);
-  return {.data = const_cast<void*>(t.const_data_ptr()),
-          .batch_stride = t.stride(0),
-          .group_stride = heads.group,
-          .head_stride = heads.head,
-          .q_stride = t.stride(-2),
-          .k_stride = t.stride(-1)};
-}
-
-inline AttentionShape to_shape(const at::Tensor& query, const at::Tensor& key, int64_t head_dim_v, HeadDims dims) {
-  AttentionShape shape{.dtype = to_dtype(query.scalar_type()),
-                       .batch = query.size(0),
-                       .seqlen_q = query.size(1),
-                       .seqlen_k = key.size(1),
-                       .head_dim = query.size(-1),
-                       .head_dim_v = head_dim_v};
-  if (dims == HeadDims::kGroups || dims == HeadDims::kGroupsHeads) shape.num_groups = query.size(2);
-  if (dims == HeadDims::kHeads) shape.heads_per_group = query.size(2);
-  if (dims == HeadDims::kGroupsHeads) shape.heads_per_group = query.size(3);
-  return shape;
+// [rows, width] of which rows are contiguous; nothing where there is no tensor.
+inline Rows to_rows(const at::Tensor& matrix) {
+  if (!matrix.defined()) return {};
+  return {.data = const_cast<void*>(matrix.const_data_ptr()), .stride = matrix.stride(0)};
 }
 
 }  // namespace xformers::ops

@@ -26,4 +26,4 @@ struct CpuIndexing {
 }  // namespace
 }  // namespace xformers::ops
 
-TORCH_LIBRARY_IMPL(xformers, CPU, m) { xformers::ops::register_indexing<xformers::ops::CpuIndexing>(m); }
+TORCH_LIBRARY_IMPL(xformers, CPU, m) { xformers::ops::implement_indexing<xformers::ops::CpuIndexing>(m); }

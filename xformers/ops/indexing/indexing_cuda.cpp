@@ -19,11 +19,7 @@ struct CudaIndexing {
                         ".  Fix: pass row numbers; negative ones are not counted from the end.");
     }
   }
-  // Factors of 16 bits are taken as they are, beside data of fp32 and 16 bits.
-  static at::ScalarType scaling_dtype(const at::Tensor& rows, at::ScalarType dtype) {
-    const bool narrow = dtype == at::kBFloat16 || dtype == at::kHalf;
-    return narrow && rows.scalar_type() != at::kDouble ? dtype : compute_dtype(rows);
-  }
+  static at::ScalarType scaling_dtype(const at::Tensor& rows, at::ScalarType dtype) { return dtype_beside(rows, dtype); }
 
   static void select_cat(const at::Tensor& out, const IndexSelectCatParams& p) {
     CudaCall call(out.device());
@@ -46,4 +42,4 @@ struct CudaIndexing {
 }  // namespace
 }  // namespace xformers::ops
 
-TORCH_LIBRARY_IMPL(xformers, CUDA, m) { xformers::ops::register_indexing<xformers::ops::CudaIndexing>(m); }
+TORCH_LIBRARY_IMPL(xformers, CUDA, m) { xformers::ops::implement_indexing<xformers::ops::CudaIndexing>(m); }

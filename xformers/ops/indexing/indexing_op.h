@@ -1,38 +1,78 @@
-// The indexing operators as typed functions, and the checks that all devices share.
+// The arguments of the indexing operators.
 #pragma once
 
-#include <ATen/core/dispatch/Dispatcher.h>
-
-#include <tuple>
-#include <vector>
-
-#include "xformers/ops/common/arguments.h"
+#include "xformers/ops/common/operator.h"
 
 namespace xformers::ops {
 
-using IndexSelectCat = at::Tensor(at::TensorList sources, at::TensorList indices);
+struct IndexSelectCat {
+  static constexpr const char* kName = "index_select_cat";
+  using Result = at::Tensor;
+  at::TensorList sources{}, indices{};
+
+  static constexpr auto arguments() {
+    return std::tuple{arg("sources", &IndexSelectCat::sources), arg("indices", &IndexSelectCat::indices)};
+  }
+  void check() const;
+  at::Tensor empty() const;
+};
+
 // Gradients of the sources, of the given shapes.
-using IndexSelectCatBackward = std::vector<at::Tensor>(const at::Tensor& grad_out, at::TensorList indices,
-                                                       c10::SymIntArrayRef rows, c10::SymIntArrayRef widths);
-using ScaledIndexAdd = void(const at::Tensor& input, const at::Tensor& index, const at::Tensor& source,
-                            const OptionalTensor& scaling, double alpha);
-// (dsource, dscaling); shape [0] where not needed.
-using ScaledIndexAddBackward = std::tuple<at::Tensor, at::Tensor>(const at::Tensor& grad_out, const at::Tensor& index,
-                                                                  const at::Tensor& source,
-                                                                  const OptionalTensor& scaling, double alpha,
-                                                                  bool need_dsource, bool need_dscaling);
+struct IndexSelectCatBackward {
+  static constexpr const char* kName = "index_select_cat_backward";
+  using Result = std::vector<at::Tensor>;
+  at::Tensor grad_out;
+  at::TensorList indices{};
+  c10::SymIntArrayRef rows{}, widths{};
 
-const c10::TypedOperatorHandle<IndexSelectCat>& index_select_cat_op();
-const c10::TypedOperatorHandle<IndexSelectCatBackward>& index_select_cat_backward_op();
-const c10::TypedOperatorHandle<ScaledIndexAdd>& scaled_index_add_op();
-const c10::TypedOperatorHandle<ScaledIndexAddBackward>& scaled_index_add_backward_op();
+  static constexpr auto arguments() {
+    using A = IndexSelectCatBackward;
+    return std::tuple{arg("grad_out", &A::grad_out), arg("indices", &A::indices), arg("rows", &A::rows),
+                      arg("widths", &A::widths)};
+  }
+  void check() const;
+  Result empty() const;
+};
 
-void check_index_select_cat(at::TensorList sources, at::TensorList indices);
-void check_index_select_cat_backward(const at::Tensor& grad_out, at::TensorList indices, c10::SymIntArrayRef rows,
-                                     c10::SymIntArrayRef widths);
-void check_scaled_index_add(const at::Tensor& input, const at::Tensor& index, const at::Tensor& source,
-                            const OptionalTensor& scaling);
-void check_scaled_index_add_backward(const at::Tensor& grad_out, const at::Tensor& index, const at::Tensor& source,
-                                     const OptionalTensor& scaling);
+struct ScaledIndexAdd {
+  static constexpr const char* kName = "scaled_index_add_";
+  using Result = void;
+  at::Tensor input, index, source;
+  OptionalTensor scaling{};
+  double alpha = 1;
+
+  static constexpr auto arguments() {
+    using A = ScaledIndexAdd;
+    return std::tuple{arg("input", &A::input).written(), arg("index", &A::index), arg("source", &A::source),
+                      arg("scaling", &A::scaling), arg("alpha", &A::alpha)};
+  }
+  void check() const;
+  void empty() const {}
+};
+
+struct ScaledIndexAddBackward {
+  static constexpr const char* kName = "scaled_index_add_backward";
+  static constexpr const char* kResults[] = {"dsource", "dscaling"};  // shape [0] where not needed
+  using Result = std::tuple<at::Tensor, at::Tensor>;
+  at::Tensor grad_out, index, source;
+  OptionalTensor scaling{};
+  double alpha = 1;
+  bool need_dsource = true, need_dscaling = true;
+
+  static constexpr auto arguments() {
+    using A = ScaledIndexAddBackward;
+    return std::tuple{arg("grad_out", &A::grad_out),         arg("index", &A::index),
+                      arg("source", &A::source),             arg("scaling", &A::scaling),
+                      arg("alpha", &A::alpha),               arg("need_dsource", &A::need_dsource),
+                      arg("need_dscaling", &A::need_dscaling)};
+  }
+  void check() const;
+  at::ScalarType dscaling_dtype() const { return (scaling ? *scaling : grad_out).scalar_type(); }
+  at::Tensor empty_dsource() const { return empty_result(source.sym_sizes(), grad_out.options(), need_dsource); }
+  at::Tensor empty_dscaling(at::ScalarType dtype) const {
+    return empty_result({grad_out.sym_size(2)}, grad_out.options().dtype(dtype), need_dscaling);
+  }
+  Result empty() const { return {empty_dsource(), empty_dscaling(dscaling_dtype())}; }
+};
 
 }  // namespace xformers::ops

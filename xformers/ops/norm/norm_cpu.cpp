@@ -20,4 +20,4 @@ struct CpuNorms {
 }  // namespace
 }  // namespace xformers::ops
 
-TORCH_LIBRARY_IMPL(xformers, CPU, m) { xformers::ops::register_norms<xformers::ops::CpuNorms>(m); }
+TORCH_LIBRARY_IMPL(xformers, CPU, m) { xformers::ops::implement_norms<xformers::ops::CpuNorms>(m); }

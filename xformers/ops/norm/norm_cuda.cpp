@@ -25,4 +25,4 @@ struct CudaNorms {
 }  // namespace
 }  // namespace xformers::ops
 
-TORCH_LIBRARY_IMPL(xformers, CUDA, m) { xformers::ops::register_norms<xformers::ops::CudaNorms>(m); }
+TORCH_LIBRARY_IMPL(xformers, CUDA, m) { xformers::ops::implement_norms<xformers::ops::CudaNorms>(m); }

@@ -1,44 +1,95 @@
-// The normalisation operators as typed functions, and the checks that all devices share.
+// The arguments of the normalisation operators.
 #pragma once
 
-#include <ATen/core/dispatch/Dispatcher.h>
-
-#include <tuple>
-
-#include "xformers/ops/common/arguments.h"
+#include "xformers/ops/common/operator.h"
 
 namespace xformers::ops {
 
-using RmsNorm = at::Tensor(const at::Tensor& x, const OptionalTensor& weight, double eps);
-using RmsNormAdd = at::Tensor(const at::Tensor& x, const at::Tensor& y, const OptionalTensor& weight, double eps);
-using LayerNorm = at::Tensor(const at::Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias, double eps);
-// (dx, dweight); shape [0] where not needed.
-using RmsNormBackward = std::tuple<at::Tensor, at::Tensor>(const at::Tensor& grad_out, const at::Tensor& x,
-                                                           const OptionalTensor& weight, double eps, bool need_dx,
-                                                           bool need_dweight);
-// (dx, dweight, dbias); weights' gradients in the dtype of weight or, without one, of x.
-using LayerNormBackward = std::tuple<at::Tensor, at::Tensor, at::Tensor>(const at::Tensor& grad_out,
-                                                                         const at::Tensor& x,
-                                                                         const OptionalTensor& weight, double eps,
-                                                                         bool need_dx, bool need_dweight,
-                                                                         bool need_dbias);
+struct RmsNorm {
+  static constexpr const char* kName = "rms_norm";
+  using Result = at::Tensor;
+  at::Tensor x;
+  OptionalTensor weight{};
+  double eps = 1e-6;
 
-const c10::TypedOperatorHandle<RmsNorm>& rms_norm_op();
-const c10::TypedOperatorHandle<RmsNormAdd>& rms_norm_add_op();
-const c10::TypedOperatorHandle<RmsNormBackward>& rms_norm_backward_op();
-const c10::TypedOperatorHandle<LayerNorm>& layer_norm_op();
-const c10::TypedOperatorHandle<LayerNormBackward>& layer_norm_backward_op();
+  static constexpr auto arguments() {
+    return std::tuple{arg("x", &RmsNorm::x), arg("weight", &RmsNorm::weight), arg("eps", &RmsNorm::eps)};
+  }
+  void check() const;
+  at::Tensor empty() const { return empty_result(x); }
+};
 
-void check_norm(const char* where, const at::Tensor& x, const OptionalTensor& weight,
-                const OptionalTensor& bias = std::nullopt);
-void check_rms_norm(const char* where, const at::Tensor& x, const OptionalTensor& weight);  // contiguous too
-void check_rms_norm_add(const at::Tensor& x, const at::Tensor& y, const OptionalTensor& weight);
-void check_norm_backward(const char* where, const at::Tensor& grad_out, const at::Tensor& x,
-                         const OptionalTensor& weight);
+struct RmsNormAdd {
+  static constexpr const char* kName = "rms_norm_add_";
+  using Result = at::Tensor;
+  at::Tensor x, y;
+  OptionalTensor weight{};
+  double eps = 1e-6;
 
-// The dtype of the weight's gradient.
-inline at::ScalarType weight_dtype(const at::Tensor& x, const OptionalTensor& weight) {
-  return weight ? weight->scalar_type() : x.scalar_type();
-}
+  static constexpr auto arguments() {
+    return std::tuple{arg("x", &RmsNormAdd::x).written(), arg("y", &RmsNormAdd::y), arg("weight", &RmsNormAdd::weight),
+                      arg("eps", &RmsNormAdd::eps)};
+  }
+  void check() const;
+  at::Tensor empty() const { return empty_result(x); }
+};
+
+struct LayerNorm {
+  static constexpr const char* kName = "layer_norm";
+  using Result = at::Tensor;
+  at::Tensor x;
+  OptionalTensor weight{}, bias{};
+  double eps = 1e-6;
+
+  static constexpr auto arguments() {
+    return std::tuple{arg("x", &LayerNorm::x), arg("weight", &LayerNorm::weight), arg("bias", &LayerNorm::bias),
+                      arg("eps", &LayerNorm::eps)};
+  }
+  void check() const;
+  at::Tensor empty() const { return empty_result(x); }
+};
+
+// What both backward operators take. Gradients of weight and bias have the dtype of weight or, without one, of x.
+struct NormBackward {
+  at::Tensor grad_out, x;
+  OptionalTensor weight{};
+  double eps = 1e-6;
+  bool need_dx = true, need_dweight = true;
+
+  static constexpr auto arguments() {
+    return std::tuple{arg("grad_out", &NormBackward::grad_out), arg("x", &NormBackward::x),
+                      arg("weight", &NormBackward::weight),     arg("eps", &NormBackward::eps),
+                      arg("need_dx", &NormBackward::need_dx),   arg("need_dweight", &NormBackward::need_dweight)};
+  }
+  at::ScalarType weight_dtype() const { return (weight ? *weight : x).scalar_type(); }
+  at::Tensor empty_dx() const { return empty_result(x, need_dx); }
+  at::Tensor empty_dweight(bool wanted, at::ScalarType dtype) const {
+    return empty_result({x.sym_size(-1)}, x.options().dtype(dtype), wanted);
+  }
+};
+
+struct RmsNormBackward : NormBackward {
+  static constexpr const char* kName = "rms_norm_backward";
+  static constexpr const char* kResults[] = {"dx", "dweight"};  // shape [0] where not needed
+  using Result = std::tuple<at::Tensor, at::Tensor>;
+
+  void check() const;
+  Result empty() const { return {empty_dx(), empty_dweight(need_dweight, weight_dtype())}; }
+};
+
+struct LayerNormBackward : NormBackward {
+  static constexpr const char* kName = "layer_norm_backward";
+  static constexpr const char* kResults[] = {"dx", "dweight", "dbias"};
+  using Result = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
+  bool need_dbias = true;
+
+  static constexpr auto arguments() {
+    return std::tuple_cat(NormBackward::arguments(), std::tuple{arg("need_dbias", &LayerNormBackward::need_dbias)});
+  }
+  void check() const;
+  Result empty() const {
+    return {empty_dx(), empty_dweight(need_dweight, weight_dtype()), empty_dweight(need_dbias, weight_dtype())};
+  }
+};
 
 }  // namespace xformers::ops

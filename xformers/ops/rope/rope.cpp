@@ -1,16 +1,13 @@
 // Schemas, public functions and checks.
 #include "xformers/ops/rope/rope.h"
 
-#include <torch/library.h>
-
+#include "xformers/ops/common/expanded.h"
 #include "xformers/ops/rope/rope_op.h"
 
 namespace xformers::ops {
 namespace {
 
-constexpr const char* kWhere = "rope_padded";
-
-void check_layout(const ArgumentCheck& check, const char* name, const at::Tensor& t, const at::Tensor& xq) {
+void check_layout(const Check& check, const char* name, const at::Tensor& t, const at::Tensor& xq) {
   if (t.dim() != xq.dim()) {
     check.fail(std::string(name) + ".ndim", std::to_string(t.dim()), std::to_string(xq.dim()) + ", that of xq",
                "all five tensors have the same layout");
@@ -18,7 +15,7 @@ void check_layout(const ArgumentCheck& check, const char* name, const at::Tensor
   if (t.sym_size(0) != 1) {
     check.fail(name, describe(t), "a first dimension of 1", "put the sequences one after the other into one batch row");
   }
-  if (t.sym_stride(-1) != 1) {
+  if (!has_unit_last_stride(t)) {
     check.fail(name, describe(t) + " with strides " + describe_shape(t.sym_strides()), "1 as the last stride",
                "call .contiguous() on it");
   }
@@ -26,7 +23,7 @@ void check_layout(const ArgumentCheck& check, const char* name, const at::Tensor
   check.same_device(name, t, xq, "xq");
 }
 
-void check_offsets(const ArgumentCheck& check, const char* name, const at::Tensor& t, const at::Tensor& xq,
+void check_offsets(const Check& check, const char* name, const at::Tensor& t, const at::Tensor& xq,
                    const char* layout) {
   check.dims(name, t, 1, layout);
   check.same_device(name, t, xq, "xq");
@@ -34,7 +31,7 @@ void check_offsets(const ArgumentCheck& check, const char* name, const at::Tenso
   check.fail(std::string(name) + ".dtype", describe_dtype(t.scalar_type()), "int32", "convert it with .int()");
 }
 
-void check_positions(const ArgumentCheck& check, const char* name, const OptionalTensor& t, const c10::SymInt& count,
+void check_positions(const Check& check, const char* name, const OptionalTensor& t, const c10::SymInt& count,
                      const at::Tensor& xq, const char* fix) {
   if (!t) return;
   check.shape(name, *t, {count}, fix);
@@ -45,7 +42,7 @@ void check_positions(const ArgumentCheck& check, const char* name, const Optiona
 }
 
 // [1, rows, (groups,) heads, head_dim] like xq but for rows and heads.
-void check_like_query(const ArgumentCheck& check, const char* name, const at::Tensor& t, const at::Tensor& xq,
+void check_like_query(const Check& check, const char* name, const at::Tensor& t, const at::Tensor& xq,
                       const c10::SymInt& rows, const c10::SymInt& heads, const char* fix) {
   c10::SymDimVector expected(xq.sym_sizes().begin(), xq.sym_sizes().end());
   expected[1] = rows;
@@ -57,8 +54,9 @@ void check_like_query(const ArgumentCheck& check, const char* name, const at::Te
 
 bool has_expanded_heads(const at::Tensor& t) { return t.sym_size(-2) > 1 && t.sym_stride(-2) == 0; }
 
-void check_rope_padded(const RopeTensors& t, std::string_view internal_dtype, const at::Tensor* out_q) {
-  const ArgumentCheck check(kWhere);
+void RopePadded::check() const {
+  const RopePadded& t = *this;
+  const Check check(kName);
   check.floating("xq", t.xq);
   if (t.xq.dim() != 4 && t.xq.dim() != 5) {
     check.fail("xq", describe(t.xq), "[1, queries, heads, head_dim] or [1, queries, groups, heads, head_dim]",
@@ -103,18 +101,21 @@ void check_rope_padded(const RopeTensors& t, std::string_view internal_dtype, co
   }
   check_positions(check, "first_seqpos", t.first_seqpos, batch, t.xq, "one number per sequence");
   check_positions(check, "seqpos", t.seqpos, queries, t.xq, "one position per query");
-  if (out_q) {
-    check_layout(check, "out_q", *out_q, t.xq);
-    check.shape("out_q", *out_q, t.xq.sym_sizes(), "it takes the rotated queries");
-    check.no_overlap("out_q", *out_q);
-  }
   if (internal_dtype != "" && internal_dtype != "f32" && internal_dtype != "f64") {
     check.fail("internal_dtype", "'" + std::string(internal_dtype) + "'", "'', 'f32' or 'f64'", "name one of these");
   }
 }
 
-void check_rotary(const at::Tensor& x) {
-  const ArgumentCheck check("rotary");
+void RopePaddedOut::check() const {
+  RopePadded::check();
+  const Check check(RopePadded::kName);
+  check_layout(check, "out_q", out_q, xq);
+  check.shape("out_q", out_q, xq.sym_sizes(), "it takes the rotated queries");
+  check.no_overlap("out_q", out_q);
+}
+
+void Rotary::check() const {
+  const Check check(kName);
   check.floating("x", x);
   if (x.dim() < 2) check.fail("x", describe(x), "[..., seqlen, head_dim]", "give it at least two dimensions");
   if (x.sym_size(-1) % 2 != 0) {
@@ -122,35 +123,20 @@ void check_rotary(const at::Tensor& x) {
   }
 }
 
-XFORMERS_TYPED_OP(rope_padded_op, RopePadded, "rope_padded")
-XFORMERS_TYPED_OP(rope_padded_out_op, RopePaddedOut, "rope_padded_out")
-XFORMERS_TYPED_OP(rotary_op, Rotary, "rotary")
-
 at::Tensor rope_padded(const at::Tensor& xq, const at::Tensor& xk, const at::Tensor& xv, const at::Tensor& cache_k,
                        const at::Tensor& cache_v, const at::Tensor& q_seqstart, const at::Tensor& k_seqstart,
                        const at::Tensor& k_seqlen, const RopePaddedOptions& options) {
   const RopeScaling& s = options.scaling;
-  return rope_padded_op().call(xq, xk, xv, cache_k, cache_v, q_seqstart, k_seqstart, k_seqlen, s.theta, s.linear_scale,
-                               s.dynamic, s.old_context_len, s.scale_factor, s.low_freq_factor, s.high_freq_factor,
-                               options.first_seqpos, options.seqpos, options.adjacents, options.internal_dtype);
+  return call(RopePadded{xq, xk, xv, cache_k, cache_v, q_seqstart, k_seqstart, k_seqlen, s.theta, s.linear_scale,
+                         s.dynamic, s.old_context_len, s.scale_factor, s.low_freq_factor, s.high_freq_factor,
+                         options.first_seqpos, options.seqpos, options.adjacents, options.internal_dtype});
 }
 
-at::Tensor rotary(const at::Tensor& x, double theta, bool adjacents) {
-  return rotary_op().call(x, theta, adjacents, /*inverse=*/false);
-}
+at::Tensor rotary(const at::Tensor& x, double theta, bool adjacents) { return call(Rotary{x, theta, adjacents}); }
 
 }  // namespace xformers::ops
 
-#define XFORMERS_ROPE_ARGUMENTS                                                                                     \
-  "Tensor xq, Tensor xk, Tensor xv, Tensor(a!) cache_k, Tensor(b!) cache_v, Tensor q_seqstart, Tensor k_seqstart, " \
-  "Tensor k_seqlen, float theta=10000.0, float linear_scale=1.0, bool use_dynamic_scaling=False, "                  \
-  "float dynamic_old_context_len=8192.0, float dynamic_scale_factor=16.0, float dynamic_low_freq_factor=1.0, "      \
-  "float dynamic_high_freq_factor=32.0, Tensor? first_seqpos=None, Tensor? seqpos=None, bool adjacents=True, "      \
-  "str internal_dtype=''"
-
 TORCH_LIBRARY_FRAGMENT(xformers, m) {
-  const std::vector<at::Tag> tags = {at::Tag::pt2_compliant_tag};
-  m.def("rope_padded(" XFORMERS_ROPE_ARGUMENTS ") -> Tensor", tags);
-  m.def("rope_padded_out(" XFORMERS_ROPE_ARGUMENTS ", *, Tensor(c!) out_q) -> ()", tags);
-  m.def("rotary(Tensor x, float theta=10000.0, bool adjacents=False, bool inverse=False) -> Tensor", tags);
+  using namespace xformers::ops;
+  define<RopePadded, RopePaddedOut, Rotary>(m);
 }

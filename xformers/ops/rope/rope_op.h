@@ -1,46 +1,83 @@
-// The rotary operators as typed functions, and the checks that all devices share.
+// The arguments of the rotary operators.
 #pragma once
 
-#include <ATen/core/dispatch/Dispatcher.h>
-
-#include <string_view>
-
 #include "xformers/kernels/params/rope.h"
-#include "xformers/ops/common/arguments.h"
+#include "xformers/ops/common/operator.h"
 
 namespace xformers::ops {
 
-// rope_padded_out has out_q as its last argument and returns nothing.
-using RopePadded = at::Tensor(const at::Tensor& xq, const at::Tensor& xk, const at::Tensor& xv,
-                              const at::Tensor& cache_k, const at::Tensor& cache_v, const at::Tensor& q_seqstart,
-                              const at::Tensor& k_seqstart, const at::Tensor& k_seqlen, double theta,
-                              double linear_scale, bool use_dynamic_scaling, double dynamic_old_context_len,
-                              double dynamic_scale_factor, double dynamic_low_freq_factor,
-                              double dynamic_high_freq_factor, const OptionalTensor& first_seqpos,
-                              const OptionalTensor& seqpos, bool adjacents, std::string_view internal_dtype);
-using RopePaddedOut = void(const at::Tensor& xq, const at::Tensor& xk, const at::Tensor& xv, const at::Tensor& cache_k,
-                           const at::Tensor& cache_v, const at::Tensor& q_seqstart, const at::Tensor& k_seqstart,
-                           const at::Tensor& k_seqlen, double theta, double linear_scale, bool use_dynamic_scaling,
-                           double dynamic_old_context_len, double dynamic_scale_factor, double dynamic_low_freq_factor,
-                           double dynamic_high_freq_factor, const OptionalTensor& first_seqpos,
-                           const OptionalTensor& seqpos, bool adjacents, std::string_view internal_dtype,
-                           const at::Tensor& out_q);
-using Rotary = at::Tensor(const at::Tensor& x, double theta, bool adjacents, bool inverse);
+struct RopePadded {
+  static constexpr const char* kName = "rope_padded";
+  using Result = at::Tensor;
+  at::Tensor xq, xk, xv, cache_k, cache_v, q_seqstart, k_seqstart, k_seqlen;
+  double theta = 10000, linear_scale = 1;
+  bool use_dynamic_scaling = false;
+  double dynamic_old_context_len = 8192, dynamic_scale_factor = 16, dynamic_low_freq_factor = 1,
+         dynamic_high_freq_factor = 32;
+  OptionalTensor first_seqpos{}, seqpos{};
+  bool adjacents = true;
+  std::string_view internal_dtype = "";
 
-const c10::TypedOperatorHandle<RopePadded>& rope_padded_op();
-const c10::TypedOperatorHandle<RopePaddedOut>& rope_padded_out_op();
-const c10::TypedOperatorHandle<Rotary>& rotary_op();
+  static constexpr auto arguments() {
+    using A = RopePadded;
+    return std::tuple{arg("xq", &A::xq),
+                      arg("xk", &A::xk),
+                      arg("xv", &A::xv),
+                      arg("cache_k", &A::cache_k).written(),
+                      arg("cache_v", &A::cache_v).written(),
+                      arg("q_seqstart", &A::q_seqstart),
+                      arg("k_seqstart", &A::k_seqstart),
+                      arg("k_seqlen", &A::k_seqlen),
+                      arg("theta", &A::theta),
+                      arg("linear_scale", &A::linear_scale),
+                      arg("use_dynamic_scaling", &A::use_dynamic_scaling),
+                      arg("dynamic_old_context_len", &A::dynamic_old_context_len),
+                      arg("dynamic_scale_factor", &A::dynamic_scale_factor),
+                      arg("dynamic_low_freq_factor", &A::dynamic_low_freq_factor),
+                      arg("dynamic_high_freq_factor", &A::dynamic_high_freq_factor),
+                      arg("first_seqpos", &A::first_seqpos),
+                      arg("seqpos", &A::seqpos),
+                      arg("adjacents", &A::adjacents),
+                      arg("internal_dtype", &A::internal_dtype)};
+  }
+  void check() const;
+  at::Tensor empty() const { return empty_result(xq); }
 
-// The tensors of one call.
-struct RopeTensors {
-  const at::Tensor &xq, &xk, &xv, &cache_k, &cache_v, &q_seqstart, &k_seqstart, &k_seqlen;
-  const OptionalTensor &first_seqpos, &seqpos;
+  RopeScaling scaling() const {
+    return {theta, linear_scale, use_dynamic_scaling, dynamic_old_context_len, dynamic_scale_factor,
+            dynamic_low_freq_factor, dynamic_high_freq_factor};
+  }
 };
 
-void check_rope_padded(const RopeTensors& t, std::string_view internal_dtype, const at::Tensor* out_q);
-void check_rotary(const at::Tensor& x);
+// The same into a tensor of the queries' shape.
+struct RopePaddedOut : RopePadded {
+  static constexpr const char* kName = "rope_padded_out";
+  using Result = void;
+  at::Tensor out_q;
+
+  static constexpr auto arguments() {
+    return std::tuple_cat(RopePadded::arguments(), std::tuple{arg("out_q", &RopePaddedOut::out_q).written().keyword()});
+  }
+  void check() const;
+  void empty() const {}
+};
 
 // Keys and values with one `expand`ed head count as one head.
 bool has_expanded_heads(const at::Tensor& t);
+
+struct Rotary {
+  static constexpr const char* kName = "rotary";
+  using Result = at::Tensor;
+  at::Tensor x;
+  double theta = 10000;
+  bool adjacents = false, inverse = false;
+
+  static constexpr auto arguments() {
+    return std::tuple{arg("x", &Rotary::x), arg("theta", &Rotary::theta), arg("adjacents", &Rotary::adjacents),
+                      arg("inverse", &Rotary::inverse)};
+  }
+  void check() const;
+  at::Tensor empty() const { return empty_result(x); }
+};
 
 }  // namespace xformers::ops

@@ -1,64 +1,58 @@
 // Gradients of softmax, from its result alone, and autocast.
 #include <ATen/ExpandUtils.h>
-#include <ATen/autocast_mode.h>
-#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
-#include <torch/library.h>
 
-#include "xformers/ops/common/gradient_node.h"
+#include "xformers/ops/common/operator_node.h"
 #include "xformers/ops/softmax/softmax_op.h"
 
 namespace xformers::ops {
 namespace {
 
-using torch::autograd::variable_list;
+template <bool kLog>
+struct SoftmaxKept {
+  static constexpr const char* kNode = kLog ? "XformersLogSoftmaxBackward" : "XformersSoftmaxBackward";
+  at::Tensor out;
+  bool causal = false;
+  std::vector<c10::SymInt> mask_sizes{};
+  static constexpr auto members() {
+    return std::tuple{&SoftmaxKept::out, &SoftmaxKept::causal, &SoftmaxKept::mask_sizes};
+  }
 
-// Saved: the result; causal, log; the mask's sizes. The mask's gradient is that of x, summed where it was shared.
-variable_list softmax_gradients(const variable_list& grads, const SavedForGradient& saved) {
-  const at::Tensor dx =
-      softmax_backward_op().call(grads[0], saved.tensors[0], saved.numbers[0] != 0, saved.numbers[1] != 0);
-  return {saved.wanted[0] ? dx : at::Tensor(),
-          saved.wanted[1] ? at::sum_to(dx, c10::SymIntArrayRef(saved.sizes)) : at::Tensor()};
-}
+  // The mask's gradient is that of x, summed where it was shared.
+  variable_list gradients(const variable_list& grads, const Wanted& wanted) const {
+    const at::Tensor dx = call(SoftmaxBackward{grads[0], out, causal, kLog});
+    return wanted.only(dx, wanted[1] ? at::sum_to(dx, c10::SymIntArrayRef(mask_sizes)) : at::Tensor());
+  }
+};
 
 template <bool kLog>
-at::Tensor softmax_autograd(const at::Tensor& x, const OptionalTensor& mask, bool causal) {
-  check_softmax(kLog ? "log_softmax" : "softmax", x, mask, causal);
-  const auto node = GradientNode::record(kLog ? "XformersLogSoftmaxBackward" : "XformersSoftmaxBackward",
-                                         softmax_gradients, {x, defined_or_empty(mask)});
-  at::Tensor out = with_history(
-      below_autograd([&] { return (kLog ? log_softmax_op() : softmax_op()).call(x, mask, causal); }), node);
+at::Tensor softmax_autograd(const SoftmaxOf<kLog>& args) {
+  args.check();
+  const auto node = record<SoftmaxKept<kLog>>(args.x, args.mask);
+  at::Tensor out = with_history(below_autograd(args), node);
   if (node) {
-    node->save({}, {double(causal), double(kLog)}, mask ? mask->sym_sizes().vec() : std::vector<c10::SymInt>());
-    node->save_result(out);
+    node->keep({out, args.causal, args.mask ? args.mask->sym_sizes().vec() : std::vector<c10::SymInt>()});
   }
   return out;
 }
 
 // x as it is, since the arithmetic is fp32 anyway; a mask made outside the region takes x's dtype.
-template <c10::DeviceType kDevice, bool kLog>
-at::Tensor softmax_autocast(const at::Tensor& x, const OptionalTensor& mask, bool causal) {
-  const c10::impl::ExcludeDispatchKeyGuard no_autocast(
-      at::autocast::get_autocast_dispatch_key_from_device_type(kDevice));
-  const bool cast = mask && at::isFloatingType(mask->scalar_type());
-  return (kLog ? log_softmax_op() : softmax_op())
-      .call(x, cast ? OptionalTensor(mask->to(x.scalar_type())) : mask, causal);
+template <bool kLog>
+void softmax_autocast(SoftmaxOf<kLog>& args, const AutocastRegion&) {
+  if (args.mask && at::isFloatingType(args.mask->scalar_type())) args.mask = args.mask->to(args.x.scalar_type());
 }
 
 }  // namespace
 }  // namespace xformers::ops
 
 TORCH_LIBRARY_IMPL(xformers, Autograd, m) {
-  m.impl("softmax", xformers::ops::softmax_autograd<false>);
-  m.impl("log_softmax", xformers::ops::softmax_autograd<true>);
-  m.impl("softmax_backward", torch::autograd::autogradNotImplementedFallback());  // refuses double backward
+  using namespace xformers::ops;
+  implement<softmax_autograd<false>>(m);
+  implement<softmax_autograd<true>>(m);
+  implement_no_gradients<SoftmaxBackward>(m);  // refuses double backward
 }
 
-TORCH_LIBRARY_IMPL(xformers, AutocastCPU, m) {
-  m.impl("softmax", xformers::ops::softmax_autocast<c10::DeviceType::CPU, false>);
-  m.impl("log_softmax", xformers::ops::softmax_autocast<c10::DeviceType::CPU, true>);
-}
-
-TORCH_LIBRARY_IMPL(xformers, AutocastCUDA, m) {
-  m.impl("softmax", xformers::ops::softmax_autocast<c10::DeviceType::CUDA, false>);
-  m.impl("log_softmax", xformers::ops::softmax_autocast<c10::DeviceType::CUDA, true>);
+TORCH_LIBRARY_FRAGMENT(xformers, m) {
+  using namespace xformers::ops;
+  implement_autocast<softmax_autocast<false>>(m);
+  implement_autocast<softmax_autocast<true>>(m);
 }

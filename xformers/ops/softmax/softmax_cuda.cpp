@@ -1,34 +1,24 @@
 // Softmax on CUDA tensors: on the current stream of the tensors' device, without waiting for it.
 #include "xformers/kernels/cuda/softmax/softmax_cuda.h"
 
-#include <torch/library.h>
-
 #include "xformers/ops/common/cuda_call.h"
-#include "xformers/ops/softmax/softmax_op.h"
+#include "xformers/ops/softmax/softmax_run.h"
 
 namespace xformers::ops {
 namespace {
 
-template <bool kLog>
-at::Tensor forward_cuda(const at::Tensor& x, const OptionalTensor& mask, bool causal) {
-  CudaCall call(x.device());
-  const SoftmaxForwardCall prepared = prepare_softmax(x, mask, causal, kLog);
-  cuda::softmax_forward(prepared.params, call.stream());
-  return prepared.result;
-}
-
-at::Tensor backward_cuda(const at::Tensor& grad_out, const at::Tensor& out, bool causal, bool log) {
-  CudaCall call(out.device());
-  const SoftmaxBackwardCall prepared = prepare_softmax_backward(grad_out, out, causal, log);
-  cuda::softmax_backward(prepared.params, call.stream());
-  return prepared.result;
-}
+struct CudaSoftmax {
+  static void forward(const at::Tensor& x, const SoftmaxFwdParams& params) {
+    CudaCall call(x.device());
+    cuda::softmax_forward(params, call.stream());
+  }
+  static void backward(const at::Tensor& x, const SoftmaxBwdParams& params) {
+    CudaCall call(x.device());
+    cuda::softmax_backward(params, call.stream());
+  }
+};
 
 }  // namespace
 }  // namespace xformers::ops
 
-TORCH_LIBRARY_IMPL(xformers, CUDA, m) {
-  m.impl("softmax", xformers::ops::forward_cuda<false>);
-  m.impl("log_softmax", xformers::ops::forward_cuda<true>);
-  m.impl("softmax_backward", xformers::ops::backward_cuda);
-}
+TORCH_LIBRARY_IMPL(xformers, CUDA, m) { xformers::ops::implement_softmax<xformers::ops::CudaSoftmax>(m); }

@@ -1,33 +1,41 @@
-// The softmax operators as typed functions, and what all devices share: checks, and calls lowered to params.
+// The arguments of the softmax operators.
 #pragma once
 
-#include <ATen/core/dispatch/Dispatcher.h>
-
-#include "xformers/kernels/params/softmax.h"
-#include "xformers/ops/common/arguments.h"
+#include "xformers/ops/common/operator.h"
 
 namespace xformers::ops {
 
-using Softmax = at::Tensor(const at::Tensor& x, const OptionalTensor& mask, bool causal);
-using SoftmaxBackward = at::Tensor(const at::Tensor& grad_out, const at::Tensor& out, bool causal, bool log);
-
-const c10::TypedOperatorHandle<Softmax>& softmax_op();
-const c10::TypedOperatorHandle<Softmax>& log_softmax_op();
-const c10::TypedOperatorHandle<SoftmaxBackward>& softmax_backward_op();
-
 void check_softmax(const char* where, const at::Tensor& x, const OptionalTensor& mask, bool causal);
-void check_softmax_backward(const at::Tensor& grad_out, const at::Tensor& out, bool causal);
 
-// A checked call, its result allocated; holds on to the tensors that the pointers of params point into.
-struct SoftmaxForwardCall {
-  at::Tensor x, mask, result;
-  SoftmaxFwdParams params;
+template <bool kLog>
+struct SoftmaxOf {
+  static constexpr const char* kName = kLog ? "log_softmax" : "softmax";
+  using Result = at::Tensor;
+  at::Tensor x;
+  OptionalTensor mask{};
+  bool causal = false;
+
+  static constexpr auto arguments() {
+    return std::tuple{arg("x", &SoftmaxOf::x), arg("mask", &SoftmaxOf::mask), arg("causal", &SoftmaxOf::causal)};
+  }
+  void check() const { check_softmax(kName, x, mask, causal); }
+  at::Tensor empty() const { return empty_result(x); }
 };
-struct SoftmaxBackwardCall {
-  at::Tensor grad_out, out, result;
-  SoftmaxBwdParams params;
+using Softmax = SoftmaxOf<false>;
+using LogSoftmax = SoftmaxOf<true>;
+
+struct SoftmaxBackward {
+  static constexpr const char* kName = "softmax_backward";
+  using Result = at::Tensor;
+  at::Tensor grad_out, out;
+  bool causal = false, log = false;
+
+  static constexpr auto arguments() {
+    return std::tuple{arg("grad_out", &SoftmaxBackward::grad_out), arg("out", &SoftmaxBackward::out),
+                      arg("causal", &SoftmaxBackward::causal), arg("log", &SoftmaxBackward::log)};
+  }
+  void check() const;
+  at::Tensor empty() const { return empty_result(out); }
 };
-SoftmaxForwardCall prepare_softmax(const at::Tensor& x, const OptionalTensor& mask, bool causal, bool log);
-SoftmaxBackwardCall prepare_softmax_backward(const at::Tensor& grad_out, const at::Tensor& out, bool causal, bool log);
 
 }  // namespace xformers::ops

@@ -5,10 +5,9 @@
 #include <ATen/ops/linear.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/sum.h>
-#include <torch/library.h>
 
+#include "xformers/ops/common/product.h"
 #include "xformers/ops/common/stack.h"
-#include "xformers/ops/product/product.h"
 #include "xformers/ops/swiglu/swiglu_op.h"
 
 namespace xformers::ops {
@@ -50,24 +49,20 @@ at::Tensor both_products(const at::Tensor& x, const at::Tensor& w1, const Option
   return x1x2;
 }
 
-std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& x_arg, const at::Tensor& w1, const OptionalTensor& b1,
-                                           const at::Tensor& w2, const OptionalTensor& b2, const at::Tensor& w3,
-                                           const OptionalTensor& b3) {
-  check_swiglu(x_arg, w1, b1, w2, b2, w3, b3);
-  const at::Tensor x1x2 = both_products(as_rows(x_arg), w1, b1, w2, b2);
-  const at::Tensor h = silu_gate_op().call(x1x2.select(1, 0), x1x2.select(1, 1));
+SwigluForward::Result forward(const SwigluForward& args) {
+  args.check();
+  const auto& [x, w1, b1, w2, b2, w3, b3] = static_cast<const SwigluFused&>(args);
+  const at::Tensor x1x2 = both_products(as_rows(x), w1, b1, w2, b2);
+  const at::Tensor h = call(SiluGate{x1x2.select(1, 0), x1x2.select(1, 1)});
   at::Tensor out = product(h, w3.t(), b3);
-  c10::SymDimVector sizes(x_arg.sym_sizes().begin(), x_arg.sym_sizes().end());
+  c10::SymDimVector sizes(x.sym_sizes().begin(), x.sym_sizes().end());
   sizes.back() = w3.sym_size(0);
-  return {x_arg.dim() == 2 ? out : out.view_symint(sizes), x1x2};
+  return {x.dim() == 2 ? out : out.view_symint(sizes), x1x2};
 }
 
-template <bool kInplace>
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(
-    const at::Tensor& grad_out_arg, const at::Tensor& x_arg, const at::Tensor& x1x2, const at::Tensor& w1,
-    const at::Tensor& w2, const at::Tensor& w3, bool need_dx, bool need_dw1w2, bool need_db1b2, bool need_dw3,
-    bool need_db3) {
-  check_swiglu(x_arg, w1, std::nullopt, w2, std::nullopt, w3, std::nullopt);
+SwigluBackward::Result backward(const SwigluBackward& args, bool in_place) {
+  const auto& [grad_out_arg, x_arg, x1x2, w1, w2, w3, need_dx, need_dw1w2, need_db1b2, need_dw3, need_db3] = args;
+  SwigluFused{x_arg, w1, std::nullopt, w2, std::nullopt, w3}.check();
   const at::Tensor grad_out = as_rows(grad_out_arg), x = as_rows(x_arg);
   const c10::SymInt rows = x.sym_size(0), hidden = w1.sym_size(0);
   const auto nothing = [&] { return at::empty({0}, x.options()); };
@@ -75,8 +70,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(
   if (need_db3) db3 = grad_out.sum(0);
   if (need_dx || need_dw1w2 || need_db1b2 || need_dw3) {
     at::Tensor h = product(grad_out, w3);  // dh, until the gate's gradients are known
-    const at::Tensor dx1dx2 = kInplace ? x1x2 : at::empty_symint(x1x2.sym_sizes(), x1x2.options());
-    db1b2 = silu_gate_backward_out_op().call(x1x2.select(1, 0), x1x2.select(1, 1), h, dx1dx2, need_dw3, need_db1b2);
+    const at::Tensor dx1dx2 = in_place ? x1x2 : at::empty_symint(x1x2.sym_sizes(), x1x2.options());
+    db1b2 = call(SiluGateBackwardOut{x1x2.select(1, 0), x1x2.select(1, 1), h, dx1dx2, need_dw3, need_db1b2});
     if (need_dw3) dw3 = product(grad_out.t(), h);
     h = at::Tensor();  // before the next products need memory
     const at::Tensor both = dx1dx2.view_symint({rows, 2 * hidden});
@@ -93,44 +88,35 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(
   return {dx, dw1w2, db1b2, dw3, db3};
 }
 
-at::Tensor fused(const at::Tensor& x, const at::Tensor& w1, const OptionalTensor& b1, const at::Tensor& w2,
-                 const OptionalTensor& b2, const at::Tensor& w3, const OptionalTensor& b3) {
-  return std::get<0>(swiglu_forward_op().call(x, w1, b1, w2, b2, w3, b3));
-}
+SwigluBackward::Result backward_apart(const SwigluBackward& args) { return backward(args, /*in_place=*/false); }
+SwigluBackward::Result backward_inplace(const SwigluBackwardInplace& args) { return backward(args, /*in_place=*/true); }
 
-at::Tensor packedw(const at::Tensor& x, const at::Tensor& w1w2, const OptionalTensor& b1b2, const at::Tensor& w3,
-                   const OptionalTensor& b3) {
-  const ArgumentCheck check("swiglu_packedw");
-  check.dims("w1w2", w1w2, 3, "[2, hidden, in]");
-  check.shape("w1w2", w1w2, {2, w1w2.sym_size(1), w1w2.sym_size(2)}, "stack w1 and w2");
-  if (b1b2) check.shape("b1b2", *b1b2, {2, w1w2.sym_size(1)}, "stack b1 and b2");
-  const auto bias = [&](int64_t which) { return b1b2 ? OptionalTensor(b1b2->select(0, which)) : std::nullopt; };
-  return std::get<0>(swiglu_forward_op().call(x, w1w2.select(0, 0), bias(0), w1w2.select(0, 1), bias(1), w3, b3));
-}
+at::Tensor fused(const SwigluFused& args) { return std::get<0>(call(SwigluForward{args})); }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> dual_gemm(const at::Tensor& x, const at::Tensor& w1,
-                                                         const OptionalTensor& b1, const at::Tensor& w2,
-                                                         const OptionalTensor& b2) {
-  at::Tensor x1 = at::linear(x, w1, b1), x2 = at::linear(x, w2, b2);
-  at::Tensor x4 = silu_gate_op().call(x1, x2);
+at::Tensor packedw(const SwigluPackedw& args) { return std::get<0>(call(SwigluForward{args.unpacked()})); }
+
+DualGemm::Result dual_gemm(const DualGemm& args) {
+  at::Tensor x1 = at::linear(args.x, args.w1, args.b1), x2 = at::linear(args.x, args.w2, args.b2);
+  at::Tensor x4 = call(SiluGate{x1, x2});
   return {x1, x2, x4};
 }
 
-void operand_sum(const at::Tensor& a, const at::Tensor& b, const at::Tensor& out_mm, const at::Tensor& out_sum) {
-  at::Tensor mm = out_mm, sum = out_sum;
-  at::mm_out(mm, a, b);
-  at::sum_out(sum, a, {1});
+void operand_sum(const OperandSum& args) {
+  at::Tensor mm = args.out_mm, sum = args.out_sum;
+  at::mm_out(mm, args.a, args.b);
+  at::sum_out(sum, args.a, {1});
 }
 
 }  // namespace
 }  // namespace xformers::ops
 
 TORCH_LIBRARY_IMPL(xformers, CompositeExplicitAutograd, m) {
-  m.impl("swiglu_forward", xformers::ops::forward);
-  m.impl("swiglu_backward", xformers::ops::backward<false>);
-  m.impl("swiglu_backward_", xformers::ops::backward<true>);
-  m.impl("swiglu_fused", xformers::ops::fused);
-  m.impl("swiglu_packedw", xformers::ops::packedw);
-  m.impl("dual_gemm_silu_identity_mul", xformers::ops::dual_gemm);
-  m.impl("gemm_fused_operand_sum", xformers::ops::operand_sum);
+  using namespace xformers::ops;
+  implement<forward>(m);
+  implement<backward_apart>(m);
+  implement<backward_inplace>(m);
+  implement<fused>(m);
+  implement<packedw>(m);
+  implement<dual_gemm>(m);
+  implement<operand_sum>(m);
 }

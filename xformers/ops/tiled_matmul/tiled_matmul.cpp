@@ -3,29 +3,37 @@
 
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/cat.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <string>
 
-#include "xformers/ops/common/arguments.h"
-#include "xformers/ops/common/gradient_node.h"
+#include "xformers/ops/common/operator_node.h"
+#include "xformers/ops/common/product.h"
 #include "xformers/ops/common/stack.h"
-#include "xformers/ops/product/product.h"
 
 namespace xformers::ops {
 namespace {
 
 using Sizes = c10::SymIntArrayRef;
-using TiledMatmul = std::vector<at::Tensor>(at::TensorList a, at::TensorList b, Sizes ms, Sizes ns, Sizes ks);
 
-XFORMERS_TYPED_OP(tiled_matmul_op, TiledMatmul, "tiled_matmul")
+struct TiledMatmul {
+  static constexpr const char* kName = "tiled_matmul";
+  using Result = std::vector<at::Tensor>;
+  at::TensorList a{}, b{};
+  Sizes ms{}, ns{}, ks{};
+
+  static constexpr auto arguments() {
+    using A = TiledMatmul;
+    return std::tuple{arg("a", &A::a), arg("b", &A::b), arg("ms", &A::ms), arg("ns", &A::ns), arg("ks", &A::ks)};
+  }
+  void check() const;
+};
 
 std::string tile_name(const char* grid, size_t row, size_t column) {
   return std::string(grid) + "[" + std::to_string(row) + "][" + std::to_string(column) + "]";
 }
 
-void check_grid(const ArgumentCheck& check, const char* name, at::TensorList tiles, Sizes rows, Sizes columns) {
+void check_grid(const Check& check, const char* name, at::TensorList tiles, Sizes rows, Sizes columns) {
   if (tiles.empty()) check.fail(name, "empty", "at least one tile", "leave the call out");
   if (tiles.size() != rows.size() * columns.size()) {
     check.fail(std::string("the number of tiles of ") + name, std::to_string(tiles.size()),
@@ -38,8 +46,8 @@ void check_grid(const ArgumentCheck& check, const char* name, at::TensorList til
   }
 }
 
-void check_tiles(at::TensorList a, at::TensorList b, Sizes ms, Sizes ns, Sizes ks) {
-  const ArgumentCheck check("tiled_matmul");
+void TiledMatmul::check() const {
+  const Check check(kName);
   check_grid(check, "a", a, ms, ks);
   check_grid(check, "b", b, ks, ns);
   check.floating("a[0][0]", a[0]);
@@ -73,11 +81,12 @@ at::Tensor merged(at::TensorList tiles, int64_t dim) {
 
 // out[m][n] from row m of a and column n of b. Where the element type is its own compute type, products are added up in
 // place; others are merged first, since a partial sum must not be rounded.
-std::vector<at::Tensor> multiply(at::TensorList a, at::TensorList b, Sizes ms, Sizes ns, Sizes ks) {
-  check_tiles(a, b, ms, ns, ks);
+std::vector<at::Tensor> multiply(const TiledMatmul& args) {
+  args.check();
+  const auto& [a, b, ms, ns, ks] = args;
   const size_t count_m = ms.size(), count_n = ns.size(), count_k = ks.size();
   const bool merge = count_k > 1 && compute_dtype(a[0]) != a[0].scalar_type();
-  const auto column = [&](size_t n) {
+  const auto column = [&, &b = args.b](size_t n) {
     std::vector<at::Tensor> tiles;
     for (size_t k = 0; k < count_k; ++k) tiles.push_back(b[k * count_n + n]);
     return tiles;
@@ -109,51 +118,52 @@ std::vector<at::Tensor> transposed(at::TensorList tiles, size_t rows, size_t col
   return result;
 }
 
-// Saved: tiles of a, then of b; their counts, then ms, ns and ks.
-torch::autograd::variable_list gradients(const torch::autograd::variable_list& grads, const SavedForGradient& s) {
-  const auto count_m = static_cast<size_t>(s.numbers[0]), count_n = static_cast<size_t>(s.numbers[1]),
-             count_k = static_cast<size_t>(s.numbers[2]);
-  const Sizes sizes(s.sizes);
-  const Sizes ms = sizes.slice(0, count_m), ns = sizes.slice(count_m, count_n), ks = sizes.slice(count_m + count_n);
-  const at::TensorList saved(s.tensors);
-  const at::TensorList a = saved.slice(0, count_m * count_k), b = saved.slice(count_m * count_k);
-  std::vector<at::Tensor> dc;
-  for (size_t i = 0; i < grads.size(); ++i) {
-    dc.push_back(grads[i].defined() ? grads[i] : a[0].new_zeros_symint({ms[i / count_n], ns[i % count_n]}));
+struct TiledMatmulKept {
+  static constexpr const char* kNode = "XformersTiledMatmulBackward";
+  std::vector<at::Tensor> a{}, b{};
+  std::vector<c10::SymInt> ms{}, ns{}, ks{};
+  static constexpr auto members() {
+    using K = TiledMatmulKept;
+    return std::tuple{&K::a, &K::b, &K::ms, &K::ns, &K::ks};
   }
-  const auto any = [&](size_t begin, size_t end) {
-    return std::find(s.wanted.begin() + begin, s.wanted.begin() + end, true) != s.wanted.begin() + end;
-  };
-  torch::autograd::variable_list result(a.size() + b.size());
-  if (any(0, a.size())) {
-    const auto da = tiled_matmul_op().call(dc, transposed(b, count_k, count_n), ms, ks, ns);
-    std::copy(da.begin(), da.end(), result.begin());
-  }
-  if (any(a.size(), result.size())) {
-    const auto db = tiled_matmul_op().call(transposed(a, count_m, count_k), dc, ks, ns, ms);
-    std::copy(db.begin(), db.end(), result.begin() + a.size());
-  }
-  return result;
-}
 
-std::vector<at::Tensor> multiply_autograd(at::TensorList a, at::TensorList b, Sizes ms, Sizes ns, Sizes ks) {
-  check_tiles(a, b, ms, ns, ks);
-  std::vector<at::Tensor> inputs = a.vec();
-  inputs.insert(inputs.end(), b.begin(), b.end());
-  const auto node = GradientNode::record("XformersTiledMatmulBackward", gradients, inputs);
-  std::vector<at::Tensor> out = below_autograd([&] { return tiled_matmul_op().call(a, b, ms, ns, ks); });
+  // Of the tiles of a, then of those of b.
+  variable_list gradients(const variable_list& grads, const Wanted& wanted) const {
+    std::vector<at::Tensor> dc;
+    for (size_t i = 0; i < grads.size(); ++i) {
+      dc.push_back(grads[i].defined() ? grads[i] : a[0].new_zeros_symint({ms[i / ns.size()], ns[i % ns.size()]}));
+    }
+    const auto any = [&](size_t begin, size_t end) {
+      return std::find(wanted.inputs.begin() + begin, wanted.inputs.begin() + end, true) != wanted.inputs.begin() + end;
+    };
+    variable_list result(a.size() + b.size());
+    if (any(0, a.size())) {
+      const std::vector<at::Tensor> bt = transposed(b, ks.size(), ns.size());
+      const std::vector<at::Tensor> da = call(TiledMatmul{dc, bt, ms, ks, ns});
+      std::copy(da.begin(), da.end(), result.begin());
+    }
+    if (any(a.size(), result.size())) {
+      const std::vector<at::Tensor> a_t = transposed(a, ms.size(), ks.size());
+      const std::vector<at::Tensor> db = call(TiledMatmul{a_t, dc, ks, ns, ms});
+      std::copy(db.begin(), db.end(), result.begin() + a.size());
+    }
+    return result;
+  }
+};
+
+std::vector<at::Tensor> multiply_autograd(const TiledMatmul& args) {
+  args.check();
+  const auto node = record<TiledMatmulKept>(args.a, args.b);
+  std::vector<at::Tensor> out = below_autograd(args);
   if (!node) return out;
-  std::vector<c10::SymInt> sizes = ms.vec();
-  sizes.insert(sizes.end(), ns.begin(), ns.end());
-  sizes.insert(sizes.end(), ks.begin(), ks.end());
-  node->save(inputs, {double(ms.size()), double(ns.size()), double(ks.size())}, std::move(sizes));
   for (at::Tensor& tile : out) tile = with_history(std::move(tile), node);
+  node->keep({args.a.vec(), args.b.vec(), args.ms.vec(), args.ns.vec(), args.ks.vec()});
   return out;
 }
 
 // The same operator under the name that programs know.
 std::vector<at::Tensor> tiled_matmul_fwd(at::TensorList a, at::TensorList b, Sizes ms, Sizes ns, Sizes ks) {
-  return tiled_matmul_op().call(a, b, ms, ns, ks);
+  return call(TiledMatmul{a, b, ms, ns, ks});
 }
 
 }  // namespace
@@ -162,7 +172,7 @@ TileGrid tiled_matmul(const TileGrid& a, const TileGrid& b) {
   std::vector<at::Tensor> flat_a, flat_b;
   for (const auto& row : a) flat_a.insert(flat_a.end(), row.begin(), row.end());
   for (const auto& row : b) flat_b.insert(flat_b.end(), row.begin(), row.end());
-  const ArgumentCheck check("tiled_matmul");
+  const Check check("tiled_matmul");
   if (flat_a.empty() || flat_b.empty() || a[0].empty() || b[0].empty()) {
     check.fail("a or b", "empty", "at least one tile", "leave the call out");
   }
@@ -180,7 +190,7 @@ TileGrid tiled_matmul(const TileGrid& a, const TileGrid& b) {
     check.dims("a[0][k]", tile, 2, "2-D tiles");
     ks.push_back(tile.sym_size(1));
   }
-  const std::vector<at::Tensor> flat = tiled_matmul_op().call(flat_a, flat_b, ms, ns, ks);
+  const std::vector<at::Tensor> flat = call(TiledMatmul{flat_a, flat_b, ms, ns, ks});
   TileGrid out;
   for (size_t m = 0; m < ms.size(); ++m) {
     out.emplace_back(flat.begin() + m * ns.size(), flat.begin() + (m + 1) * ns.size());
@@ -190,16 +200,15 @@ TileGrid tiled_matmul(const TileGrid& a, const TileGrid& b) {
 
 }  // namespace xformers::ops
 
-TORCH_LIBRARY_FRAGMENT(xformers, m) {
-  m.def("tiled_matmul(Tensor[] a, Tensor[] b, SymInt[] ms, SymInt[] ns, SymInt[] ks) -> Tensor[]",
-        {at::Tag::pt2_compliant_tag});
-}
+TORCH_LIBRARY_FRAGMENT(xformers, m) { xformers::ops::define<xformers::ops::TiledMatmul>(m); }
 
 TORCH_LIBRARY_FRAGMENT(xformers_python, m) {
   m.def("tiled_matmul_fwd(Tensor[] a, Tensor[] b, SymInt[] ms, SymInt[] ns, SymInt[] ks) -> Tensor[]",
         xformers::ops::tiled_matmul_fwd);
 }
 
-TORCH_LIBRARY_IMPL(xformers, CompositeExplicitAutograd, m) { m.impl("tiled_matmul", xformers::ops::multiply); }
+TORCH_LIBRARY_IMPL(xformers, CompositeExplicitAutograd, m) {
+  xformers::ops::implement<xformers::ops::multiply>(m);
+}
 
-TORCH_LIBRARY_IMPL(xformers, Autograd, m) { m.impl("tiled_matmul", xformers::ops::multiply_autograd); }
+TORCH_LIBRARY_IMPL(xformers, Autograd, m) { xformers::ops::implement<xformers::ops::multiply_autograd>(m); }

@@ -6,7 +6,7 @@
 #include <sstream>
 
 #include "xformers/kernels/base/error.h"
-#include "xformers/ops/common/tensor_check.h"
+#include "xformers/ops/common/check.h"
 
 namespace xformers::ops {
 namespace {

@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <sstream>
 
-#include "xformers/ops/common/tensor_check.h"
+#include "xformers/ops/common/check.h"
 
 namespace xformers::ops {
 namespace {

@@ -10,13 +10,13 @@
 
 #include "xformers/ops/attention/attention_op.h"
 #include "xformers/ops/attention/lse_formats.h"
-#include "xformers/ops/common/arguments.h"
+#include "xformers/ops/common/check.h"
 #include "xformers/ops/common/random.h"
 
 namespace xformers::ops {
 namespace {
 
-const ArgumentCheck kCheck("efficient_attention");
+const Check kCheck("efficient_attention");
 
 void set_mask(AttentionArgs& args, int64_t custom_mask_type, std::optional<int64_t> window_size) {
   if (custom_mask_type < 0 || custom_mask_type > 2) {

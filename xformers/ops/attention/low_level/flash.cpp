@@ -9,13 +9,13 @@
 #include <torch/library.h>
 
 #include "xformers/ops/attention/attention_op.h"
-#include "xformers/ops/common/arguments.h"
+#include "xformers/ops/common/check.h"
 #include "xformers/ops/common/random.h"
 
 namespace xformers::ops {
 namespace {
 
-const ArgumentCheck kCheck("flash");
+const Check kCheck("flash");
 
 at::Tensor with_batch(const at::Tensor& t) { return t.dim() == 3 ? t.unsqueeze(0) : t; }
 

@@ -4,11 +4,10 @@
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
-#include <torch/library.h>
 
 #include "xformers/ops/common/cuda_call.h"
+#include "xformers/ops/common/product.h"
 #include "xformers/ops/common/to_params.h"
-#include "xformers/ops/product/product.h"
 
 namespace xformers::ops {
 namespace {
@@ -20,12 +19,13 @@ ProductOperand to_operand(const at::Tensor& t) {
   return {.data = t.const_data_ptr(), .stride = transposed ? t.stride(1) : t.stride(0), .transposed = transposed};
 }
 
-at::Tensor product_cuda(const at::Tensor& a, const at::Tensor& b, const OptionalTensor& bias) {
+at::Tensor product_cuda(const Product& args) {
+  const auto& [a, b, bias] = args;
   const bool half = a.scalar_type() == at::kBFloat16 || a.scalar_type() == at::kHalf;
   if (!half || a.scalar_type() != b.scalar_type() || !fits(a) || !fits(b) || a.size(1) != b.size(0) ||
       (bias && (bias->scalar_type() != a.scalar_type() || bias->dim() != 1 || !bias->is_contiguous() ||
                 bias->size(0) != b.size(1)))) {
-    return plain_product(a, b, bias);
+    return plain_product(args);
   }
   ProductParams params{.dtype = to_dtype(a.scalar_type()),
                        .m = a.size(0),
@@ -34,7 +34,7 @@ at::Tensor product_cuda(const at::Tensor& a, const at::Tensor& b, const Optional
                        .a = to_operand(a),
                        .b = to_operand(b),
                        .bias = bias ? bias->const_data_ptr() : nullptr};
-  if (!cuda::may_choose_product(params)) return plain_product(a, b, bias);
+  if (!cuda::may_choose_product(params)) return plain_product(args);
   CudaCall call(a.device());
   at::Tensor out = at::empty({params.m, params.n}, a.options());
   params.out = out.mutable_data_ptr();
@@ -46,4 +46,4 @@ at::Tensor product_cuda(const at::Tensor& a, const at::Tensor& b, const Optional
 }  // namespace
 }  // namespace xformers::ops
 
-TORCH_LIBRARY_IMPL(xformers, CUDA, m) { m.impl("product", xformers::ops::product_cuda); }
+TORCH_LIBRARY_IMPL(xformers, CUDA, m) { xformers::ops::implement<xformers::ops::product_cuda>(m); }

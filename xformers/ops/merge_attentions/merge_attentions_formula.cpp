@@ -1,11 +1,10 @@
 // merge_attentions by its formula, on devices without a kernel. Also what a call without any tensor reaches, which has
 // no device: it is refused like any bad call.
 #include <ATen/ATen.h>
-#include <torch/library.h>
 
 #include <limits>
 
-#include "xformers/ops/attention/merge_attentions_op.h"
+#include "xformers/ops/merge_attentions/merge_attentions_op.h"
 
 namespace xformers::ops {
 namespace {
@@ -25,17 +24,17 @@ at::Tensor counted(at::TensorList attn, const at::Tensor& weights) {
   return at::stack(attn).to(weights.scalar_type()).masked_fill(weights == 0, 0);
 }
 
-std::tuple<at::Tensor, at::Tensor> forward_anywhere(at::TensorList attn, at::TensorList lse, bool write_lse,
-                                                    std::optional<at::ScalarType> out_dtype) {
-  check_merge(attn, lse, out_dtype);
+MergeAttentions::Result forward_anywhere(const MergeAttentions& args) {
+  args.check();
+  const auto& [attn, lse, write_lse, out_dtype] = args;
   const auto [weights, merged] = weights_of(lse);
   const at::Tensor out = (weights * counted(attn, weights)).sum(0).to(out_dtype.value_or(attn[0].scalar_type()));
   return {out.contiguous(), write_lse ? merged : at::empty({0}, merged.options())};
 }
 
-MergeGradients backward_anywhere(const at::Tensor& grad_out, const std::optional<at::Tensor>& grad_lse,
-                                 at::TensorList attn, at::TensorList lse) {
-  check_merge_gradients(grad_out, grad_lse, attn, lse);
+MergeAttentionsBackward::Result backward_anywhere(const MergeAttentionsBackward& args) {
+  args.check();
+  const auto& [grad_out, grad_lse, attn, lse] = args;
   const at::Tensor weights = weights_of(lse).first, dout = grad_out.to(weights.scalar_type());
   at::Tensor reach = (counted(attn, weights) * dout).sum(-1, /*keepdim=*/true);
   reach = reach - (weights * reach).sum(0);
@@ -49,6 +48,7 @@ MergeGradients backward_anywhere(const at::Tensor& grad_out, const std::optional
 }  // namespace xformers::ops
 
 TORCH_LIBRARY_IMPL(xformers, CompositeExplicitAutograd, m) {
-  m.impl("merge_attentions", xformers::ops::forward_anywhere);
-  m.impl("merge_attentions_backward", xformers::ops::backward_anywhere);
+  using namespace xformers::ops;
+  implement<forward_anywhere>(m);
+  implement<backward_anywhere>(m);
 }

@@ -1,0 +1,82 @@
+// From tensors of attention to what its kernels take: pointers and strides in elements, with heads as groups x heads.
+#pragma once
+
+#include "xformers/kernels/params/attention.h"
+#include "xformers/ops/common/to_params.h"
+
+namespace xformers::ops {
+
+// How the dimensions between seqlen and head_dim count as groups x heads.
+enum class HeadDims {
+  kNone,         // [batch, seqlen, head_dim]: one group of one head
+  kGroups,       // [batch, seqlen, heads, head_dim]: every head is a group of its own
+  kHeads,        // the same dimensions, but key and value are one head `expand`ed: one group, which reads them once
+  kGroupsHeads,  // [batch, seqlen, groups, heads, head_dim]
+};
+
+struct HeadStrides {
+  int64_t group = 0, head = 0;
+};
+
+// `first` is the index of the first head dimension.
+inline HeadStrides head_strides(const at::Tensor& t, HeadDims dims, int64_t first) {
+  switch (dims) {
+    case HeadDims::kNone: return {};
+    case HeadDims::kGroups: return {t.stride(first), 0};
+    case HeadDims::kHeads: return {0, t.stride(first)};
+    case HeadDims::kGroupsHeads: return {t.stride(first), t.stride(first + 1)};
+  }
+  return {};
+}
+
+inline HeadDims head_dims(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value) {
+  if (query.dim() == 3) return HeadDims::kNone;
+  if (query.dim() == 5) return HeadDims::kGroupsHeads;
+  const bool shared = query.size(2) > 1 && key.stride(2) == 0 && value.stride(2) == 0;
+  return shared ? HeadDims::kHeads : HeadDims::kGroups;
+}
+
+// [batch, seqlen, (groups, heads,) head_dim]
+inline HeadsTensor to_heads(const at::Tensor& t, HeadDims dims) {
+  const HeadStrides heads = head_strides(t, dims, 2);
+  return {.data = const_cast<void*>(t.const_data_ptr()),
+          .batch_stride = t.stride(0),
+          .seq_stride = t.stride(1),
+          .group_stride = heads.group,
+          .head_stride = heads.head};
+}
+
+// [batch, (groups, heads,) seqlen]; 3-D inputs have one head dimension of size 1 here.
+inline RowTensor to_rows(const at::Tensor& t, HeadDims dims) {
+  const HeadStrides heads = head_strides(t, dims, 1);
+  return {.data = const_cast<void*>(t.const_data_ptr()),
+          .batch_stride = t.stride(0),
+          .group_stride = heads.group,
+          .head_stride = heads.head};
+}
+
+// [batch, (groups, heads,) seqlen_q, seqlen_k]
+inline ScoreBias to_score_bias(const at::Tensor& t, HeadDims dims) {
+  const HeadStrides heads = head_strides(t, dims, 1);
+  return {.data = const_cast<void*>(t.const_data_ptr()),
+          .batch_stride = t.stride(0),
+          .group_stride = heads.group,
+          .head_stride = heads.head,
+          .q_stride = t.stride(-2),
+          .k_stride = t.stride(-1)};
+}
+
+inline AttentionShape to_shape(const at::Tensor& query, const at::Tensor& key, int64_t head_dim_v, HeadDims dims) {
+  AttentionShape shape{.dtype = to_dtype(query.scalar_type()),
+                       .batch = query.size(0),
+                       .seqlen_q = query.size(1),
+                       .seqlen_k = key.size(1),
+                       .head_dim = query.size(-1),
+                       .head_dim_v = head_dim_v};
+  if (dims == HeadDims::kGroups || dims == HeadDims::kGroupsHeads) shape.num_groups = query.size(2);
+  if (dims == HeadDims::kHeads) shape.heads_per_group = query.size(2);
+  if (dims == HeadDims::kGroupsHeads) shape.heads_per_group = query.size(3);
+  return shape;
+}
+
+}  // namespace xformers::ops

@@ -1,0 +1,28 @@
+#include "xformers/ops/common/operator.h"
+
+#include <ATen/ops/empty.h>
+
+namespace xformers::ops {
+
+// An argument has its default in the schema if all positional ones behind it have one too.
+std::string join_arguments(std::vector<std::string> types, const std::vector<std::string>& names,
+                           const std::vector<std::string>& defaults, const std::vector<bool>& keywords) {
+  size_t first_default = names.size();
+  for (size_t i = names.size(); i-- > 0 && (keywords[i] || !defaults[i].empty());) first_default = i;
+  std::string text;
+  bool by_name = false;
+  for (size_t i = 0; i < names.size(); ++i) {
+    if (i > 0) text += ", ";
+    if (keywords[i] && !by_name) text += "*, ";
+    by_name |= keywords[i];
+    text += types[i] + " " + names[i];
+    if (i >= first_default && !defaults[i].empty()) text += "=" + defaults[i];
+  }
+  return text;
+}
+
+at::Tensor empty_result(c10::SymIntArrayRef sizes, const at::TensorOptions& options, bool wanted) {
+  return wanted ? at::empty_symint(sizes, options) : at::empty({0}, options);
+}
+
+}  // namespace xformers::ops
