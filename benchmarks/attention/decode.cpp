@@ -122,7 +122,7 @@ AttentionSide our_side(const AttentionCase& c, const Tensor& q) {
   }
   return {Role::kOurs, {kOurs, [args] {
                           const at::NoGradGuard no_grad;
-                          ops::attention_forward(args);
+                          ops::call(args);
                         }}};
 }
 

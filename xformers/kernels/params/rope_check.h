@@ -3,15 +3,18 @@
 
 #include <string>
 
-#include "xformers/kernels/base/error.h"
+#include "xformers/kernels/base/check.h"
 #include "xformers/kernels/params/rope.h"
 
 namespace xformers {
 
 [[noreturn]] inline void fail_sequence(const std::string& name, int64_t b, const std::string& got,
                                        const std::string& expected, const char* fix) {
-  throw Error("rope_padded: " + name + " of sequence " + std::to_string(b) + " is " + got + ", expected " + expected +
-              ".  Fix: " + fix + ".");
+  fail({.where = "rope_padded",
+        .name = name + " of sequence " + std::to_string(b),
+        .got = got,
+        .expected = expected,
+        .fix = fix});
 }
 
 inline void check_rope_sequences(const RopePaddedParams& p) {
@@ -33,8 +36,11 @@ inline void check_rope_sequences(const RopePaddedParams& p) {
   }
   const int64_t covered = p.batch > 0 ? p.q_starts[p.batch] : 0;
   if (covered != p.num_queries) {
-    throw Error("rope_padded: the last query offset is " + std::to_string(covered) + ", expected " +
-                std::to_string(p.num_queries) + ".  Fix: pass the bias that these queries were packed with.");
+    fail({.where = "rope_padded",
+          .name = "the last query offset",
+          .got = std::to_string(covered),
+          .expected = std::to_string(p.num_queries),
+          .fix = "pass the bias that these queries were packed with"});
   }
 }
 

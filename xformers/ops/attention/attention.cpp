@@ -1,12 +1,10 @@
-// Schema of the attention operators, and the public functions.
+// Schemas of the attention operators, and the public functions.
 #include "xformers/ops/attention/attention.h"
 
 #include <ATen/ops/stack.h>
-#include <torch/library.h>
 
 #include "xformers/ops/attention/attention_check.h"
 #include "xformers/ops/common/random.h"
-#include "xformers/ops/common/check.h"
 
 namespace xformers::ops {
 namespace {
@@ -26,7 +24,7 @@ AttentionResult attention(const at::Tensor& query, const at::Tensor& key, const 
                                              : optional(t);
   };
   const bool drops = p > 0 && p <= 1;  // the operator refuses any other p but 0
-  return attention_forward({.query = query,
+  return call(AttentionArgs{.query = query,
                             .key = key,
                             .value = value,
                             .attn_bias = optional(bias.scores),
@@ -50,10 +48,9 @@ std::tuple<at::Tensor, at::Tensor> out_and_lse(const AttentionResult& result) {
 }
 
 // On devices whose backward doesn't write one tensor: with a copy.
-AttentionStackedGradients backward_and_stack(const AttentionGradArgs& args) {
-  check_inputs(args);
-  check_stackable(args);
-  const auto [dq, dk, dv, dbias] = attention_backward(args);
+AttentionStackedGradients backward_and_stack(const AttentionBackwardStacked& args) {
+  args.check();
+  const auto [dq, dk, dv, dbias] = call(static_cast<const AttentionGradArgs&>(args));
   return {at::stack({dq, dk, dv}, args.stack_dim), dbias};
 }
 
@@ -86,27 +83,10 @@ std::tuple<at::Tensor, at::Tensor> memory_efficient_attention_partial(const at::
 }  // namespace xformers::ops
 
 TORCH_LIBRARY_FRAGMENT(xformers, m) {
-  m.def(
-      "attention_forward(Tensor query, Tensor key, Tensor value, Tensor? attn_bias=None, SymInt window_left=-1, "
-      "SymInt window_right=-1, bool bottom_right=False, Tensor? cu_seqlens_q=None, Tensor? cu_seqlens_k=None, "
-      "Tensor? seqused_k=None, float? scale=None, float p=0.0, Tensor? philox_state=None, bool need_lse=False, "
-      "Tensor? page_table=None, SymInt page_size=0, ScalarType? out_dtype=None, int num_splits=0, "
-      "Tensor? k_scale_shift=None, Tensor? v_scale_shift=None) -> (Tensor out, Tensor lse, Tensor lse_low)",
-      {at::Tag::pt2_compliant_tag});
-  const std::string backward_arguments =
-      "Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor out, Tensor lse, Tensor? attn_bias=None, "
-      "SymInt window_left=-1, SymInt window_right=-1, bool bottom_right=False, Tensor? cu_seqlens_q=None, "
-      "Tensor? cu_seqlens_k=None, Tensor? seqused_k=None, float? scale=None, float p=0.0, Tensor? philox_state=None, "
-      "Tensor? grad_lse=None, bool need_bias_grad=False, Tensor? page_table=None, SymInt page_size=0, "
-      "Tensor? lse_low=None";
-  const std::string backward =
-      "attention_backward(" + backward_arguments + ") -> (Tensor dq, Tensor dk, Tensor dv, Tensor dbias)";
-  const std::string stacked =
-      "attention_backward_stacked(" + backward_arguments + ", *, int stack_dim) -> (Tensor dqkv, Tensor dbias)";
-  for (const std::string& schema : {backward, stacked}) m.def(schema.c_str(), {at::Tag::pt2_compliant_tag});
+  using namespace xformers::ops;
+  define<AttentionArgs, AttentionGradArgs, AttentionBackwardStacked>(m);
 }
 
 TORCH_LIBRARY_IMPL(xformers, CompositeExplicitAutograd, m) {
-  using namespace xformers::ops;
-  m.impl("attention_backward_stacked", AttentionBackwardStacked::entry<backward_and_stack>);
+  xformers::ops::implement<xformers::ops::backward_and_stack>(m);
 }

@@ -2,6 +2,8 @@
 
 #include <string>
 
+#include "xformers/ops/common/dropout.h"
+
 namespace xformers::ops {
 namespace {
 
@@ -56,10 +58,7 @@ void check_dtypes(const AttentionArgs& args) {
 // What kernels have.
 void check_kernel_dtypes(const AttentionArgs& args) {
   const TensorCheck check = check_of(args);
-  const at::ScalarType dtype = args.query.scalar_type();
-  if (dtype != at::kFloat && dtype != at::kDouble && dtype != at::kBFloat16 && dtype != at::kHalf) {
-    check.fail("query.dtype", describe_dtype(dtype), "fp32, bf16, fp16 or fp64", "convert with tensor.to(dtype)");
-  }
+  check.floating("query", args.query);
   if (args.out_dtype && !at::isFloatingType(*args.out_dtype)) {
     check.fail("out_dtype", describe_dtype(*args.out_dtype), "a floating dtype", "leave it out for the query's dtype");
   }
@@ -92,28 +91,13 @@ void check_attn_bias(const AttentionArgs& args) {
 
 void check_ranges(const AttentionArgs& args) {
   const TensorCheck check = check_of(args);
-  if (!(args.p >= 0 && args.p <= 1)) {
-    check.fail("p", std::to_string(args.p), "a probability in [0, 1]", "p is the share of weights to drop");
-  }
+  check_probability(check, args.p);
   for (const auto& [name, window] :
        {std::pair{"window_left", &args.window_left}, std::pair{"window_right", &args.window_right}}) {
     if (*window < -1) check.fail(name, c10::str(*window), "0 or more, or -1 (unbounded)", "give a number of keys");
   }
   if (args.num_splits < 0) {
     check.fail("num_splits", std::to_string(args.num_splits), "0 (chosen) or more", "give a number of parts");
-  }
-}
-
-void check_philox_state(const AttentionArgs& args) {
-  const TensorCheck check = check_of(args);
-  if (args.p == 0) return;
-  if (!args.philox_state || args.philox_state->scalar_type() != at::kLong || args.philox_state->dim() != 1 ||
-      args.philox_state->sym_size(0) != 2 || !args.philox_state->is_contiguous()) {
-    check.fail("philox_state", args.philox_state ? describe(*args.philox_state) : "None",
-               "contiguous int64 [2] where p > 0", "pass torch.ops.xformers.draw_philox_state()");
-  }
-  if (!args.philox_state->is_cpu() && args.philox_state->device() != args.query.device()) {
-    check.fail("philox_state.device", args.philox_state->device().str(), "cpu", "move it with philox_state.cpu()");
   }
 }
 
@@ -139,13 +123,20 @@ void check_problem(const AttentionArgs& args) {
   if (args.attn_bias) check_attn_bias(args);
 }
 
-void check_inputs(const AttentionArgs& args) {
-  check_problem(args);
-  check_kernel_dtypes(args);
-  check_philox_state(args);
+void AttentionArgs::check() const {
+  check_problem(*this);
+  check_kernel_dtypes(*this);
+  check_dropout(check_of(*this), p, philox_state, query, "query");
 }
 
-void check_gradient_inputs(const AttentionGradArgs& args) {
+AttentionResult AttentionArgs::empty() const {
+  const auto rows = [&] { return empty_result(lse_sizes(query), query.options().dtype(compute_dtype(query)), need_lse); };
+  return {empty_result(out_sizes(*this), query.options().dtype(out_dtype.value_or(query.scalar_type()))), rows(), rows()};
+}
+
+void AttentionGradArgs::check() const {
+  AttentionArgs::check();
+  const AttentionGradArgs& args = *this;
   const TensorCheck check = check_of(args);
   if (is_quantized(args)) {
     check.fail("key.dtype", "int32 (quantised)", "a floating dtype where gradients are asked for",
@@ -160,7 +151,7 @@ void check_gradient_inputs(const AttentionGradArgs& args) {
     }
   };
   const auto check_rows = [&](const char* name, const at::Tensor& t) {
-    const at::ScalarType dtype = lse_dtype(args.query);
+    const at::ScalarType dtype = compute_dtype(args.query);
     check_kind(name, t, t.scalar_type() == dtype, describe_dtype(dtype));
   };
   check.same_shape("grad_out.shape", args.grad_out.sym_sizes(), expected_out, kForward);
@@ -179,7 +170,14 @@ void check_gradient_inputs(const AttentionGradArgs& args) {
   }
 }
 
-void check_stackable(const AttentionGradArgs& args) {
+AttentionGradients AttentionGradArgs::empty() const {
+  const auto like = [&](const at::Tensor& t) { return empty_result(t.sym_sizes(), query.options()); };
+  return {like(query), like(key), like(value), empty_dbias()};
+}
+
+void AttentionBackwardStacked::check() const {
+  AttentionGradArgs::check();
+  const AttentionBackwardStacked& args = *this;
   const TensorCheck check = check_of(args);
   constexpr const char* kOther = "use attention_backward, which returns three tensors";
   check.same_shape("key.shape", args.key.sym_sizes(), args.query.sym_sizes(), kOther);
@@ -191,17 +189,16 @@ void check_stackable(const AttentionGradArgs& args) {
   }
 }
 
+AttentionStackedGradients AttentionBackwardStacked::empty() const {
+  c10::SymDimVector sizes(query.sym_sizes().begin(), query.sym_sizes().end());
+  sizes.insert(sizes.begin() + stack_dim, 3);
+  return {empty_result(sizes, query.options()), empty_dbias()};
+}
+
 c10::SymDimVector out_sizes(const AttentionArgs& args) {
   const auto q = args.query.sym_sizes();
   c10::SymDimVector sizes(q.begin(), q.end());
   if (!is_quantized(args)) sizes.back() = args.value.sym_size(-1);
-  return sizes;
-}
-
-c10::SymDimVector stacked_sizes(const AttentionGradArgs& args) {
-  const auto q = args.query.sym_sizes();
-  c10::SymDimVector sizes(q.begin(), q.end());
-  sizes.insert(sizes.begin() + args.stack_dim, 3);
   return sizes;
 }
 

@@ -11,9 +11,6 @@ inline TensorCheck check_of(const AttentionArgs& args) { return {"attention", ar
 
 void check_same_device(const AttentionArgs& args);
 void check_problem(const AttentionArgs& args);  // everything that says what is asked for
-void check_inputs(const AttentionArgs& args);   // the same, that kernels have it, and the random state
-void check_gradient_inputs(const AttentionGradArgs& args);
-void check_stackable(const AttentionGradArgs& args);  // of attention_backward_stacked
 
 // Parts of check_problem: packed and paged layouts; int32 key and value.
 void check_packed(const AttentionArgs& args);
@@ -29,12 +26,8 @@ inline bool is_packed(const AttentionArgs& args) {
   return args.cu_seqlens_q || args.cu_seqlens_k || args.seqused_k || args.page_table;
 }
 
-// Shapes and dtypes of the results; sizes may be symbolic.
+// Shapes of the results; sizes may be symbolic.
 c10::SymDimVector out_sizes(const AttentionArgs& args);
 c10::SymDimVector lse_sizes(const at::Tensor& query);
-c10::SymDimVector stacked_sizes(const AttentionGradArgs& args);
-inline at::ScalarType lse_dtype(const at::Tensor& query) {
-  return query.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-}
 
 }  // namespace xformers::ops

@@ -2,7 +2,9 @@
 #include <limits>
 #include <string>
 
+#include "xformers/kernels/params/kv_rows.h"
 #include "xformers/ops/attention/attention_check.h"
+#include "xformers/ops/common/expanded.h"
 
 namespace xformers::ops {
 namespace {
@@ -25,7 +27,7 @@ void check_int32(const AttentionArgs& args, const char* name, const OptionalTens
 void check_pages(const AttentionArgs& args, const c10::SymInt& sequences) {
   const TensorCheck check = check_of(args);
   const at::Tensor& table = *args.page_table;
-  if (table.scalar_type() != at::kInt || table.dim() != 2 || (table.sym_size(1) > 1 && table.sym_stride(1) != 1)) {
+  if (table.scalar_type() != at::kInt || table.dim() != 2 || !has_unit_last_stride(table)) {
     check.fail("page_table", describe(table) + (table.dim() == 2 ? " of stride " + c10::str(table.sym_strides()) : ""),
                "int32 [sequences, pages] whose last stride is 1", "build it with torch.int32");
   }
@@ -38,12 +40,11 @@ void check_pages(const AttentionArgs& args, const c10::SymInt& sequences) {
   }
 }
 
-// int4: rows of num_groups coefficient words and head_dim / 8 words of codes. fp8: head_dim / 4 words.
 void check_words(const AttentionArgs& args, bool fp8) {
   const TensorCheck check = check_of(args);
   const c10::SymInt head_dim = args.query.sym_size(-1), words = args.key.sym_size(-1);
   if (fp8) {
-    if (head_dim % 4 != 0) {
+    if (!fp8_rows_fit(head_dim)) {
       check.fail("query.head_dim", c10::str(head_dim), "a multiple of 4 beside fp8 keys",
                  "pad the head_dim with zeros");
     }
@@ -53,8 +54,8 @@ void check_words(const AttentionArgs& args, bool fp8) {
   if (head_dim % 8 != 0) {
     check.fail("query.head_dim", c10::str(head_dim), "a multiple of 8 beside int4 keys", "pad the head_dim with zeros");
   }
-  const c10::SymInt groups = words - head_dim / 8;
-  if ((groups != 1 && groups != 2 && groups != 4 && groups != 8) || (head_dim / 8) % groups != 0) {
+  const c10::SymInt groups = int4_groups(head_dim, words);
+  if (!int4_rows_fit(head_dim, groups)) {
     check.fail("the number of int4 groups (key.head_dim - query.head_dim / 8)", c10::str(groups),
                "1, 2, 4 or 8, and a divisor of query.head_dim / 8",
                "a row is one coefficient word per group, then one int32 word per 8 elements");

@@ -1,9 +1,7 @@
 // The attention operators on CPU tensors.
 #include "xformers/kernels/cpu/attention/attention_cpu.h"
 
-#include <torch/library.h>
-
-#include "xformers/ops/attention/attention_params.h"
+#include "xformers/ops/attention/attention_run.h"
 #include "xformers/ops/common/threads.h"
 
 namespace xformers::ops {
@@ -17,7 +15,7 @@ void backward_kernel(const AttentionBwdParams& params) { cpu::attention_backward
 
 AttentionGradients backward_cpu(const AttentionGradArgs& args) { return run_backward(args, backward_kernel); }
 
-AttentionStackedGradients backward_stacked_cpu(const AttentionGradArgs& args) {
+AttentionStackedGradients backward_stacked_cpu(const AttentionBackwardStacked& args) {
   return run_backward_stacked(args, backward_kernel);
 }
 
@@ -26,7 +24,7 @@ AttentionStackedGradients backward_stacked_cpu(const AttentionGradArgs& args) {
 
 TORCH_LIBRARY_IMPL(xformers, CPU, m) {
   using namespace xformers::ops;
-  m.impl("attention_forward", AttentionForward::entry<forward_cpu>);
-  m.impl("attention_backward", AttentionBackward::entry<backward_cpu>);
-  m.impl("attention_backward_stacked", AttentionBackwardStacked::entry<backward_stacked_cpu>);
+  implement<forward_cpu>(m);
+  implement<backward_cpu>(m);
+  implement<backward_stacked_cpu>(m);
 }

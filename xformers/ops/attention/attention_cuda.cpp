@@ -2,9 +2,8 @@
 #include "xformers/kernels/cuda/attention/attention_cuda.h"
 
 #include <ATen/Context.h>
-#include <torch/library.h>
 
-#include "xformers/ops/attention/attention_params.h"
+#include "xformers/ops/attention/attention_run.h"
 #include "xformers/ops/common/cuda_call.h"
 
 namespace xformers::ops {
@@ -30,7 +29,7 @@ AttentionGradients backward_cuda(const AttentionGradArgs& args) {
   return run_backward(args, [&](const AttentionBwdParams& params) { backward_kernel(params, call); });
 }
 
-AttentionStackedGradients backward_stacked_cuda(const AttentionGradArgs& args) {
+AttentionStackedGradients backward_stacked_cuda(const AttentionBackwardStacked& args) {
   CudaCall call(args.query.device());
   return run_backward_stacked(args, [&](const AttentionBwdParams& params) { backward_kernel(params, call); });
 }
@@ -40,7 +39,7 @@ AttentionStackedGradients backward_stacked_cuda(const AttentionGradArgs& args) {
 
 TORCH_LIBRARY_IMPL(xformers, CUDA, m) {
   using namespace xformers::ops;
-  m.impl("attention_forward", AttentionForward::entry<forward_cuda>);
-  m.impl("attention_backward", AttentionBackward::entry<backward_cuda>);
-  m.impl("attention_backward_stacked", AttentionBackwardStacked::entry<backward_stacked_cuda>);
+  implement<forward_cuda>(m);
+  implement<backward_cuda>(m);
+  implement<backward_stacked_cuda>(m);
 }

@@ -1,15 +1,21 @@
-// The operator pair as typed functions over one struct of arguments each. The schemas (attention.cpp) give every
-// argument that not all calls have a default, and order them by how often they are given: a Python call pays for every
-// argument that it passes.
+// The arguments of the attention operators. Every argument that not all calls give has a default, and they are ordered by
+// how often they are given: a Python call pays for every argument that it passes.
 #pragma once
 
-#include <tuple>
-
-#include "xformers/ops/common/op_args.h"
+#include "xformers/ops/common/operator.h"
 
 namespace xformers::ops {
 
+// (out, lse, lse_low). out [batch, seqlen_q, (groups, heads,) head_dim_v], contiguous, in out_dtype or the query's dtype.
+// lse [batch, (groups, heads,) seqlen_q] (3-D inputs: heads = 1), fp32, fp64 for fp64 inputs; lse_low alike, what
+// rounding to lse has lost (params/attention.h): for backward alone, so nothing differentiates it. Both have shape [0]
+// where neither need_lse nor a gradient asks for them.
+using AttentionResult = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
+
 struct AttentionArgs {
+  static constexpr const char* kName = "attention_forward";
+  static constexpr const char* kResults[] = {"out", "lse", "lse_low"};
+  using Result = AttentionResult;
   at::Tensor query, key, value;  // [batch, seqlen, (groups, heads,) head_dim]; value may have its own head_dim
   OptionalTensor attn_bias{};    // what is added: [batch, (groups, heads,) seqlen_q, seqlen_k], or bool
   c10::SymInt window_left = -1, window_right = -1;  // who sees whom
@@ -25,61 +31,95 @@ struct AttentionArgs {
   std::optional<at::ScalarType> out_dtype{};
   int64_t num_splits = 0;                           // parts of the keys that are worked on and merged; 0: chosen
   OptionalTensor k_scale_shift{}, v_scale_shift{};  // int32 [batch, seqlen_k, (groups, heads)]: key and value are fp8
+
+  static constexpr auto arguments() {
+    using A = AttentionArgs;
+    return std::tuple{arg("query", &A::query),
+                      arg("key", &A::key),
+                      arg("value", &A::value),
+                      arg("attn_bias", &A::attn_bias),
+                      arg("window_left", &A::window_left),
+                      arg("window_right", &A::window_right),
+                      arg("bottom_right", &A::bottom_right),
+                      arg("cu_seqlens_q", &A::cu_seqlens_q),
+                      arg("cu_seqlens_k", &A::cu_seqlens_k),
+                      arg("seqused_k", &A::seqused_k),
+                      arg("scale", &A::scale),
+                      arg("p", &A::p),
+                      arg("philox_state", &A::philox_state),
+                      arg("need_lse", &A::need_lse),
+                      arg("page_table", &A::page_table),
+                      arg("page_size", &A::page_size),
+                      arg("out_dtype", &A::out_dtype),
+                      arg("num_splits", &A::num_splits),
+                      arg("k_scale_shift", &A::k_scale_shift),
+                      arg("v_scale_shift", &A::v_scale_shift)};
+  }
+  void check() const;
+  Result empty() const;
 };
 
-// (out, lse, lse_low). out [batch, seqlen_q, (groups, heads,) head_dim_v], contiguous, in out_dtype or the query's
-// dtype. lse [batch, (groups, heads,) seqlen_q] (3-D inputs: heads = 1), fp32, fp64 for fp64 inputs; lse_low alike,
-// what rounding to lse has lost (params/attention.h): for backward alone, so nothing differentiates it. Both have shape
-// [0] where neither need_lse nor a gradient asks for them.
-using AttentionResult = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
-using AttentionForward =
-    Operator<AttentionArgs, AttentionResult, &AttentionArgs::query, &AttentionArgs::key, &AttentionArgs::value,
-             &AttentionArgs::attn_bias, &AttentionArgs::window_left, &AttentionArgs::window_right,
-             &AttentionArgs::bottom_right, &AttentionArgs::cu_seqlens_q, &AttentionArgs::cu_seqlens_k,
-             &AttentionArgs::seqused_k, &AttentionArgs::scale, &AttentionArgs::p, &AttentionArgs::philox_state,
-             &AttentionArgs::need_lse, &AttentionArgs::page_table, &AttentionArgs::page_size, &AttentionArgs::out_dtype,
-             &AttentionArgs::num_splits, &AttentionArgs::k_scale_shift, &AttentionArgs::v_scale_shift>;
+// (dq, dk, dv, dbias) in the shapes of the inputs; dbias has shape [0] unless need_bias_grad.
+using AttentionGradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 // What backward needs beside the forward's arguments.
 struct AttentionGradArgs : AttentionArgs {
+  static constexpr const char* kName = "attention_backward";
+  static constexpr const char* kResults[] = {"dq", "dk", "dv", "dbias"};
+  using Result = AttentionGradients;
   at::Tensor grad_out, out, lse;  // in any floating dtype
   OptionalTensor grad_lse{};      // gradient that reaches lse
   bool need_bias_grad = false;
   OptionalTensor lse_low{};  // of the forward; without it, gradients of rows far from 0 are as good as lse alone
-  int64_t stack_dim = 0;     // of attention_backward_stacked
+
+  static constexpr auto arguments() {
+    using A = AttentionGradArgs;
+    return std::tuple{arg("grad_out", &A::grad_out),
+                      arg("query", &A::query),
+                      arg("key", &A::key),
+                      arg("value", &A::value),
+                      arg("out", &A::out),
+                      arg("lse", &A::lse),
+                      arg("attn_bias", &A::attn_bias),
+                      arg("window_left", &A::window_left),
+                      arg("window_right", &A::window_right),
+                      arg("bottom_right", &A::bottom_right),
+                      arg("cu_seqlens_q", &A::cu_seqlens_q),
+                      arg("cu_seqlens_k", &A::cu_seqlens_k),
+                      arg("seqused_k", &A::seqused_k),
+                      arg("scale", &A::scale),
+                      arg("p", &A::p),
+                      arg("philox_state", &A::philox_state),
+                      arg("grad_lse", &A::grad_lse),
+                      arg("need_bias_grad", &A::need_bias_grad),
+                      arg("page_table", &A::page_table),
+                      arg("page_size", &A::page_size),
+                      arg("lse_low", &A::lse_low)};
+  }
+  void check() const;
+  Result empty() const;
+  at::Tensor empty_dbias() const {  // in the query's dtype
+    return attn_bias ? empty_result(attn_bias->sym_sizes(), query.options(), need_bias_grad)
+                     : empty_result({0}, query.options());
+  }
 };
 
-template <class Result, auto... kMore>
-using AttentionBackwardOf =
-    Operator<AttentionGradArgs, Result, &AttentionGradArgs::grad_out, &AttentionArgs::query, &AttentionArgs::key,
-             &AttentionArgs::value, &AttentionGradArgs::out, &AttentionGradArgs::lse, &AttentionArgs::attn_bias,
-             &AttentionArgs::window_left, &AttentionArgs::window_right, &AttentionArgs::bottom_right,
-             &AttentionArgs::cu_seqlens_q, &AttentionArgs::cu_seqlens_k, &AttentionArgs::seqused_k,
-             &AttentionArgs::scale, &AttentionArgs::p, &AttentionArgs::philox_state, &AttentionGradArgs::grad_lse,
-             &AttentionGradArgs::need_bias_grad, &AttentionArgs::page_table, &AttentionArgs::page_size,
-             &AttentionGradArgs::lse_low, kMore...>;
-
-// (dq, dk, dv, dbias) in the shapes of the inputs; dbias has shape [0] unless need_bias_grad.
-using AttentionGradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
-using AttentionBackward = AttentionBackwardOf<AttentionGradients>;
-
-// (dqkv, dbias): for query, key and value of one shape, their gradients stacked at stack_dim.
+// (dqkv, dbias)
 using AttentionStackedGradients = std::tuple<at::Tensor, at::Tensor>;
-using AttentionBackwardStacked = AttentionBackwardOf<AttentionStackedGradients, &AttentionGradArgs::stack_dim>;
 
-inline AttentionResult attention_forward(const AttentionArgs& args) {
-  static const auto op = AttentionForward::find("xformers::attention_forward");
-  return AttentionForward::call(op, args);
-}
+// For query, key and value of one shape: their gradients stacked at stack_dim.
+struct AttentionBackwardStacked : AttentionGradArgs {
+  static constexpr const char* kName = "attention_backward_stacked";
+  static constexpr const char* kResults[] = {"dqkv", "dbias"};
+  using Result = AttentionStackedGradients;
+  int64_t stack_dim = 0;
 
-inline AttentionGradients attention_backward(const AttentionGradArgs& args) {
-  static const auto op = AttentionBackward::find("xformers::attention_backward");
-  return AttentionBackward::call(op, args);
-}
-
-inline AttentionStackedGradients attention_backward_stacked(const AttentionGradArgs& args) {
-  static const auto op = AttentionBackwardStacked::find("xformers::attention_backward_stacked");
-  return AttentionBackwardStacked::call(op, args);
-}
+  static constexpr auto arguments() {
+    return std::tuple_cat(AttentionGradArgs::arguments(),
+                          std::tuple{arg("stack_dim", &AttentionBackwardStacked::stack_dim).keyword().required()});
+  }
+  void check() const;
+  Result empty() const;
+};
 
 }  // namespace xformers::ops

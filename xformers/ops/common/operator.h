@@ -166,7 +166,11 @@ std::string schema_of() {
   char alias = 'a';
   const auto add = [&](const auto& argument) {
     std::string type = ArgumentType<typename std::decay_t<decltype(argument)>::Type>::name;
-    if (argument.is_written) type += std::string("(") + alias++ + "!)";
+    if (argument.is_written) {
+      type += '(';
+      type += alias++;
+      type += "!)";
+    }
     types.push_back(std::move(type));
     names.emplace_back(argument.name);
     texts.push_back(argument.is_required ? "" : default_text(defaults.*argument.member));
@@ -202,12 +206,9 @@ typename Op::Result without_data(const Op& args) {
 template <class... Ops>
 void define(torch::Library& m) {
   const auto define_one = [&]<class Op>(std::type_identity<Op>) {
-    const auto tags = [] {
-      std::vector<at::Tag> all{at::Tag::pt2_compliant_tag};
-      if constexpr (requires { Op::kTag; }) all.push_back(Op::kTag);
-      return all;
-    };
-    m.def(schema_of<Op>().c_str(), tags());
+    std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
+    if constexpr (requires { Op::kTag; }) tags.push_back(Op::kTag);
+    m.def(schema_of<Op>().c_str(), std::as_const(tags));
     if constexpr (requires(const Op& args) { args.empty(); }) {
       m.impl(Op::kName, torch::dispatch(c10::DispatchKey::Meta, &Signature<Op>::template entry<without_data<Op>>));
     }

@@ -7,7 +7,7 @@
 namespace xformers::ops {
 namespace {
 
-std::string quoted(std::string_view text) { return '"' + std::string(text) + '"'; }
+std::string in_quotes(std::string_view text) { return '"' + std::string(text) + '"'; }
 std::string in_json(bool value) { return value ? "true" : "false"; }
 std::string in_json(int64_t value) { return std::to_string(value); }
 std::string in_json(const std::vector<std::string>& items) {
@@ -26,25 +26,25 @@ std::string in_json(const Tolerances& tolerances, bool with_fp64) {
 }  // namespace
 
 std::string contract_json(const Contract& c) {
-  std::vector<std::string> devices{quoted("cuda")}, dtypes, biases;
-  if (c.runs_on_cpu) devices.push_back(quoted("cpu"));
+  std::vector<std::string> devices{in_quotes("cuda")}, dtypes, biases;
+  if (c.runs_on_cpu) devices.push_back(in_quotes("cpu"));
   for (const auto& [dtype, name] : {std::pair{at::kFloat, "float32"}, std::pair{at::kHalf, "float16"},
                                     std::pair{at::kBFloat16, "bfloat16"}, std::pair{at::kDouble, "float64"}}) {
-    if (c.takes(dtype)) dtypes.push_back(quoted(name));
+    if (c.takes(dtype)) dtypes.push_back(in_quotes(name));
   }
   for (int i = 0; i < static_cast<int>(BiasKind::kCount); ++i) {
     const auto kind = static_cast<BiasKind>(i);
-    if (c.biases.has(kind)) biases.push_back(quoted(bias_name(kind)));
+    if (c.biases.has(kind)) biases.push_back(in_quotes(bias_name(kind)));
   }
   const std::pair<const char*, std::string> attributes[] = {
-      {"KEY", quoted(c.key)},
-      {"MODULE", quoted(c.module)},
+      {"KEY", in_quotes(c.key)},
+      {"MODULE", in_quotes(c.module)},
       {"BACKWARD", in_json(c.backward)},
-      {"NAME", quoted(c.name())},
-      {"VERSION", quoted(c.version)},
-      {"OPERATOR_CATEGORY", quoted("memory_efficient_attention")},
+      {"NAME", in_quotes(c.name())},
+      {"VERSION", in_quotes(c.version)},
+      {"OPERATOR_CATEGORY", in_quotes("memory_efficient_attention")},
       {"AVAILABLE", in_json(!c.not_built)},
-      {"NOT_BUILT", quoted(c.not_built ? c.not_built : "")},  // why
+      {"NOT_BUILT", in_quotes(c.not_built ? c.not_built : "")},  // why
       {"SUPPORTED_DEVICES", in_json(devices)},
       {"CUDA_MINIMUM_COMPUTE_CAPABILITY", in_json(std::vector<std::string>{std::to_string(c.min_capability.major),
                                                                            std::to_string(c.min_capability.minor)})},
@@ -69,7 +69,7 @@ std::string contract_json(const Contract& c) {
       {"ERROR_RTOL", in_json(c.rtol, c.takes_fp64)},
   };
   std::string text;
-  for (const auto& [name, value] : attributes) text += (text.empty() ? "{" : ", ") + quoted(name) + ": " + value;
+  for (const auto& [name, value] : attributes) text += (text.empty() ? "{" : ", ") + in_quotes(name) + ": " + value;
   return text + "}";
 }
 

@@ -2,6 +2,7 @@
 #include <numeric>
 #include <string>
 
+#include "xformers/kernels/params/kv_rows.h"
 #include "xformers/ops/attention/contracts/reasons.h"
 
 namespace xformers::ops {
@@ -44,11 +45,11 @@ void check_pages(Reasons& reasons, const AttentionRequest& request, int64_t mult
   if (!request.bias_in(kPagedBiases)) return;
   const int64_t size = request.page_size;
   if (size < 1 || size % multiple != 0) {
-    reasons.push_back("page_size is " + std::to_string(size) + ", expected " +
-                      (multiple > 1 ? "a multiple of " + std::to_string(multiple) : "1 or more"));
+    add_reason(reasons, "page_size", std::to_string(size),
+               multiple > 1 ? "a multiple of " + std::to_string(multiple) : "1 or more");
   } else if (request.key.size(1) % size != 0) {
-    reasons.push_back("key.seqlen is " + std::to_string(request.key.size(1)) + ", expected a multiple of page_size " +
-                      std::to_string(size));
+    add_reason(reasons, "key.seqlen", std::to_string(request.key.size(1)),
+               "a multiple of page_size " + std::to_string(size));
   }
 }
 
@@ -64,16 +65,15 @@ void add_flash_reasons(Reasons& reasons, const Contract& contract, const Attenti
   constexpr int64_t kMaxHeadDimDropout = 224;  // of devices with less shared memory than 8.0 and 9.0
   if (contract.backward && request.p != 0 && request.query.size(-1) > kMaxHeadDimDropout && request.capability &&
       *request.capability != CudaCapability{8, 0} && *request.capability != CudaCapability{9, 0}) {
-    reasons.push_back("head_dim is " + std::to_string(request.query.size(-1)) + " with dropout, expected " +
-                      std::to_string(kMaxHeadDimDropout) + " or less on this device");
+    add_reason(reasons, "head_dim", std::to_string(request.query.size(-1)) + " with dropout",
+               std::to_string(kMaxHeadDimDropout) + " or less on this device");
   }
 }
 
-// int4: `groups` coefficient words, then head_dim / 8 words. fp8: head_dim / 4 words.
 void check_quantized_rows(Reasons& reasons, const AttentionRequest& request) {
   const int64_t head_dim = request.query.size(-1), words = request.key.size(-1);
   const auto wrong = [&](const std::string& name, int64_t got, const std::string& expected) {
-    reasons.push_back(name + " is " + std::to_string(got) + ", expected " + expected);
+    add_reason(reasons, name, std::to_string(got), expected);
   };
   const bool int4 = request.quantized() && !request.fp8;
   const auto groups = request.num_groups;
@@ -89,9 +89,8 @@ void check_quantized_rows(Reasons& reasons, const AttentionRequest& request) {
       wrong("key.size(-1)", words, std::to_string(head_dim) + " / 4 words of four fp8 numbers");
     return;
   }
-  const int64_t held = words - head_dim / 8;
-  const bool possible = held == 1 || held == 2 || held == 4 || held == 8;
-  if (head_dim % 8 != 0 || !possible || (groups && held != *groups) || (head_dim / 8) % held != 0) {
+  const int64_t held = int4_groups(head_dim, words);
+  if (!int4_rows_fit(head_dim, held) || (groups && held != *groups)) {
     wrong("key.size(-1)", words,
           (groups ? std::to_string(*groups) : std::string("1, 2, 4 or 8")) + " coefficient words (NUM_GROUPS) and " +
               std::to_string(head_dim) + " / 8 words of eight int4 numbers");
@@ -108,16 +107,16 @@ void add_split_k_reasons(Reasons& reasons, const AttentionRequest& request) {
   check_quantized_rows(reasons, request);
   const int64_t total = std::accumulate(request.seqlens_q.begin(), request.seqlens_q.end(), int64_t{0});
   if (request.packed() && request.query.size(1) != total) {
-    reasons.push_back("query.seqlen is " + std::to_string(request.query.size(1)) + ", expected " +
-                      std::to_string(total) + ", the sum of the lengths");
+    add_reason(reasons, "query.seqlen", std::to_string(request.query.size(1)),
+               std::to_string(total) + ", the sum of the lengths");
   }
   check_pages(reasons, request, 1);
   if (request.bias_kind() == BiasKind::kTensor && request.dense_bias && request.dense_bias->dim() != 4 &&
       request.dense_bias->dim() != 5) {
-    reasons.push_back("attn_bias.ndim is " + std::to_string(request.dense_bias->dim()) + ", expected 4 or 5");
+    add_reason(reasons, "attn_bias.ndim", std::to_string(request.dense_bias->dim()), "4 or 5");
   }
   if (request.split_k < 0) {
-    reasons.push_back("SPLIT_K is " + std::to_string(request.split_k) + ", expected None or 1 or more");
+    add_reason(reasons, "SPLIT_K", std::to_string(request.split_k), "None or 1 or more");
   }
 }
 
@@ -125,7 +124,7 @@ void add_split_k_reasons(Reasons& reasons, const AttentionRequest& request) {
 
 void check_lastdim_alignment_stride1(Reasons& reasons, const char* name, const at::Tensor& x, int64_t alignment) {
   const auto wrong = [&](const char* what, int64_t got, const std::string& expected) {
-    reasons.push_back(std::string(name) + what + " is " + std::to_string(got) + ", expected " + expected);
+    add_reason(reasons, std::string(name) + what, std::to_string(got), expected);
   };
   const std::string multiple = "a multiple of " + std::to_string(alignment);
   if (x.size(-1) % alignment != 0) {
@@ -138,7 +137,7 @@ void check_lastdim_alignment_stride1(Reasons& reasons, const char* name, const a
 
 void add_operator_shape_reasons(Reasons& reasons, const Contract& contract, int64_t head_dim) {
   const auto expect = [&](const char* expected) {
-    reasons.push_back("head_dim is " + std::to_string(head_dim) + ", expected " + expected);
+    add_reason(reasons, "head_dim", std::to_string(head_dim), expected);
   };
   if (contract.backend == Backend::kFlash3 && head_dim != 64 && head_dim != 128 &&
       (contract.backward || head_dim != 256)) {

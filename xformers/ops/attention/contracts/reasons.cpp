@@ -4,19 +4,15 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 
 #include <algorithm>
-#include <sstream>
 
 #include "xformers/ops/common/check.h"
 
 namespace xformers::ops {
 namespace {
 
-// One sentence of the form "<name> is <got>, expected <expected>".
-template <class Got, class Expected>
-void add(Reasons& reasons, const char* name, const Got& got, const Expected& expected) {
-  std::ostringstream text;
-  text << name << " is " << got << ", expected " << expected;
-  reasons.push_back(text.str());
+template <class Got>
+void add(Reasons& reasons, const char* name, const Got& got, std::string_view expected) {
+  add_reason(reasons, name, c10::str(got), expected);
 }
 
 std::string in_words(const CudaCapability& capability) {
@@ -28,7 +24,9 @@ void add_device_reasons(Reasons& reasons, const Contract& contract, const Attent
   if (!device.is_cuda() && !device.is_meta() && !(device.is_cpu() && contract.runs_on_cpu)) {
     add(reasons, "query.device", device.str(), contract.runs_on_cpu ? "cuda or cpu" : "cuda");
   } else if (!has_attention_kernels(device.type())) {
-    add(reasons, "query.device", device.str(), "cpu: this library was built without CUDA kernels");
+    add_reason(reasons, "query.device", device.str(), "cpu: this library was built without CUDA kernels",
+               "build it with them, from its source: pip install . -C cmake.define.XFORMERS_CUDA=ON (nvcc 13); or move "
+               "the tensors with .cpu()");
   }
   if (!device.is_cuda() || !request.capability) return;
   if (*request.capability < contract.min_capability) {

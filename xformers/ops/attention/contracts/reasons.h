@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "xformers/kernels/base/check.h"
 #include "xformers/ops/attention/contracts/request.h"
 
 namespace xformers::ops {
@@ -16,6 +17,12 @@ Reasons not_supported_reasons(const Contract& contract, const AttentionRequest& 
 // Those that follow from sizes alone. head_dim_v: of the value.
 Reasons shape_not_supported_reasons(const Contract& contract, int64_t seqlen_q, int64_t seqlen_k, int64_t head_dim,
                                     int64_t head_dim_v);
+
+// "<name> is <got>, expected <expected>", and how to fix it where that is no matter of the inputs.
+inline void add_reason(Reasons& reasons, std::string_view name, std::string_view got, std::string_view expected,
+                       std::string_view fix = "") {
+  reasons.push_back(to_text({.where = "", .name = name, .got = got, .expected = expected, .fix = fix}));
+}
 
 // Parts of the former. add_operator_reasons: the checks that a row of the table cannot say.
 void add_operator_shape_reasons(Reasons& reasons, const Contract& contract, int64_t head_dim);

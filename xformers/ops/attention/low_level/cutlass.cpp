@@ -66,7 +66,7 @@ CutlassForward cutlass_forward(const at::Tensor& query, const at::Tensor& key, c
     seed = args.philox_state->select(0, 0).clone();
     offset = args.philox_state->select(0, 1).clone();
   }
-  auto [out, lse, lse_low] = attention_forward(args);
+  auto [out, lse, lse_low] = call(args);
   const c10::SymInt sequences = cu_seqlens_q ? cu_seqlens_q->sym_size(0) - 1 : query.sym_size(0);
   if (!compute_log_sumexp) {
     lse = at::empty_symint({sequences, query.sym_size(2), 0}, lse.options());
@@ -103,7 +103,7 @@ AttentionGradients cutlass_backward(const at::Tensor& grad_out, const at::Tensor
   args.lse = cu_seqlens_q ? unpad_lse(logsumexp, *cu_seqlens_q, query.sym_size(1))
                           : logsumexp.narrow_symint(-1, 0, query.sym_size(1));
   args.need_bias_grad = bias_requires_grad && bias;
-  return attention_backward(args);
+  return call(args);
 }
 
 // xformer::memory_efficient_attention_forward (that namespace has no s)
@@ -111,7 +111,7 @@ at::Tensor simple_forward(const at::Tensor& query, const at::Tensor& key, const 
                           const OptionalTensor& bias, std::optional<double> p, std::optional<double> scale) {
   AttentionArgs args{.query = query, .key = key, .value = value, .attn_bias = bias, .scale = scale, .p = p.value_or(0)};
   if (args.p != 0) args.philox_state = draw_philox_state(query.device());
-  return std::get<0>(attention_forward(args));
+  return std::get<0>(call(args));
 }
 
 }  // namespace

@@ -91,7 +91,7 @@ FlashResult flash_forward(const at::Tensor& query, const at::Tensor& key, const 
   at::Tensor rng_state = at::zeros({2}, query.options().dtype(at::kLong));
   if (p != 0) args.philox_state = rng_state = draw_philox_state(query.device());
   args.need_lse = true;
-  auto [out, lse, lse_low] = attention_forward(args);
+  auto [out, lse, lse_low] = call(args);
   out = heads.merge(out, 2);
   lse = heads.merge(lse, 1);
   return {packed ? out.squeeze(0) : out, packed ? lse.squeeze(0) : lse, rng_state};
@@ -123,13 +123,11 @@ FlashResult flash_backward(bool grads_share_storage, const at::Tensor& query, co
   const bool packed = query.dim() == 3;
   const auto unbatched = [&](const at::Tensor& t) { return packed ? t.squeeze(0) : t; };
   if (grads_share_storage) {  // [batch, seqlen, 3, heads, head_dim]
-    AttentionGradArgs args = given;
-    args.stack_dim = 2;
-    const at::Tensor stacked = std::get<0>(attention_backward_stacked(args));
+    const at::Tensor stacked = std::get<0>(call(AttentionBackwardStacked{given, /*stack_dim=*/2}));
     return {unbatched(stacked.select(2, 0)), unbatched(stacked.select(2, 1)), unbatched(stacked.select(2, 2))};
   }
   const Heads heads = Heads::of(query, key);
-  const auto [dq, dk, dv, dbias] = attention_backward(given);
+  const auto [dq, dk, dv, dbias] = call(given);
   return {unbatched(heads.merge(dq, 2)), unbatched(heads.sum_repeats(dk)), unbatched(heads.sum_repeats(dv))};
 }
 

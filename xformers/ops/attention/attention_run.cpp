@@ -1,4 +1,4 @@
-#include "xformers/ops/attention/attention_params.h"
+#include "xformers/ops/attention/attention_run.h"
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/ops/empty.h>
@@ -9,9 +9,11 @@
 #include <cmath>
 #include <limits>
 
+#include "xformers/kernels/params/kv_rows.h"
 #include "xformers/ops/attention/attention_check.h"
 #include "xformers/ops/attention/gathered_keys.h"
 #include "xformers/ops/attention/heads.h"
+#include "xformers/ops/common/dropout.h"
 #include "xformers/ops/common/expanded.h"
 
 namespace xformers::ops {
@@ -67,20 +69,6 @@ SeqLayout to_layout(const AttentionArgs& args) {
   return layout;
 }
 
-Dropout to_dropout(const AttentionArgs& args) {
-  if (args.p == 0) return {};
-  Dropout dropout;
-  dropout.p = args.p;
-  const auto* words = static_cast<const uint64_t*>(args.philox_state->const_data_ptr());
-  if (args.philox_state->is_cpu()) {
-    dropout.philox_seed = words[0];
-    dropout.philox_offset = words[1];
-  } else {
-    dropout.device_state = words;
-  }
-  return dropout;
-}
-
 KvQuantization to_quantization(const AttentionArgs& args, HeadDims dims) {
   if (!is_quantized(args)) return {};
   KvQuantization quantization;
@@ -90,7 +78,7 @@ KvQuantization to_quantization(const AttentionArgs& args, HeadDims dims) {
     quantization.v_scale_shift = to_heads(*args.v_scale_shift, dims);
   } else {
     quantization.format = KvFormat::kInt4;
-    quantization.num_groups = args.key.size(-1) - args.query.size(-1) / 8;
+    quantization.num_groups = int4_groups(args.query.size(-1), args.key.size(-1));
   }
   return quantization;
 }
@@ -107,7 +95,7 @@ void fill_common(Params& params, const AttentionArgs& args, HeadDims dims) {
                  .window_right = args.window_right.expect_int(),
                  .bottom_right = args.bottom_right};
   if (args.attn_bias) params.mods.bias = to_score_bias(*args.attn_bias, dims);
-  params.dropout = to_dropout(args);
+  params.dropout = to_dropout(args.p, args.philox_state);
   params.softmax_scale = args.scale.value_or(1 / std::sqrt(static_cast<double>(params.shape.head_dim)));
 }
 
@@ -122,11 +110,6 @@ at::Tensor without_elements(const at::TensorOptions& options) {
   return at::detail::empty_generic(at::IntArrayRef{0}, c10::GetAllocator(options.device().type()),
                                    c10::DispatchKeySet(options.computeDispatchKey()),
                                    c10::typeMetaToScalarType(options.dtype()), std::nullopt);
-}
-
-at::Tensor bias_grad_like(const AttentionGradArgs& args) {
-  const bool wanted = args.need_bias_grad && args.attn_bias;
-  return at::empty(wanted ? args.attn_bias->sizes() : at::IntArrayRef{0}, args.query.options());
 }
 
 // Into the tensors of `grads`, whatever their strides are.
@@ -163,15 +146,15 @@ void write_gradients(const AttentionGradArgs& given, const AttentionGradients& g
 }  // namespace
 
 AttentionResult run_forward(const AttentionArgs& given, ForwardKernel kernel) {
-  check_inputs(given);
+  given.check();
   if (given.query.is_cpu()) check_offsets(given);
 
   AttentionArgs args = given;
   to_kernel_form(args);
   // Kernels write the query's dtype, or the one that they compute in; any other is converted from that.
   const at::ScalarType dtype = args.query.scalar_type(), out_dtype = args.out_dtype.value_or(dtype);
-  const bool wide_out = out_dtype != dtype && dtype != lse_dtype(args.query);
-  const auto options = args.query.options(), wide_options = options.dtype(lse_dtype(args.query));
+  const bool wide_out = out_dtype != dtype && dtype != compute_dtype(args.query);
+  const auto options = args.query.options(), wide_options = options.dtype(compute_dtype(args.query));
   at::Tensor out = at::empty(concrete(out_sizes(args)), wide_out ? wide_options : options);
   const auto rows = [&] {
     return args.need_lse ? at::empty(concrete(lse_sizes(args.query)), wide_options) : without_elements(wide_options);
@@ -196,29 +179,24 @@ AttentionResult run_forward(const AttentionArgs& given, ForwardKernel kernel) {
 }
 
 AttentionGradients run_backward(const AttentionGradArgs& args, BackwardKernel kernel) {
-  check_inputs(args);
-  check_gradient_inputs(args);
+  args.check();
   if (args.query.is_cpu()) check_offsets(args);
   if (keys_may_be_shared(args)) {
     return backward_on_gathered_keys(args,
                                      [&](const AttentionGradArgs& gathered) { return run_backward(gathered, kernel); });
   }
-  const auto like = [&](const at::Tensor& t) { return at::empty(t.sizes(), args.query.options()); };
-  const AttentionGradients grads{like(args.query), like(args.key), like(args.value), bias_grad_like(args)};
+  const AttentionGradients grads = args.empty();
   write_gradients(args, grads, kernel);
   return grads;
 }
 
-AttentionStackedGradients run_backward_stacked(const AttentionGradArgs& args, BackwardKernel kernel) {
-  check_inputs(args);
-  check_gradient_inputs(args);
-  check_stackable(args);
+AttentionStackedGradients run_backward_stacked(const AttentionBackwardStacked& args, BackwardKernel kernel) {
+  args.check();
   if (args.query.is_cpu()) check_offsets(args);
-  const at::Tensor stacked = at::empty(concrete(stacked_sizes(args)), args.query.options());
-  const auto part = [&](int64_t index) { return stacked.select(args.stack_dim, index); };
-  const AttentionGradients grads{part(0), part(1), part(2), bias_grad_like(args)};
-  write_gradients(args, grads, kernel);
-  return {stacked, std::get<3>(grads)};
+  const auto [stacked, dbias] = args.empty();
+  const auto part = [&, &stacked = stacked](int64_t index) { return stacked.select(args.stack_dim, index); };
+  write_gradients(args, {part(0), part(1), part(2), dbias}, kernel);
+  return {stacked, dbias};
 }
 
 }  // namespace xformers::ops

@@ -16,6 +16,6 @@ using BackwardKernel = c10::function_ref<void(const AttentionBwdParams& params)>
 // The kernel is called once, or not at all where there is no query.
 AttentionResult run_forward(const AttentionArgs& args, ForwardKernel kernel);
 AttentionGradients run_backward(const AttentionGradArgs& args, BackwardKernel kernel);
-AttentionStackedGradients run_backward_stacked(const AttentionGradArgs& args, BackwardKernel kernel);
+AttentionStackedGradients run_backward_stacked(const AttentionBackwardStacked& args, BackwardKernel kernel);
 
 }  // namespace xformers::ops
