@@ -148,7 +148,8 @@ TEST(Reasons, DeviceWithoutKernels) {
   } else {
     ASSERT_EQ(reasons.size(), 1u);
     const std::string& reason = reasons[0];
-    EXPECT_EQ(reason.find("query.device is cuda:0, expected cpu: this library was built without CUDA kernels.  Fix: "), 0u);
+    EXPECT_EQ(reason.find("query.device is cuda:0, expected cpu: this library was built without CUDA kernels.  Fix: "),
+              0u);
     EXPECT_NE(reason.find("pip install . -C cmake.define.XFORMERS_CUDA=ON"), std::string::npos);
   }
   EXPECT_TRUE(has_attention_kernels(at::kCPU));

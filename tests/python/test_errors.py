@@ -142,7 +142,7 @@ OFFSETS = dict(cu_seqlens_q=[0, 2, 5], cu_seqlens_k=[0, 3, 7])
         (dict(seqused_k=[3]), "seqused_k is 1, expected 2"),
         (dict(seqused_k=[3, 2], cu_seqlens_k=[0]), "cu_seqlens_k is 1, expected 3"),
         (dict(window_left=-2), "window_left is -2, expected 0 or more, or -1 (unbounded)"),
-        (dict(p=0.5), "philox_state is None, expected contiguous int64 [2] where p > 0"),
+        (dict(p=0.5), "philox_state is None, expected contiguous int64 [2] where 0 < p < 1"),
         (dict(p=0.5, philox_state=[1, 2]), "philox_state is [2] int32 cpu"),
         (dict(p=0.5, philox_state=torch.tensor([1]).expand(2)), "philox_state is [2] int64 cpu, expected contiguous"),
         (dict(p=0.5, philox_state=torch.zeros(2).long().to("meta")), "philox_state.device is meta, expected cpu"),

@@ -59,7 +59,7 @@ def test_nvfuser_gelu_is_the_exact_one(dtype):
     expected = z * 0.5 * (1 + torch.erf(z / math.sqrt(2)))  # -3.0 gives -0.00405, the tanh form -0.00364
     out = layer(x)
     assert out.dtype == dtype
-    assert_close(out, expected)
+    assert_close(out, expected, scale=1.5)  # z / 2 and z / 2 * erf(...) are added up
     x.requires_grad_()
     layer(x).sum().backward()
     slope = 0.5 * (1 + torch.erf(z / math.sqrt(2))) + z * torch.exp(-z * z / 2) / math.sqrt(2 * math.pi)

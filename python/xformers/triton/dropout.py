@@ -19,7 +19,7 @@ def dropout(
     repeats it) and never stored: backward computes it again. p = 0: no dropout; p = 1: zeros. gelu is the tanh form.
     In fp32 (fp64 for fp64) with one rounding; under autocast in its dtype. Differentiable in x, bias and residual.
     """
-    state = torch.ops.xformers.draw_philox_state(device=x.device) if 0 < p < 1 else None
+    state = torch.ops.xformers.draw_dropout_state(p, device=x.device)
     name = getattr(activation, "value", activation)
     return torch.ops.xformers.bias_act_dropout(x, bias, residual, name, p, state)
 

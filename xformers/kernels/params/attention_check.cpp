@@ -15,7 +15,8 @@ namespace {
 void check_shape(const AttentionShape& shape) {
   if (shape.batch < 0 || shape.seqlen_q < 0 || shape.seqlen_k < 0 || shape.num_groups < 0 ||
       shape.heads_per_group < 0 || shape.head_dim < 1 || shape.head_dim_v < 1) {
-    refuse("a size", "negative, or head_dim or head_dim_v below 1", "sizes >= 0 and head dims >= 1", "see AttentionShape");
+    refuse("a size", "negative, or head_dim or head_dim_v below 1", "sizes >= 0 and head dims >= 1",
+           "see AttentionShape");
   }
 }
 

@@ -1,5 +1,5 @@
-// Rows of quantised keys and values, in int32 words. int4: a word of coefficients per group, then 8 numbers a word; fp8: 4
-// numbers a word. Int: int64_t or a symbolic one.
+// Rows of quantised keys and values, in int32 words. int4: a word of coefficients per group, then 8 numbers a word;
+// fp8: 4 numbers a word. Int: int64_t or a symbolic one.
 #pragma once
 
 namespace xformers {

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "xformers/kernels/base/error.h"
+#include "xformers/kernels/base/check.h"
 #include "xformers/kernels/params/rope.h"
 
 namespace xformers {
@@ -25,8 +25,11 @@ inline double stretched_frequency(double frequency, const RopeScaling& s) {
 // [head_dim / 2]. Refuses an odd head_dim.
 inline std::vector<double> rope_frequencies(int64_t head_dim, const RopeScaling& scaling) {
   if (head_dim < 2 || head_dim % 2 != 0) {
-    throw Error("rope: head_dim is " + std::to_string(head_dim) +
-                ", expected an even number.  Fix: elements are turned in pairs; pad the head by one.");
+    fail({.where = "rope",
+          .name = "head_dim",
+          .got = std::to_string(head_dim),
+          .expected = "an even number",
+          .fix = "elements are turned in pairs; pad the head by one"});
   }
   std::vector<double> frequencies(head_dim / 2);
   for (int64_t j = 0; j < head_dim / 2; ++j) {

@@ -2,7 +2,7 @@
 #include <initializer_list>
 #include <string>
 
-#include "xformers/kernels/base/error.h"
+#include "xformers/kernels/base/check.h"
 #include "xformers/kernels/params/checks.h"
 
 namespace xformers {
@@ -12,25 +12,26 @@ namespace {
 struct Check {
   const char* op;
 
-  [[noreturn]] void fail(const std::string& got, const std::string& expected, const char* fix) const {
-    throw Error(std::string(op) + ": " + got + ", expected " + expected + ".  Fix: " + fix);
+  [[noreturn]] void fail(std::string_view name, std::string_view got, std::string_view expected,
+                         std::string_view fix) const {
+    xformers::fail({.where = op, .name = name, .got = got, .expected = expected, .fix = fix});
   }
 
   void dtype(const char* name, DType dtype) const {
     if (dtype > DType::kFloat16) {
-      fail(std::string(name) + " has the number " + std::to_string(static_cast<int>(dtype)), "fp32, fp64, bf16 or fp16",
+      fail(name, "number " + std::to_string(static_cast<int>(dtype)), "fp32, fp64, bf16 or fp16",
            "pass one of DType's values");
     }
   }
   void sizes(std::initializer_list<int64_t> sizes) const {
     for (int64_t size : sizes) {
-      if (size < 0) fail("a size is " + std::to_string(size), "sizes >= 0", "see its parameters");
+      if (size < 0) fail("a size", std::to_string(size), ">= 0", "see its parameters");
     }
   }
   // Tensors that may not be missing where there are elements.
   void given(bool any, std::initializer_list<const void*> tensors) const {
     for (const void* data : tensors) {
-      if (any && !data) fail("a tensor is missing", "all of its inputs and results", "see its parameters");
+      if (any && !data) fail("a tensor", "missing", "all of its inputs and results", "see its parameters");
     }
   }
   // A weight and the like beside rows; `used`: there is one.
@@ -41,7 +42,7 @@ struct Check {
                       (taken == WeightTypes::kAlso16Bit && narrow);
     if (fits || !used) return;
     const std::string expected = name_of(compute_dtype(of_rows));
-    fail(std::string(name) + " is " + name_of(dtype) + " beside rows of " + name_of(of_rows),
+    fail(name, std::string(name_of(dtype)) + " beside rows of " + name_of(of_rows),
          taken == WeightTypes::kCompute                                   ? expected
          : taken == WeightTypes::kAlso16Bit && of_rows != DType::kFloat64 ? expected + ", bf16 or fp16"
          : of_rows == compute_dtype(of_rows)                              ? expected
@@ -49,16 +50,15 @@ struct Check {
          "convert it");
   }
   void probability(double p) const {
-    if (!(p >= 0 && p <= 1))
-      fail("dropout p is " + std::to_string(p), "0 <= p <= 1", "pass the probability of dropping");
+    if (!(p >= 0 && p <= 1)) fail("dropout p", std::to_string(p), "0 <= p <= 1", "pass the probability of dropping");
   }
 };
 
 void check_norm(const Check& check, const NormShape& shape) {
   check.dtype("dtype", shape.dtype);
   check.sizes({shape.rows, shape.width});
-  if (shape.kind > NormKind::kLayer) check.fail("an unknown kind of norm", "kRms or kLayer", "see NormKind");
-  if (!(shape.eps >= 0)) check.fail("eps is " + std::to_string(shape.eps), "eps >= 0", "pass a small positive number");
+  if (shape.kind > NormKind::kLayer) check.fail("the kind of norm", "unknown", "kRms or kLayer", "see NormKind");
+  if (!(shape.eps >= 0)) check.fail("eps", std::to_string(shape.eps), ">= 0", "pass a small positive number");
 }
 
 void check_fused(const Check& check, const BiasActDropoutShape& shape) {
@@ -66,7 +66,7 @@ void check_fused(const Check& check, const BiasActDropoutShape& shape) {
   check.sizes({shape.rows, shape.width});
   check.probability(shape.dropout.p);
   if (shape.activation > Activation::kStarRelu)
-    check.fail("an unknown activation", "one that is named", "see Activation");
+    check.fail("activation", "unknown", "one that is named", "see Activation");
 }
 
 void check_softmax(const Check& check, const SoftmaxShape& shape, const void* first, const void* second) {
@@ -80,7 +80,7 @@ void check_merge(const MergeShape& shape, const MergePart* parts, const void* ro
   for (DType dtype : {shape.dtype, shape.out_dtype, shape.lse_dtype}) check.dtype("dtype", dtype);
   check.sizes({shape.num_parts, shape.batch, shape.seqlen, shape.num_groups, shape.heads_per_group, shape.head_dim});
   if (size_of(shape.lse_dtype) == 2) {
-    check.fail(std::string("lse is ") + name_of(shape.lse_dtype), "fp32 or fp64", "convert it");
+    check.fail("lse", name_of(shape.lse_dtype), "fp32 or fp64", "convert it");
   }
   if (shape.num_rows() == 0 || shape.num_parts == 0) return;
   check.given(true, {parts});
@@ -94,8 +94,8 @@ void check_merge(const MergeShape& shape, const MergePart* parts, const void* ro
 void check_head(const Check& check, DType dtype, int64_t head_dim) {
   check.dtype("dtype", dtype);
   if (head_dim < 2 || head_dim % 2 != 0) {
-    check.fail("head_dim is " + std::to_string(head_dim), "an even number",
-               "elements are turned in pairs; pad the head by one.");
+    check.fail("head_dim", std::to_string(head_dim), "an even number",
+               "elements are turned in pairs; pad the head by one");
   }
 }
 
@@ -106,8 +106,8 @@ void check(const NormFwdParams& p, WeightTypes taken) {
   check_norm(check, p.shape);
   check.weight("the weight or bias", p.weight_dtype, p.shape.dtype, taken, p.weight || p.bias);
   const bool layer = p.shape.kind == NormKind::kLayer;
-  if (p.increment.data && layer) check.fail("increment is given for a layer norm", "none", "add it before.");
-  if (p.bias && !layer) check.fail("a bias is given for an RMS norm", "none", "add it behind.");
+  if (p.increment.data && layer) check.fail("increment", "given for a layer norm", "none", "add it before");
+  if (p.bias && !layer) check.fail("bias", "given for an RMS norm", "none", "add it behind");
   check.given(p.shape.rows > 0 && p.shape.width > 0, {p.x.data, p.out.data});
 }
 
@@ -115,7 +115,7 @@ void check(const NormBwdParams& p, WeightTypes taken) {
   const Check check{"norm_backward"};
   check_norm(check, p.shape);
   check.weight("the weight", p.weight_dtype, p.shape.dtype, taken, p.weight || p.dweight || p.dbias);
-  if (p.dbias && p.shape.kind != NormKind::kLayer) check.fail("dbias is wanted of an RMS norm", "none", "pass nullptr");
+  if (p.dbias && p.shape.kind != NormKind::kLayer) check.fail("dbias", "wanted of an RMS norm", "none", "pass nullptr");
   check.given(p.shape.rows > 0 && p.shape.width > 0, {p.x.data, p.dout.data});
 }
 
@@ -131,7 +131,7 @@ void check(const BiasActDropoutBwdParams& p, WeightTypes taken) {
   check_fused(check, p.shape);
   check.weight("bias", p.shape.bias_dtype, p.shape.dtype, taken, p.bias || p.dbias);
   if (!p.x.data && p.shape.activation != Activation::kNone && p.shape.rows > 0 && p.shape.width > 0) {
-    check.fail("x is missing", "the input of the activation", "keep it for backward.");
+    check.fail("x", "missing", "the input of the activation", "keep it for backward");
   }
   check.given(p.shape.rows > 0 && p.shape.width > 0 && (p.dx.data || p.dbias), {p.dout.data});
 }
@@ -217,8 +217,7 @@ void check(const ProductParams& p) {
   const Check check{"product"};
   check.dtype("dtype", p.dtype);
   check.sizes({p.m, p.n, p.k});
-  if (size_of(p.dtype) != 2)
-    check.fail(std::string("dtype is ") + name_of(p.dtype), "bf16 or fp16", "use the usual product");
+  if (size_of(p.dtype) != 2) check.fail("dtype", name_of(p.dtype), "bf16 or fp16", "use the usual product");
   check.given(p.m > 0 && p.n > 0, {p.out});
   check.given(p.m > 0 && p.n > 0 && p.k > 0, {p.a.data, p.b.data});
 }

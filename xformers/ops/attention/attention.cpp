@@ -14,20 +14,17 @@ AttentionResult attention(const at::Tensor& query, const at::Tensor& key, const 
                           std::optional<at::ScalarType> out_dtype, bool need_lse) {
   const LoweredBias& bias = attn_bias.lowered();
   if (query.dim() == 3 && !bias.takes_3d) {
-    TensorCheck("attention", query, key, value)
+    AttentionCheck(query, key, value)
         .fail("query.ndim", "3 beside a " + std::string(bias.name), "4 or 5",
               "use [batch, seqlen, heads, head_dim]; 3-D inputs take a tensor or a LowerTriangularMask");
   }
-  const auto optional = [](const at::Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; };
   const auto on_device = [&](const at::Tensor& t) {
-    return t.defined() && !bias.device_given ? OptionalTensor(t.to(query.device(), /*non_blocking=*/true))
-                                             : optional(t);
+    return to_optional(t.defined() && !bias.device_given ? t.to(query.device(), /*non_blocking=*/true) : t);
   };
-  const bool drops = p > 0 && p <= 1;  // the operator refuses any other p but 0
   return call(AttentionArgs{.query = query,
                             .key = key,
                             .value = value,
-                            .attn_bias = optional(bias.scores),
+                            .attn_bias = to_optional(bias.scores),
                             .window_left = bias.window_left,
                             .window_right = bias.window_right,
                             .bottom_right = bias.bottom_right,
@@ -36,9 +33,9 @@ AttentionResult attention(const at::Tensor& query, const at::Tensor& key, const 
                             .seqused_k = on_device(bias.seqused_k),
                             .scale = scale,
                             .p = p,
-                            .philox_state = drops ? OptionalTensor(draw_philox_state(query.device())) : std::nullopt,
+                            .philox_state = draw_dropout_state(p, query.device()),
                             .need_lse = need_lse,
-                            .page_table = optional(bias.page_table),
+                            .page_table = to_optional(bias.page_table),
                             .page_size = bias.page_size,
                             .out_dtype = out_dtype});
 }
@@ -75,9 +72,8 @@ std::tuple<at::Tensor, at::Tensor> memory_efficient_attention_partial(const at::
                                                                       const AttentionBias& attn_bias,
                                                                       std::optional<double> scale,
                                                                       std::optional<at::ScalarType> out_dtype) {
-  const at::ScalarType wide = query.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  return out_and_lse(
-      attention(query, key, value, attn_bias, /*p=*/0, scale, out_dtype.value_or(wide), /*need_lse=*/true));
+  return out_and_lse(attention(query, key, value, attn_bias, /*p=*/0, scale, out_dtype.value_or(compute_dtype(query)),
+                               /*need_lse=*/true));
 }
 
 }  // namespace xformers::ops

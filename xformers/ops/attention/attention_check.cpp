@@ -11,7 +11,7 @@ constexpr const char* kLayouts =
     "use [batch, seqlen, heads, head_dim], [batch, seqlen, head_dim] or [batch, seqlen, groups, heads, head_dim]";
 
 void check_layout(const AttentionArgs& args) {
-  const TensorCheck check = check_of(args);
+  const AttentionCheck check = check_of(args);
   const int64_t ndim = args.query.dim();
   if (ndim < 3 || ndim > 5) check.fail("query.ndim", std::to_string(ndim), "3, 4 or 5", kLayouts);
   for (const auto& [name, tensor] : {std::pair{"key.ndim", &args.key}, std::pair{"value.ndim", &args.value}}) {
@@ -22,7 +22,7 @@ void check_layout(const AttentionArgs& args) {
 }
 
 void check_sizes(const AttentionArgs& args) {
-  const TensorCheck check = check_of(args);
+  const AttentionCheck check = check_of(args);
   constexpr const char* kExpand = "sizes are not broadcast; repeat with tensor.expand(...), which copies nothing";
   const auto q = args.query.sym_sizes(), k = args.key.sym_sizes(), v = args.value.sym_sizes();
   const size_t ndim = q.size();
@@ -57,7 +57,7 @@ void check_dtypes(const AttentionArgs& args) {
 
 // What kernels have.
 void check_kernel_dtypes(const AttentionArgs& args) {
-  const TensorCheck check = check_of(args);
+  const AttentionCheck check = check_of(args);
   check.floating("query", args.query);
   if (args.out_dtype && !at::isFloatingType(*args.out_dtype)) {
     check.fail("out_dtype", describe_dtype(*args.out_dtype), "a floating dtype", "leave it out for the query's dtype");
@@ -65,7 +65,7 @@ void check_kernel_dtypes(const AttentionArgs& args) {
 }
 
 void check_attn_bias(const AttentionArgs& args) {
-  const TensorCheck check = check_of(args);
+  const AttentionCheck check = check_of(args);
   const at::Tensor& bias = *args.attn_bias;
   const auto q = args.query.sym_sizes();
   c10::SymDimVector expected{q[0]};
@@ -90,8 +90,8 @@ void check_attn_bias(const AttentionArgs& args) {
 }
 
 void check_ranges(const AttentionArgs& args) {
-  const TensorCheck check = check_of(args);
-  check_probability(check, args.p);
+  const AttentionCheck check = check_of(args);
+  check_probability(check, args.p, "weights");
   for (const auto& [name, window] :
        {std::pair{"window_left", &args.window_left}, std::pair{"window_right", &args.window_right}}) {
     if (*window < -1) check.fail(name, c10::str(*window), "0 or more, or -1 (unbounded)", "give a number of keys");
@@ -102,6 +102,10 @@ void check_ranges(const AttentionArgs& args) {
 }
 
 }  // namespace
+
+std::string AttentionCheck::context() const {
+  return "\n  query " + describe(query_) + " · key " + describe(key_) + " · value " + describe(value_);
+}
 
 void check_same_device(const AttentionArgs& args) {
   for (const auto& [name, tensor] : {std::pair{"key.device", &args.key}, std::pair{"value.device", &args.value}}) {
@@ -130,14 +134,17 @@ void AttentionArgs::check() const {
 }
 
 AttentionResult AttentionArgs::empty() const {
-  const auto rows = [&] { return empty_result(lse_sizes(query), query.options().dtype(compute_dtype(query)), need_lse); };
-  return {empty_result(out_sizes(*this), query.options().dtype(out_dtype.value_or(query.scalar_type()))), rows(), rows()};
+  const auto rows = [&] {
+    return empty_result(lse_sizes(query), query.options().dtype(compute_dtype(query)), need_lse);
+  };
+  return {empty_result(out_sizes(*this), query.options().dtype(out_dtype.value_or(query.scalar_type()))), rows(),
+          rows()};
 }
 
 void AttentionGradArgs::check() const {
   AttentionArgs::check();
   const AttentionGradArgs& args = *this;
-  const TensorCheck check = check_of(args);
+  const AttentionCheck check = check_of(args);
   if (is_quantized(args)) {
     check.fail("key.dtype", "int32 (quantised)", "a floating dtype where gradients are asked for",
                "dequantise key and value, and run forward and backward on these");
@@ -178,7 +185,7 @@ AttentionGradients AttentionGradArgs::empty() const {
 void AttentionBackwardStacked::check() const {
   AttentionGradArgs::check();
   const AttentionBackwardStacked& args = *this;
-  const TensorCheck check = check_of(args);
+  const AttentionCheck check = check_of(args);
   constexpr const char* kOther = "use attention_backward, which returns three tensors";
   check.same_shape("key.shape", args.key.sym_sizes(), args.query.sym_sizes(), kOther);
   check.same_shape("value.shape", args.value.sym_sizes(), args.query.sym_sizes(), kOther);

@@ -7,7 +7,22 @@
 
 namespace xformers::ops {
 
-inline TensorCheck check_of(const AttentionArgs& args) { return {"attention", args.query, args.key, args.value}; }
+// Messages end with a line that shows query, key and value:
+//   attention: key.head_dim is 96, expected 128.  Fix: only value may have its own head_dim.
+//     query [2, 1024, 16, 128] bf16 cpu · key [2, 1024, 16, 96] bf16 cpu · value [2, 1024, 16, 128] bf16 cpu
+class AttentionCheck final : public Check {
+ public:
+  AttentionCheck(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value)
+      : Check("attention"), query_(query), key_(key), value_(value) {}
+
+ protected:
+  std::string context() const override;
+
+ private:
+  const at::Tensor &query_, &key_, &value_;
+};
+
+inline AttentionCheck check_of(const AttentionArgs& args) { return {args.query, args.key, args.value}; }
 
 void check_same_device(const AttentionArgs& args);
 void check_problem(const AttentionArgs& args);  // everything that says what is asked for

@@ -11,7 +11,7 @@ namespace {
 
 void check_int32(const AttentionArgs& args, const char* name, const OptionalTensor& t, const char* size_text,
                  const c10::SymInt* size) {
-  const TensorCheck check = check_of(args);
+  const AttentionCheck check = check_of(args);
   const std::string title(name);
   if (!t) check.fail(title, "None", "int32 " + std::string(size_text), "packed sequences need offsets of both sides");
   if (t->scalar_type() != at::kInt || t->dim() != 1 || !t->is_contiguous()) {
@@ -25,7 +25,7 @@ void check_int32(const AttentionArgs& args, const char* name, const OptionalTens
 }
 
 void check_pages(const AttentionArgs& args, const c10::SymInt& sequences) {
-  const TensorCheck check = check_of(args);
+  const AttentionCheck check = check_of(args);
   const at::Tensor& table = *args.page_table;
   if (table.scalar_type() != at::kInt || table.dim() != 2 || !has_unit_last_stride(table)) {
     check.fail("page_table", describe(table) + (table.dim() == 2 ? " of stride " + c10::str(table.sym_strides()) : ""),
@@ -41,7 +41,7 @@ void check_pages(const AttentionArgs& args, const c10::SymInt& sequences) {
 }
 
 void check_words(const AttentionArgs& args, bool fp8) {
-  const TensorCheck check = check_of(args);
+  const AttentionCheck check = check_of(args);
   const c10::SymInt head_dim = args.query.sym_size(-1), words = args.key.sym_size(-1);
   if (fp8) {
     if (!fp8_rows_fit(head_dim)) {
@@ -65,7 +65,7 @@ void check_words(const AttentionArgs& args, bool fp8) {
 }  // namespace
 
 void check_packed(const AttentionArgs& args) {
-  const TensorCheck check = check_of(args);
+  const AttentionCheck check = check_of(args);
   check_int32(args, "cu_seqlens_q", args.cu_seqlens_q, "[sequences + 1]", nullptr);
   const c10::SymInt entries = args.cu_seqlens_q->sym_size(0);
   if (entries == 0) check.fail("cu_seqlens_q", "empty", "[sequences + 1] entries", "start it with 0");
@@ -88,7 +88,7 @@ void check_packed(const AttentionArgs& args) {
 }
 
 void check_quantized(const AttentionArgs& args) {
-  const TensorCheck check = check_of(args);
+  const AttentionCheck check = check_of(args);
   const bool fp8 = args.k_scale_shift || args.v_scale_shift;
   if (!is_quantized(args)) {
     check.fail("key.dtype", describe_dtype(args.key.scalar_type()),

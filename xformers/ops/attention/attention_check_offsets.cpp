@@ -8,7 +8,7 @@ namespace xformers::ops {
 namespace {
 
 // offsets [n + 1] rise from 0 to total.
-void check_rising(const TensorCheck& check, const std::string& name, const at::Tensor& offsets, int64_t total) {
+void check_rising(const AttentionCheck& check, const std::string& name, const at::Tensor& offsets, int64_t total) {
   const int32_t* data = offsets.const_data_ptr<int32_t>();
   const int64_t last = offsets.size(0) - 1;
   if (data[0] != 0) check.fail(name + "[0]", std::to_string(data[0]), "0", "offsets start at the first position");
@@ -44,7 +44,7 @@ void check_pages_of(const AttentionArgs& args, int64_t sequence, int64_t begin, 
 
 void check_offsets(const AttentionArgs& args) {
   if (!args.cu_seqlens_q) return;
-  const TensorCheck check = check_of(args);
+  const AttentionCheck check = check_of(args);
   // Every query belongs to a sequence; so does every key, unless seqused_k says which are used.
   check_rising(check, "cu_seqlens_q", *args.cu_seqlens_q, args.query.size(1));
   if (!args.seqused_k) return check_rising(check, "cu_seqlens_k", *args.cu_seqlens_k, args.key.size(1));

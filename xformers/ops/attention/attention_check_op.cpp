@@ -11,22 +11,7 @@ struct AttentionCheckInputs : AttentionArgs {
   using Result = void;
 
   static constexpr auto arguments() {
-    using A = AttentionArgs;
-    return std::tuple{arg("query", &A::query),
-                      arg("key", &A::key),
-                      arg("value", &A::value),
-                      arg("attn_bias", &A::attn_bias),
-                      arg("window_left", &A::window_left),
-                      arg("window_right", &A::window_right),
-                      arg("bottom_right", &A::bottom_right),
-                      arg("cu_seqlens_q", &A::cu_seqlens_q),
-                      arg("cu_seqlens_k", &A::cu_seqlens_k),
-                      arg("seqused_k", &A::seqused_k),
-                      arg("p", &A::p),
-                      arg("page_table", &A::page_table),
-                      arg("page_size", &A::page_size),
-                      arg("k_scale_shift", &A::k_scale_shift),
-                      arg("v_scale_shift", &A::v_scale_shift)};
+    return std::tuple_cat(operands(), visibility(), std::tuple{arg("p", &AttentionArgs::p)}, pages(), quantization());
   }
   void empty() const = delete;  // decided by what it calls
 };

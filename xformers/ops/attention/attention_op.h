@@ -1,15 +1,15 @@
-// The arguments of the attention operators. Every argument that not all calls give has a default, and they are ordered by
-// how often they are given: a Python call pays for every argument that it passes.
+// The arguments of the attention operators. Every argument that not all calls give has a default, and they are ordered
+// by how often they are given: a Python call pays for every argument that it passes.
 #pragma once
 
 #include "xformers/ops/common/operator.h"
 
 namespace xformers::ops {
 
-// (out, lse, lse_low). out [batch, seqlen_q, (groups, heads,) head_dim_v], contiguous, in out_dtype or the query's dtype.
-// lse [batch, (groups, heads,) seqlen_q] (3-D inputs: heads = 1), fp32, fp64 for fp64 inputs; lse_low alike, what
-// rounding to lse has lost (params/attention.h): for backward alone, so nothing differentiates it. Both have shape [0]
-// where neither need_lse nor a gradient asks for them.
+// (out, lse, lse_low). out [batch, seqlen_q, (groups, heads,) head_dim_v], contiguous, in out_dtype or the query's
+// dtype. lse [batch, (groups, heads,) seqlen_q] (3-D inputs: heads = 1), fp32, fp64 for fp64 inputs; lse_low alike,
+// what rounding to lse has lost (params/attention.h): for backward alone, so nothing differentiates it. Both have shape
+// [0] where neither need_lse nor a gradient asks for them.
 using AttentionResult = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 
 struct AttentionArgs {
@@ -32,28 +32,30 @@ struct AttentionArgs {
   int64_t num_splits = 0;                           // parts of the keys that are worked on and merged; 0: chosen
   OptionalTensor k_scale_shift{}, v_scale_shift{};  // int32 [batch, seqlen_k, (groups, heads)]: key and value are fp8
 
+  // Groups of arguments that several operators take.
+  using A = AttentionArgs;
+  static constexpr auto operands() {
+    return std::tuple{arg("query", &A::query), arg("key", &A::key), arg("value", &A::value)};
+  }
+  static constexpr auto visibility() {
+    return std::tuple{arg("attn_bias", &A::attn_bias),       arg("window_left", &A::window_left),
+                      arg("window_right", &A::window_right), arg("bottom_right", &A::bottom_right),
+                      arg("cu_seqlens_q", &A::cu_seqlens_q), arg("cu_seqlens_k", &A::cu_seqlens_k),
+                      arg("seqused_k", &A::seqused_k)};
+  }
+  static constexpr auto dropout() { return std::tuple{arg("p", &A::p), arg("philox_state", &A::philox_state)}; }
+  static constexpr auto pages() {
+    return std::tuple{arg("page_table", &A::page_table), arg("page_size", &A::page_size)};
+  }
+  static constexpr auto quantization() {
+    return std::tuple{arg("k_scale_shift", &A::k_scale_shift), arg("v_scale_shift", &A::v_scale_shift)};
+  }
+
   static constexpr auto arguments() {
-    using A = AttentionArgs;
-    return std::tuple{arg("query", &A::query),
-                      arg("key", &A::key),
-                      arg("value", &A::value),
-                      arg("attn_bias", &A::attn_bias),
-                      arg("window_left", &A::window_left),
-                      arg("window_right", &A::window_right),
-                      arg("bottom_right", &A::bottom_right),
-                      arg("cu_seqlens_q", &A::cu_seqlens_q),
-                      arg("cu_seqlens_k", &A::cu_seqlens_k),
-                      arg("seqused_k", &A::seqused_k),
-                      arg("scale", &A::scale),
-                      arg("p", &A::p),
-                      arg("philox_state", &A::philox_state),
-                      arg("need_lse", &A::need_lse),
-                      arg("page_table", &A::page_table),
-                      arg("page_size", &A::page_size),
-                      arg("out_dtype", &A::out_dtype),
-                      arg("num_splits", &A::num_splits),
-                      arg("k_scale_shift", &A::k_scale_shift),
-                      arg("v_scale_shift", &A::v_scale_shift)};
+    return std::tuple_cat(operands(), visibility(), std::tuple{arg("scale", &A::scale)}, dropout(),
+                          std::tuple{arg("need_lse", &A::need_lse)}, pages(),
+                          std::tuple{arg("out_dtype", &A::out_dtype), arg("num_splits", &A::num_splits)},
+                          quantization());
   }
   void check() const;
   Result empty() const;
@@ -73,28 +75,12 @@ struct AttentionGradArgs : AttentionArgs {
   OptionalTensor lse_low{};  // of the forward; without it, gradients of rows far from 0 are as good as lse alone
 
   static constexpr auto arguments() {
-    using A = AttentionGradArgs;
-    return std::tuple{arg("grad_out", &A::grad_out),
-                      arg("query", &A::query),
-                      arg("key", &A::key),
-                      arg("value", &A::value),
-                      arg("out", &A::out),
-                      arg("lse", &A::lse),
-                      arg("attn_bias", &A::attn_bias),
-                      arg("window_left", &A::window_left),
-                      arg("window_right", &A::window_right),
-                      arg("bottom_right", &A::bottom_right),
-                      arg("cu_seqlens_q", &A::cu_seqlens_q),
-                      arg("cu_seqlens_k", &A::cu_seqlens_k),
-                      arg("seqused_k", &A::seqused_k),
-                      arg("scale", &A::scale),
-                      arg("p", &A::p),
-                      arg("philox_state", &A::philox_state),
-                      arg("grad_lse", &A::grad_lse),
-                      arg("need_bias_grad", &A::need_bias_grad),
-                      arg("page_table", &A::page_table),
-                      arg("page_size", &A::page_size),
-                      arg("lse_low", &A::lse_low)};
+    using G = AttentionGradArgs;
+    return std::tuple_cat(std::tuple{arg("grad_out", &G::grad_out)}, operands(),
+                          std::tuple{arg("out", &G::out), arg("lse", &G::lse)}, visibility(),
+                          std::tuple{arg("scale", &G::scale)}, dropout(),
+                          std::tuple{arg("grad_lse", &G::grad_lse), arg("need_bias_grad", &G::need_bias_grad)}, pages(),
+                          std::tuple{arg("lse_low", &G::lse_low)});
   }
   void check() const;
   Result empty() const;

@@ -65,7 +65,7 @@ at::Tensor gather(const at::Tensor& t, const at::Tensor& rows) {
 
 // The inverse: adds up what reaches each of seqlen rows, in fp32 or better, and leaves it so.
 at::Tensor scatter(const at::Tensor& grad, const at::Tensor& rows, int64_t seqlen) {
-  const at::ScalarType dtype = grad.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const at::ScalarType dtype = compute_dtype(grad);
   at::DimVector sizes(grad.sizes().slice(1));
   sizes[0] = seqlen;
   at::Tensor sum = at::zeros(sizes, grad.options().dtype(dtype));

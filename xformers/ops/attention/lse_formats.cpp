@@ -117,7 +117,7 @@ at::Tensor lse_to_format(const at::Tensor& given, c10::string_view format, at::I
 at::Tensor lse_from_format(const at::Tensor& lse, const at::Tensor& query, at::IntArrayRef seqlens_q,
                            c10::string_view bias_type) {
   const Fit fit = fit_of(lse, query, seqlens_q, bias_type);
-  const at::ScalarType dtype = query.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const at::ScalarType dtype = compute_dtype(query);
   if (!fit.packed) {
     if (query.sym_size(1) != total(seqlens_q)) {
       kCheck.fail("the sum of the sequence lengths", std::to_string(total(seqlens_q)),

@@ -5,6 +5,7 @@
 #include <ATen/ops/gelu.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/result_type.h>
+
 #include <array>
 
 #include "xformers/ops/bias_act_dropout/bias_act_dropout_op.h"
@@ -25,10 +26,6 @@ void check_bias(const Check& check, const OptionalTensor& bias, const at::Tensor
   check.same_device("bias", *bias, x, x_name);
 }
 
-OptionalTensor draw_for(const at::Tensor& x, double p) {
-  return draws(p) ? OptionalTensor(draw_philox_state(x.device())) : std::nullopt;
-}
-
 }  // namespace
 
 Activation to_activation(const char* where, ActivationName name) {
@@ -39,7 +36,7 @@ Activation to_activation(const char* where, ActivationName name) {
   std::string expected = "None";
   for (size_t i = 1; i < kActivationNames.size(); ++i) expected += ", " + std::string(kActivationNames[i]);
   Check(where).fail("activation", "'" + std::string(*name) + "'", "one of " + expected,
-                            "build_activation() has the same names");
+                    "build_activation() has the same names");
 }
 
 ActivationName name_of(Activation activation) {
@@ -74,7 +71,7 @@ at::Tensor bias_act_dropout(const at::Tensor& x, const OptionalTensor& bias, con
 
 at::Tensor fused_dropout(const at::Tensor& x, double p, const OptionalTensor& bias, Activation activation,
                          const OptionalTensor& residual) {
-  return bias_act_dropout(x, bias, residual, activation, p, draw_for(x, p));
+  return bias_act_dropout(x, bias, residual, activation, p, draw_dropout_state(p, x.device()));
 }
 
 at::Tensor elementwise_dropout(const at::Tensor& x, double p, const OptionalTensor& bias, Activation activation,
@@ -124,7 +121,8 @@ TORCH_LIBRARY_FRAGMENT(xformers, m) {
   const std::vector<at::Tag> tags = {at::Tag::pt2_compliant_tag};
   xformers::ops::define<xformers::ops::BiasActDropout, xformers::ops::BiasActDropoutBackward>(m);
   for (const std::string name : {"fused_dropout", "elementwise_dropout"}) {
-    m.def((name + "(Tensor x, float p, Tensor? bias=None, str? activation=None, Tensor? residual=None) -> Tensor").c_str(),
+    m.def((name + "(Tensor x, float p, Tensor? bias=None, str? activation=None, Tensor? residual=None) -> Tensor")
+              .c_str(),
           tags);
   }
   m.def("fused_linear(Tensor x, Tensor weight, Tensor? bias=None, str? activation=None) -> Tensor", tags);

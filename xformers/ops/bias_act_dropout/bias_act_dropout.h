@@ -24,8 +24,8 @@ at::Tensor elementwise_dropout(const at::Tensor& x, double p, const std::optiona
                                Activation activation = Activation::kNone,
                                const std::optional<at::Tensor>& residual = std::nullopt);
 
-// The same as fused_dropout with the random state given: int64 [2], as torch.ops.xformers.draw_philox_state draws it. Needed where
-// 0 < p < 1.
+// The same as fused_dropout with the random state given: int64 [2], as torch.ops.xformers.draw_philox_state draws it.
+// Needed where 0 < p < 1.
 at::Tensor bias_act_dropout(const at::Tensor& x, const std::optional<at::Tensor>& bias = std::nullopt,
                             const std::optional<at::Tensor>& residual = std::nullopt,
                             Activation activation = Activation::kNone, double p = 0,

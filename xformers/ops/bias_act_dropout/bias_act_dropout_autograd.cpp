@@ -53,6 +53,4 @@ TORCH_LIBRARY_IMPL(xformers, Autograd, m) {
   implement_no_gradients<BiasActDropoutBackward>(m);  // refuses double backward
 }
 
-TORCH_LIBRARY_FRAGMENT(xformers, m) {
-  xformers::ops::implement_autocast<xformers::ops::bias_act_dropout_autocast>(m);
-}
+TORCH_LIBRARY_FRAGMENT(xformers, m) { xformers::ops::implement_autocast<xformers::ops::bias_act_dropout_autocast>(m); }

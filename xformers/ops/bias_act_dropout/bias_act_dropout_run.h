@@ -33,13 +33,12 @@ at::Tensor run_bias_act_dropout(const BiasActDropout& args) {
       args.bias ? Device::bias_dtype(args.x, args.bias->scalar_type()) : compute_dtype(args.x);
   const at::Tensor x = to_matrix(args.x), bias = in_dtype(args.bias, bias_dtype), residual = to_matrix(args.residual);
   at::Tensor out = args.empty();
-  Device::forward(x, BiasActDropoutFwdParams{
-                         .shape = to_fused_shape(x, to_activation(args.kName, args.activation),
-                                                 to_dropout(args.p, args.philox_state), bias_dtype),
-                         .x = to_rows(x),
-                         .bias = data_or_null(bias),
-                         .residual = to_rows(residual),
-                         .out = {.data = out.mutable_data_ptr(), .stride = x.size(1)}});
+  Device::forward(x, BiasActDropoutFwdParams{.shape = to_fused_shape(x, to_activation(args.kName, args.activation),
+                                                                     to_dropout(args.p, args.philox_state), bias_dtype),
+                                             .x = to_rows(x),
+                                             .bias = data_or_null(bias),
+                                             .residual = to_rows(residual),
+                                             .out = {.data = out.mutable_data_ptr(), .stride = x.size(1)}});
   return out;
 }
 
@@ -52,15 +51,14 @@ BiasActDropoutBackward::Result run_bias_act_dropout_backward(const BiasActDropou
   const at::Tensor grad_out = to_matrix(args.grad_out), x = needs_x ? to_matrix(args.x) : at::Tensor(),
                    bias = needs_x ? in_dtype(args.bias, dtype) : at::Tensor();
   at::Tensor dx = empty_result(args.grad_out, args.need_dx), dbias = args.empty_dbias(dtype);
-  Device::backward(
-      grad_out,
-      BiasActDropoutBwdParams{
-          .shape = to_fused_shape(grad_out, activation, to_dropout(args.p, args.philox_state), dtype),
-          .x = to_rows(x),
-          .bias = data_or_null(bias),
-          .dout = to_rows(grad_out),
-          .dx = args.need_dx ? Rows{.data = dx.mutable_data_ptr(), .stride = grad_out.size(1)} : Rows{},
-          .dbias = args.need_dbias ? dbias.mutable_data_ptr() : nullptr});
+  Device::backward(grad_out,
+                   BiasActDropoutBwdParams{
+                       .shape = to_fused_shape(grad_out, activation, to_dropout(args.p, args.philox_state), dtype),
+                       .x = to_rows(x),
+                       .bias = data_or_null(bias),
+                       .dout = to_rows(grad_out),
+                       .dx = args.need_dx ? Rows{.data = dx.mutable_data_ptr(), .stride = grad_out.size(1)} : Rows{},
+                       .dbias = args.need_dbias ? dbias.mutable_data_ptr() : nullptr});
   return {dx, dbias.to(args.dbias_dtype())};
 }
 

@@ -99,8 +99,4 @@ void Check::no_overlap(const char* name, const at::Tensor& t) const {
        "clone() the expanded tensor before writing into it");
 }
 
-std::string TensorCheck::context() const {
-  return "\n  query " + describe(query_) + " · key " + describe(key_) + " · value " + describe(value_);
-}
-
 }  // namespace xformers::ops

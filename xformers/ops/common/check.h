@@ -14,6 +14,7 @@
 namespace xformers::ops {
 
 using OptionalTensor = std::optional<at::Tensor>;
+inline OptionalTensor to_optional(const at::Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; }
 
 std::string describe(const at::Tensor& tensor);         // "[2, 1024, 16, 128] bf16 cpu"
 std::string describe(const OptionalTensor& tensor);     // the same, or "None"
@@ -56,21 +57,6 @@ class Check {
 
  private:
   const char* where_;
-};
-
-// Those of attention, whose messages end with a line that shows query, key and value:
-//   attention: key.head_dim is 96, expected 128.  Fix: only value may have its own head_dim.
-//     query [2, 1024, 16, 128] bf16 cpu · key [2, 1024, 16, 96] bf16 cpu · value [2, 1024, 16, 128] bf16 cpu
-class TensorCheck final : public Check {
- public:
-  TensorCheck(const char* where, const at::Tensor& query, const at::Tensor& key, const at::Tensor& value)
-      : Check(where), query_(query), key_(key), value_(value) {}
-
- protected:
-  std::string context() const override;
-
- private:
-  const at::Tensor &query_, &key_, &value_;
 };
 
 }  // namespace xformers::ops

@@ -9,8 +9,10 @@ namespace xformers::ops {
 // Whether a random state is drawn: nothing is dropped at 0, and everything at 1.
 inline bool draws(double p) { return p > 0 && p < 1; }
 
-inline void check_probability(const Check& check, double p) {
-  if (!(p >= 0 && p <= 1)) check.fail("p", std::to_string(p), "a probability in [0, 1]", "p is the share to drop");
+// `what`: is dropped.
+inline void check_probability(const Check& check, double p, const char* what = "elements") {
+  if (p >= 0 && p <= 1) return;
+  check.fail("p", std::to_string(p), "a probability in [0, 1]", std::string("p is the share of ") + what + " to drop");
 }
 
 // `x`: the tensor beside which a state on a device must lie.

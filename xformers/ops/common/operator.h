@@ -61,7 +61,7 @@ template <class Args, class T>
 struct Argument {
   using Type = T;
   const char* name;
-  T Args::*member;
+  T Args::* member;
   bool is_written = false, is_keyword = false, is_required = false;
 
   constexpr Argument written() const { return {name, member, true, is_keyword, is_required}; }  // in place
@@ -70,7 +70,7 @@ struct Argument {
 };
 
 template <class Args, class T>
-constexpr Argument<Args, T> arg(const char* name, T Args::*member) {
+constexpr Argument<Args, T> arg(const char* name, T Args::* member) {
   return {name, member};
 }
 
@@ -88,8 +88,7 @@ struct Signature;
 template <class Op, size_t... kIndices>
 struct Signature<Op, std::index_sequence<kIndices...>> {
   template <size_t kIndex>
-  using Passed =
-      typename ArgumentType<typename std::tuple_element_t<kIndex, decltype(Op::arguments())>::Type>::passed;
+  using Passed = typename ArgumentType<typename std::tuple_element_t<kIndex, decltype(Op::arguments())>::Type>::passed;
   using Function = typename Op::Result(Passed<kIndices>...);
 
   template <auto kBody>
@@ -121,7 +120,7 @@ inline std::string default_text(double value) {
   const std::string text = c10::str(value);
   return text.find_first_of(".e") == std::string::npos ? text + ".0" : text;
 }
-inline std::string default_text(std::string_view value) { return "'" + std::string(value) + "'"; }
+inline std::string default_text(std::string_view value) { return c10::str("'", value, "'"); }
 template <class T>
 std::string default_text(const T&) {  // tensors and lists have none
   return "";
@@ -252,8 +251,8 @@ struct Autocast<kCast> {
     return call(args);
   }
   static void implement(torch::Library& m) {
-    m.impl(Op::kName, torch::dispatch(c10::DispatchKey::AutocastCPU,
-                                      &Signature<Op>::template entry<body<c10::DeviceType::CPU>>));
+    m.impl(Op::kName,
+           torch::dispatch(c10::DispatchKey::AutocastCPU, &Signature<Op>::template entry<body<c10::DeviceType::CPU>>));
     m.impl(Op::kName, torch::dispatch(c10::DispatchKey::AutocastCUDA,
                                       &Signature<Op>::template entry<body<c10::DeviceType::CUDA>>));
   }

@@ -72,7 +72,8 @@ void GradientNode::release_variables() {
 void GradientNode::compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const {
   for (const SavedVariable& tensor : tensors_) args.collect(tensor, /*is_output=*/true);
   const_cast<GradientNode*>(this)->for_each_field([&](Field field) {
-    if (const auto* list = std::get_if<std::vector<at::Tensor>*>(&field)) args.collect(static_cast<int64_t>((*list)->size()));
+    if (const auto* list = std::get_if<std::vector<at::Tensor>*>(&field))
+      args.collect(static_cast<int64_t>((*list)->size()));
     std::visit(
         [&]<class Value>(Value* value) {
           if constexpr (requires { args.collect(*value); }) {

@@ -52,9 +52,9 @@ struct Wanted {
 // A node as far as it needs no types.
 class GradientNode : public torch::autograd::Node {
  public:
-  using Field = std::variant<at::Tensor*, OptionalTensor*, std::vector<at::Tensor>*, bool*, int64_t*, double*,
-                             c10::SymInt*, std::vector<c10::SymInt>*, std::optional<double>*,
-                             std::optional<at::ScalarType>*>;
+  using Field =
+      std::variant<at::Tensor*, OptionalTensor*, std::vector<at::Tensor>*, bool*, int64_t*, double*, c10::SymInt*,
+                   std::vector<c10::SymInt>*, std::optional<double>*, std::optional<at::ScalarType>*>;
   using FieldFn = c10::function_ref<void(Field)>;
 
   std::string name() const override { return name_; }
@@ -165,7 +165,5 @@ template <class... Ops>
 void implement_no_gradients(torch::Library& m) {
   (m.impl(Ops::kName, torch::autograd::autogradNotImplementedFallback()), ...);
 }
-
-inline OptionalTensor to_optional(const at::Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; }
 
 }  // namespace xformers::ops

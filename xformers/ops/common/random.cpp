@@ -6,6 +6,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/random.h>
 
+#include "xformers/ops/common/dropout.h"
 #include "xformers/ops/common/operator.h"
 
 namespace xformers::ops {
@@ -55,15 +56,22 @@ at::Tensor draw(std::optional<at::Device> device, std::optional<at::Generator> g
 
 at::Tensor draw_philox_state(at::Device device) { return draw(device, std::nullopt); }
 
+OptionalTensor draw_dropout_state(double p, at::Device device) {
+  return draws(p) ? OptionalTensor(draw_philox_state(device)) : std::nullopt;
+}
+
 }  // namespace xformers::ops
 
 TORCH_LIBRARY_FRAGMENT(xformers, m) {
   m.def("draw_philox_state(*, Device? device=None, Generator? generator=None) -> Tensor",
         {at::Tag::nondeterministic_seeded, at::Tag::pt2_compliant_tag});
+  m.def("draw_dropout_state(float p, *, Device device) -> Tensor?",
+        {at::Tag::nondeterministic_seeded, at::Tag::pt2_compliant_tag});
   xformers::ops::define<xformers::ops::DrawPhiloxStateLike>(m);
 }
 
-TORCH_LIBRARY_IMPL(xformers, CompositeImplicitAutograd, m) { m.impl("draw_philox_state", xformers::ops::draw); }
-TORCH_LIBRARY_IMPL(xformers, CompositeExplicitAutograd, m) {
-  xformers::ops::implement<xformers::ops::draw_like>(m);
+TORCH_LIBRARY_IMPL(xformers, CompositeImplicitAutograd, m) {
+  m.impl("draw_philox_state", xformers::ops::draw);
+  m.impl("draw_dropout_state", xformers::ops::draw_dropout_state);
 }
+TORCH_LIBRARY_IMPL(xformers, CompositeExplicitAutograd, m) { xformers::ops::implement<xformers::ops::draw_like>(m); }

@@ -84,9 +84,7 @@ void ScaledIndexAdd::check() const {
   check.no_overlap("input", input);
 }
 
-void ScaledIndexAddBackward::check() const {
-  check_rows(Check(kName), grad_out, "grad_out", index, source, scaling);
-}
+void ScaledIndexAddBackward::check() const { check_rows(Check(kName), grad_out, "grad_out", index, source, scaling); }
 
 at::Tensor index_select_cat(at::TensorList sources, at::TensorList indices) {
   const IndexSelectCat args{sources, indices};

@@ -49,10 +49,9 @@ struct ScaledIndexAddKept {
   variable_list gradients(const variable_list& grads, const Wanted& wanted) const {
     if (!wanted[1] && !wanted[2]) return {grads[0], at::Tensor(), at::Tensor()};
     // Without a gradient of scaling only the shape of the source matters, which is that of its gradient.
-    const at::Tensor shape_of_source =
-        source ? *source
-               : grads[0].new_empty_symint({1}).expand_symint(
-                     {index.sym_size(0), grads[0].sym_size(1), grads[0].sym_size(2)});
+    const at::Tensor shape_of_source = source ? *source
+                                              : grads[0].new_empty_symint({1}).expand_symint(
+                                                    {index.sym_size(0), grads[0].sym_size(1), grads[0].sym_size(2)});
     const auto [dsource, dscaling] =
         call(ScaledIndexAddBackward{grads[0], index, shape_of_source, scaling, alpha, wanted[1], wanted[2]});
     variable_list result = wanted.only(at::Tensor(), dsource, dscaling);

@@ -2,6 +2,7 @@
 // without looking at the indices either. In the checked mode they are copied to the host and checked first.
 #include "xformers/kernels/cuda/indexing/indexing_cuda.h"
 
+#include "xformers/kernels/params/index_check.h"
 #include "xformers/ops/common/cuda_call.h"
 #include "xformers/ops/indexing/indexing_run.h"
 
@@ -12,14 +13,12 @@ struct CudaIndexing {
   static void check_values(const char* where, const std::string& name, const at::Tensor& index, int64_t rows) {
     if (!checks_indices()) return;
     const at::Tensor host = index.cpu().contiguous();
-    const int64_t* const values = host.const_data_ptr<int64_t>();
-    for (int64_t i = 0; i < host.size(0); ++i) {
-      TORCH_CHECK_INDEX(values[i] >= 0 && values[i] < rows, where, ": ", name, "[", i, "] is ", values[i],
-                        ", expected 0 <= index < ", rows,
-                        ".  Fix: pass row numbers; negative ones are not counted from the end.");
-    }
+    const std::string text = index_objection(where, name, host.const_data_ptr<int64_t>(), host.size(0), rows);
+    TORCH_CHECK_INDEX(text.empty(), text);
   }
-  static at::ScalarType scaling_dtype(const at::Tensor& rows, at::ScalarType dtype) { return dtype_beside(rows, dtype); }
+  static at::ScalarType scaling_dtype(const at::Tensor& rows, at::ScalarType dtype) {
+    return dtype_beside(rows, dtype);
+  }
 
   static void select_cat(const at::Tensor& out, const IndexSelectCatParams& p) {
     CudaCall call(out.device());

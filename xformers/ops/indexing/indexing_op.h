@@ -61,9 +61,12 @@ struct ScaledIndexAddBackward {
 
   static constexpr auto arguments() {
     using A = ScaledIndexAddBackward;
-    return std::tuple{arg("grad_out", &A::grad_out),         arg("index", &A::index),
-                      arg("source", &A::source),             arg("scaling", &A::scaling),
-                      arg("alpha", &A::alpha),               arg("need_dsource", &A::need_dsource),
+    return std::tuple{arg("grad_out", &A::grad_out),
+                      arg("index", &A::index),
+                      arg("source", &A::source),
+                      arg("scaling", &A::scaling),
+                      arg("alpha", &A::alpha),
+                      arg("need_dsource", &A::need_dsource),
                       arg("need_dscaling", &A::need_dscaling)};
   }
   void check() const;

@@ -26,8 +26,8 @@ struct MergeAttentionsKept {
 MergeAttentions::Result merge_attentions_autograd(const MergeAttentions& args) {
   const auto node = record<MergeAttentionsKept>(args.attn, args.lse);
   if (node && !args.write_lse) {
-    Check(args.kName).fail("write_lse", "False where a gradient is wanted", "True",
-                           "leave it out, or call under torch.no_grad()");
+    Check(args.kName)
+        .fail("write_lse", "False where a gradient is wanted", "True", "leave it out, or call under torch.no_grad()");
   }
   auto [out, lse] = below_autograd(args);
   if (!node) return {out, lse};

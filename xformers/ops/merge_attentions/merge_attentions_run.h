@@ -45,7 +45,8 @@ inline std::vector<at::Tensor> with_unit_last_strides(at::TensorList tensors) {
 
 inline std::vector<MergePart> to_parts(at::TensorList attn, at::TensorList lse) {
   std::vector<MergePart> parts;
-  for (size_t i = 0; i < attn.size(); ++i) parts.push_back({.out = to_merge_attn(attn[i]), .lse = to_merge_lse(lse[i])});
+  for (size_t i = 0; i < attn.size(); ++i)
+    parts.push_back({.out = to_merge_attn(attn[i]), .lse = to_merge_lse(lse[i])});
   return parts;
 }
 

@@ -48,9 +48,7 @@ struct LayerNormKept {
   at::Tensor x;
   OptionalTensor weight{};
   double eps = 0;
-  static constexpr auto members() {
-    return std::tuple{&LayerNormKept::x, &LayerNormKept::weight, &LayerNormKept::eps};
-  }
+  static constexpr auto members() { return std::tuple{&LayerNormKept::x, &LayerNormKept::weight, &LayerNormKept::eps}; }
 
   variable_list gradients(const variable_list& grads, const Wanted& wanted) const {
     const auto [dx, dweight, dbias] =

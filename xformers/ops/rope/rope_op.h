@@ -44,8 +44,13 @@ struct RopePadded {
   at::Tensor empty() const { return empty_result(xq); }
 
   RopeScaling scaling() const {
-    return {theta, linear_scale, use_dynamic_scaling, dynamic_old_context_len, dynamic_scale_factor,
-            dynamic_low_freq_factor, dynamic_high_freq_factor};
+    return {theta,
+            linear_scale,
+            use_dynamic_scaling,
+            dynamic_old_context_len,
+            dynamic_scale_factor,
+            dynamic_low_freq_factor,
+            dynamic_high_freq_factor};
   }
 };
 

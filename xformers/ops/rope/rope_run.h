@@ -44,29 +44,28 @@ void run_rope_padded(const RopePadded& t, const at::Tensor& out_q) {
   const at::Tensor q_starts = t.q_seqstart.contiguous(), k_starts = t.k_seqstart.contiguous(),
                    k_lengths = t.k_seqlen.contiguous();
   const OptionalTensor first_seqpos = to_int64(t.first_seqpos), seqpos = to_int64(t.seqpos);
-  Device::padded(
-      xq, RopePaddedParams{
-              .dtype = to_dtype(xq.scalar_type()),
-              .num_queries = xq.size(1),
-              .num_keys = t.cache_k.size(1),
-              .groups = xq.dim() == 5 ? xq.size(2) : 1,
-              .heads_q = xq.size(-2),
-              .heads_kv = has_expanded_heads(t.xk) ? 1 : xk.size(-2),
-              .head_dim = xq.size(-1),
-              .q = to_rope_tensor(xq),
-              .k = to_rope_tensor(xk),
-              .v = to_rope_tensor(xv),
-              .out_q = to_rope_tensor(out_q),
-              .cache_k = to_rope_tensor(t.cache_k),
-              .cache_v = to_rope_tensor(t.cache_v),
-              .batch = k_lengths.size(0),
-              .q_starts = q_starts.const_data_ptr<int32_t>(),
-              .k_starts = k_starts.const_data_ptr<int32_t>(),
-              .k_lengths = k_lengths.const_data_ptr<int32_t>(),
-              .first_seqpos = first_seqpos ? first_seqpos->const_data_ptr<int64_t>() : nullptr,
-              .seqpos = seqpos ? seqpos->const_data_ptr<int64_t>() : nullptr,
-              .scaling = t.scaling(),
-              .layout = {.adjacents = t.adjacents, .rotate_in_fp64 = t.internal_dtype == "f64"}});
+  Device::padded(xq,
+                 RopePaddedParams{.dtype = to_dtype(xq.scalar_type()),
+                                  .num_queries = xq.size(1),
+                                  .num_keys = t.cache_k.size(1),
+                                  .groups = xq.dim() == 5 ? xq.size(2) : 1,
+                                  .heads_q = xq.size(-2),
+                                  .heads_kv = has_expanded_heads(t.xk) ? 1 : xk.size(-2),
+                                  .head_dim = xq.size(-1),
+                                  .q = to_rope_tensor(xq),
+                                  .k = to_rope_tensor(xk),
+                                  .v = to_rope_tensor(xv),
+                                  .out_q = to_rope_tensor(out_q),
+                                  .cache_k = to_rope_tensor(t.cache_k),
+                                  .cache_v = to_rope_tensor(t.cache_v),
+                                  .batch = k_lengths.size(0),
+                                  .q_starts = q_starts.const_data_ptr<int32_t>(),
+                                  .k_starts = k_starts.const_data_ptr<int32_t>(),
+                                  .k_lengths = k_lengths.const_data_ptr<int32_t>(),
+                                  .first_seqpos = first_seqpos ? first_seqpos->const_data_ptr<int64_t>() : nullptr,
+                                  .seqpos = seqpos ? seqpos->const_data_ptr<int64_t>() : nullptr,
+                                  .scaling = t.scaling(),
+                                  .layout = {.adjacents = t.adjacents, .rotate_in_fp64 = t.internal_dtype == "f64"}});
 }
 
 template <class Device>

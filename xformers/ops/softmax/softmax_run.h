@@ -40,7 +40,7 @@ inline MergedDims merge_dims(const at::Tensor& mask, int64_t first, int64_t last
 // result keeps the memory that params point into.
 inline at::Tensor lower_mask(const at::Tensor& given, const at::Tensor& x, SoftmaxFwdParams& params) {
   at::Tensor mask = given.expand(x.sizes());
-  if (mask.stride(-1) != 1 && mask.size(-1) > 1) mask = mask.contiguous();
+  if (!has_unit_last_stride(mask)) mask = mask.contiguous();
   const int64_t outer_dims = x.dim() > 1 ? x.dim() - 2 : 0;
   for (bool copied : {false, true}) {
     if (copied) mask = mask.contiguous();

@@ -55,10 +55,18 @@ struct SwigluPackedKept {
 
   // Of x, w1w2, b1b2, w3, b3.
   variable_list gradients(const variable_list& grads, const Wanted& wanted) const {
-    const auto [dx, dw1w2, db1b2, dw3, db3] =
-        call_backward({grads[0], x, {}, w1w2.select(0, 0), w1w2.select(0, 1), w3, wanted[0], wanted[1], wanted[2],
-                       wanted[3], wanted[4]},
-                      x1x2, wanted);
+    const auto [dx, dw1w2, db1b2, dw3, db3] = call_backward({grads[0],
+                                                             x,
+                                                             {},
+                                                             w1w2.select(0, 0),
+                                                             w1w2.select(0, 1),
+                                                             w3,
+                                                             wanted[0],
+                                                             wanted[1],
+                                                             wanted[2],
+                                                             wanted[3],
+                                                             wanted[4]},
+                                                            x1x2, wanted);
     return wanted.only(dx, dw1w2, db1b2, dw3, db3);
   }
 };

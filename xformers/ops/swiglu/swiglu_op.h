@@ -59,11 +59,16 @@ struct SwigluBackward {
   template <class A>
   static constexpr auto arguments_of(bool writes_x1x2) {
     auto x1x2 = arg("x1x2", &A::x1x2);
-    return std::tuple{arg("grad_out", &A::grad_out),     arg("x", &A::x),
-                      writes_x1x2 ? x1x2.written() : x1x2, arg("w1", &A::w1),
-                      arg("w2", &A::w2),                 arg("w3", &A::w3),
-                      arg("need_dx", &A::need_dx),       arg("need_dw1w2", &A::need_dw1w2),
-                      arg("need_db1b2", &A::need_db1b2), arg("need_dw3", &A::need_dw3),
+    return std::tuple{arg("grad_out", &A::grad_out),
+                      arg("x", &A::x),
+                      writes_x1x2 ? x1x2.written() : x1x2,
+                      arg("w1", &A::w1),
+                      arg("w2", &A::w2),
+                      arg("w3", &A::w3),
+                      arg("need_dx", &A::need_dx),
+                      arg("need_dw1w2", &A::need_dw1w2),
+                      arg("need_db1b2", &A::need_db1b2),
+                      arg("need_dw3", &A::need_dw3),
                       arg("need_db3", &A::need_db3)};
   }
   static constexpr auto arguments() { return arguments_of<SwigluBackward>(/*writes_x1x2=*/false); }
@@ -124,9 +129,7 @@ struct SiluBwFused {
     return std::tuple{arg("x1", &SiluBwFused::x1), arg("x2", &SiluBwFused::x2), arg("dx4", &SiluBwFused::dx4)};
   }
   void check() const;
-  Result empty() const {
-    return {empty_result({x1.sym_size(0), 2, x1.sym_size(1)}, x1.options()), empty_result(x1)};
-  }
+  Result empty() const { return {empty_result({x1.sym_size(0), 2, x1.sym_size(1)}, x1.options()), empty_result(x1)}; }
 };
 
 // Nothing but the gradients.

@@ -207,8 +207,6 @@ TORCH_LIBRARY_FRAGMENT(xformers_python, m) {
         xformers::ops::tiled_matmul_fwd);
 }
 
-TORCH_LIBRARY_IMPL(xformers, CompositeExplicitAutograd, m) {
-  xformers::ops::implement<xformers::ops::multiply>(m);
-}
+TORCH_LIBRARY_IMPL(xformers, CompositeExplicitAutograd, m) { xformers::ops::implement<xformers::ops::multiply>(m); }
 
 TORCH_LIBRARY_IMPL(xformers, Autograd, m) { xformers::ops::implement<xformers::ops::multiply_autograd>(m); }

@@ -11,7 +11,6 @@ from xformers._activation import Activation
 from xformers.triton.dropout import FusedDropoutBias
 from xformers.triton.layer_norm import FusedLayerNorm
 
-
 _dropout = torch.ops.xformers.elementwise_dropout
 
 

@@ -11,7 +11,7 @@ from .common import AttentionBwOpBase, AttentionFwOpBase, Context, Gradients, In
 
 _forward = torch.ops.xformers.attention_forward.default
 _backward = torch.ops.xformers.attention_backward.default
-_draw_philox_state = torch.ops.xformers.draw_philox_state.default
+_draw_dropout_state = torch.ops.xformers.draw_dropout_state.default
 
 
 def forward(
@@ -39,8 +39,8 @@ def forward(
         options["out_dtype"] = out_dtype
     if p != 0.0:
         options["p"] = p
-        if 0 < p <= 1 and "philox_state" not in options:  # the operator refuses the rest
-            options["philox_state"] = _draw_philox_state(device=query.device)
+        if "philox_state" not in options:
+            options["philox_state"] = _draw_dropout_state(p, device=query.device)
     return _forward(query, key, value, *operands, **options)
 
 
@@ -50,7 +50,7 @@ def backward(ctx: Context, inp: Inputs, grad: torch.Tensor) -> Gradients:
     if inp.scale is not None:
         options["scale"] = inp.scale
     if inp.p != 0:
-        if ctx.rng_state is None:
+        if ctx.rng_state is None and inp.p < 1:  # at 1 nothing is drawn
             raise ValueError(
                 f"attention: rng_state is None beside p = {inp.p}, expected the random state of the forward.  "
                 "Fix: pass the context that the forward returned."
@@ -74,7 +74,7 @@ class Forward(AttentionFwOpBase):
 
     @classmethod
     def apply(cls, inp: Inputs, needs_gradient: bool) -> tuple[torch.Tensor, Context | None]:
-        state = _draw_philox_state(device=inp.query.device) if 0 < inp.p <= 1 else None
+        state = _draw_dropout_state(inp.p, device=inp.query.device)
         with torch.no_grad():
             out, lse, lse_low = cls._forward(inp, needs_gradient, **({} if state is None else {"philox_state": state}))
         if not needs_gradient:

@@ -2,21 +2,16 @@
 
 #include <string>
 
-#include "xformers/kernels/base/error.h"
 #include "xformers/kernels/cpu/base/isa_fn.h"
 #include "xformers/kernels/cpu/indexing/isa_kernels.h"
 #include "xformers/kernels/params/checks.h"
+#include "xformers/kernels/params/index_check.h"
 
 namespace xformers::cpu {
 namespace {
 
 void check_index(const char* where, const std::string& name, const int64_t* index, int64_t count, int64_t rows) {
-  for (int64_t i = 0; i < count; ++i) {
-    if (index[i] >= 0 && index[i] < rows) continue;
-    throw Error(std::string(where) + ": " + name + "[" + std::to_string(i) + "] is " + std::to_string(index[i]) +
-                ", expected 0 <= index < " + std::to_string(rows) +
-                ".  Fix: pass row numbers; negative ones are not counted from the end.");
-  }
+  if (const std::string text = index_objection(where, name, index, count, rows); !text.empty()) throw Error(text);
 }
 
 void check_indices(const IndexSelectCatParams& params) {

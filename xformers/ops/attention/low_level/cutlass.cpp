@@ -61,8 +61,8 @@ CutlassForward cutlass_forward(const at::Tensor& query, const at::Tensor& key, c
   set_mask(args, custom_mask_type, window_size);
   const auto counters = query.options().dtype(at::kLong);
   at::Tensor seed = at::zeros({}, counters), offset = at::zeros({}, counters);
-  if (dropout_p != 0) {
-    args.philox_state = draw_philox_state(query.device());
+  args.philox_state = draw_dropout_state(dropout_p, query.device());
+  if (args.philox_state) {
     seed = args.philox_state->select(0, 0).clone();
     offset = args.philox_state->select(0, 1).clone();
   }
@@ -110,7 +110,7 @@ AttentionGradients cutlass_backward(const at::Tensor& grad_out, const at::Tensor
 at::Tensor simple_forward(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                           const OptionalTensor& bias, std::optional<double> p, std::optional<double> scale) {
   AttentionArgs args{.query = query, .key = key, .value = value, .attn_bias = bias, .scale = scale, .p = p.value_or(0)};
-  if (args.p != 0) args.philox_state = draw_philox_state(query.device());
+  args.philox_state = draw_dropout_state(args.p, query.device());
   return std::get<0>(call(args));
 }
 

@@ -88,8 +88,8 @@ FlashResult flash_forward(const at::Tensor& query, const at::Tensor& key, const 
   args.value = heads.repeat(with_batch(args.value));
   set_mask(args, mask);
   args.p = p;
-  at::Tensor rng_state = at::zeros({2}, query.options().dtype(at::kLong));
-  if (p != 0) args.philox_state = rng_state = draw_philox_state(query.device());
+  args.philox_state = draw_dropout_state(p, query.device());
+  const at::Tensor rng_state = args.philox_state.value_or(at::zeros({2}, query.options().dtype(at::kLong)));
   args.need_lse = true;
   auto [out, lse, lse_low] = call(args);
   out = heads.merge(out, 2);
