@@ -174,6 +174,7 @@ void for_each_array(AttentionFwdParams& p, const Visit& visit) {
   arrays.heads(p.quantization.v_scale_shift, s.seqlen_k, 1, 4);
   arrays.heads(p.out, s.seqlen_q, s.head_dim_v, p.wide_out ? std::max<size_t>(size, 4) : size);
   arrays.rows(p.lse);
+  arrays.rows(p.lse_low);
   arrays.layout(p.seq);
   arrays.bias(p.mods.bias);
 }
@@ -188,6 +189,7 @@ void for_each_array(AttentionBwdParams& p, const Visit& visit) {
   for (HeadsTensor* t : {&p.k, &p.dk}) arrays.heads(*t, s.seqlen_k, s.head_dim, size);
   for (HeadsTensor* t : {&p.v, &p.dv}) arrays.heads(*t, s.seqlen_k, s.head_dim_v, size);
   arrays.rows(p.lse);
+  arrays.rows(p.lse_low);
   arrays.rows(p.dlse);
   arrays.layout(p.seq);
   arrays.bias(p.mods.bias);
@@ -220,11 +222,13 @@ void run_backward(const AttentionBwdParams& params, int threads) {
   run_on_device(p, cuda::choose_backward, cuda::attention_backward);
 }
 
+std::vector<std::string> forward_kernels() { return cuda::forward_kernels(); }
+std::vector<std::string> backward_kernels() { return cuda::backward_kernels(); }
+std::string last_forward_kernel() { return std::string(cuda::last_forward_kernel()); }
+std::string last_backward_kernel() { return std::string(cuda::last_backward_kernel()); }
+
 std::string last_kernels() {
   return std::string(cuda::last_forward_kernel()) + ", " + std::string(cuda::last_backward_kernel());
 }
-
-std::vector<std::string> forward_kernels() { return cuda::forward_kernels(); }
-std::vector<std::string> backward_kernels() { return cuda::backward_kernels(); }
 
 }  // namespace xformers::testing

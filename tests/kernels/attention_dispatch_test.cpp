@@ -73,7 +73,7 @@ std::string last_built(std::vector<std::string> kernels) {
 
 }  // namespace
 
-class ForcedKernel : public ::testing::TestWithParam<std::string> {};
+class EachForced : public ::testing::TestWithParam<std::string> {};
 
 // Runs the selected cases that `kernel` takes and returns how many those were; `why_not` and `run` pick the direction.
 template <class WhyNot, class Run>
@@ -93,7 +93,7 @@ int force(const std::string& kernel, bool backward, const WhyNot& why_not, const
   return taken;
 }
 
-class ForcedForward : public ForcedKernel {};
+class ForcedForward : public EachForced {};
 TEST_P(ForcedForward, IsTheOneThatRuns) {
   std::string reasons;
   const auto why_not = [](const std::string& kernel, const AttentionRun& r) {
@@ -113,7 +113,7 @@ TEST_P(ForcedForward, IsTheOneThatRuns) {
   if (taken == 0) GTEST_SKIP() << GetParam() << " takes none of the cases here: " << reasons;
 }
 
-class ForcedBackward : public ForcedKernel {};
+class ForcedBackward : public EachForced {};
 TEST_P(ForcedBackward, IsTheOneThatRuns) {
   std::string reasons;
   const auto why_not = [](const std::string& kernel, const AttentionRun& r) {

@@ -121,6 +121,7 @@ void AttentionRun::allocate() {
   const Sizes row_sizes{c.batch, groups, heads, c.seqlen_q, 1};
   const Sizes row_strides{groups * heads * row, heads * row, row, 1, 1};
   lse = StridedTensor(wide, row_sizes, row_strides);
+  lse_low = StridedTensor(wide, row_sizes, row_strides);
   dlse = StridedTensor(wide, row_sizes, row_strides);
 
   if (c.bias != BiasValues::kNone) {
@@ -202,7 +203,7 @@ AttentionFwdParams AttentionRun::forward_params() const {
   AttentionFwdParams p;
   p.shape = shape();
   p.q = to_heads(q), p.k = to_heads(k), p.v = to_heads(v), p.out = to_heads(out);
-  p.lse = to_rows(lse);
+  p.lse = to_rows(lse), p.lse_low = to_rows(lse_low);
   p.seq = layout();
   p.band = case_.band;
   if (case_.bias != BiasValues::kNone) p.mods.bias = to_bias(bias);
@@ -221,7 +222,7 @@ AttentionBwdParams AttentionRun::backward_params() const {
   AttentionBwdParams p;
   p.shape = shape();
   p.q = to_heads(q), p.k = to_heads(k), p.v = to_heads(v), p.out = to_heads(out), p.dout = to_heads(dout);
-  p.lse = to_rows(lse);
+  p.lse = to_rows(lse), p.lse_low = to_rows(lse_low);
   if (case_.dlse) p.dlse = to_rows(dlse);
   p.dq = to_heads(dq), p.dk = to_heads(dk), p.dv = to_heads(dv);
   p.seq = layout();
@@ -253,6 +254,7 @@ reference::AttentionProblem AttentionRun::problem() const {
   if (c.band.window_right != kUnbounded) p.window_right = c.band.window_right;
   p.bottom_right = c.band.bottom_right;
   p.scale = c.softmax_scale();
+  p.held_scores = held_scores;
   const Dropout d = dropout();
   p.dropout_p = d.p, p.philox_seed = d.philox_seed, p.philox_offset = d.philox_offset;
   return p;
@@ -268,7 +270,7 @@ reference::AttentionResult AttentionRun::result() const {
 
 std::vector<unsigned char> AttentionRun::output_bytes() const {
   std::vector<unsigned char> all;
-  for (const StridedTensor* t : {&out, &lse, &dq, &dk, &dv, &dbias}) {
+  for (const StridedTensor* t : {&out, &lse, &lse_low, &dq, &dk, &dv, &dbias}) {
     const std::vector<unsigned char> bytes = t->bytes();
     all.insert(all.end(), bytes.begin(), bytes.end());
   }
@@ -283,6 +285,7 @@ std::string AttentionRun::damaged_output() const {
   };
   if (damaged(out)) return "out";
   if (damaged(lse)) return "lse";
+  if (damaged(lse_low)) return "lse_low";
   if (damaged(dq, gradients)) return "dq";
   if (damaged(dk, gradients)) return "dk";
   if (damaged(dv, gradients)) return "dv";

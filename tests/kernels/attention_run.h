@@ -23,7 +23,7 @@ class AttentionRun {
   reference::AttentionProblem problem() const;
 
   void forward();
-  void backward();  // takes out and lse of forward()
+  void backward();  // takes out, lse and lse_low of forward()
   void run() {
     forward();
     if (!case_.forward_only()) backward();
@@ -38,10 +38,11 @@ class AttentionRun {
   const AttentionCase& attention_case() const { return case_; }
   StridedTensor q, k, v, out, dout;  // [batch, seqlen, groups, heads, head_dim]; shared heads have stride 0
   StridedTensor dq, dk, dv;
-  StridedTensor lse, dlse;                     // [batch, groups, heads, seqlen_q, 1]
+  StridedTensor lse, lse_low, dlse;            // [batch, groups, heads, seqlen_q, 1]
   StridedTensor bias, dbias;                   // [batch, groups, heads, seqlen_q, seqlen_k]
   StridedTensor k_scale_shift, v_scale_shift;  // fp8: words, [batch, seqlen, groups, heads, 1]
   std::vector<int32_t> cu_seqlens_q, cu_seqlens_k, used_k;
+  bool held_scores = false;  // of the reference (tests/reference/attention.h)
 
   // [sequences, max_pages()] up to the last entry that may be read: behind it lies memory that can't be.
   int32_t* page_table() const;

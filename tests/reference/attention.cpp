@@ -26,11 +26,14 @@ double AttentionProblem::dropout_factor(int64_t index, int64_t head, int64_t que
 
 namespace {
 
+DType wide_of(DType dtype) { return dtype == DType::kFloat64 ? dtype : DType::kFloat32; }
+
 // Every matrix of one head of one sequence; `round` is applied to each matrix when it is stored.
 template <class Real, class Round>
 struct Head {
   const AttentionProblem& problem;
   int64_t index, head;
+  DType wide;  // of scores and sums in a kernel
   Round round;
   const Sequence& seq = problem.sequences[index];
   int64_t m = seq.num_queries, n = seq.num_keys;
@@ -63,28 +66,33 @@ struct Head {
   }
 
   Matrix<Real> scores() const {
-    Matrix<Real> s = rounded(product(q, transpose(k)));
+    const auto store = [&](Real x) { return problem.held_scores ? x : round(x); };
+    Matrix<Real> s = product(q, transpose(k));
     for (int64_t i = 0; i < m; ++i) {
       for (int64_t j = 0; j < n; ++j) {
-        s(i, j) = round(s(i, j) * static_cast<Real>(problem.scale));
-        if (!problem.bias.empty()) s(i, j) = round(s(i, j) + static_cast<Real>(problem.bias[score_index(i, j)]));
+        s(i, j) = store(store(s(i, j)) * static_cast<Real>(problem.scale));
+        if (!problem.bias.empty()) s(i, j) = store(s(i, j) + static_cast<Real>(problem.bias[score_index(i, j)]));
+        if (problem.held_scores)
+          s(i, j) = wide == DType::kFloat64 ? static_cast<double>(s(i, j)) : static_cast<float>(s(i, j));
         if (!problem.visible(seq, i, j)) s(i, j) = -std::numeric_limits<Real>::infinity();
       }
     }
     return s;
   }
 
-  // Softmax of each row, and its log-sum-exp; a row that sees nothing has zeros and -inf.
+  // Softmax of each row, and its log-sum-exp; a row that sees nothing has zeros and -inf, one with a NaN is NaN.
   Matrix<Real> softmax(const Matrix<Real>& s, std::vector<Real>& lse) const {
     const Real infinity = std::numeric_limits<Real>::infinity();
     lse.assign(m, -infinity);
     Matrix<Real> p(m, n);
     for (int64_t i = 0; i < m; ++i) {
       Real largest = -infinity, sum = 0;
-      for (int64_t j = 0; j < n; ++j) largest = std::max(largest, s(i, j));
-      if (largest == -infinity) continue;
-      for (int64_t j = 0; j < n; ++j) sum += p(i, j) = std::exp(s(i, j) - largest);
-      for (int64_t j = 0; j < n; ++j) p(i, j) = round(p(i, j) / sum);
+      bool empty = true;
+      for (int64_t j = 0; j < n; ++j) largest = std::max(largest, s(i, j)), empty = empty && s(i, j) == -infinity;
+      if (empty) continue;
+      const auto hidden = [&](int64_t j) { return s(i, j) == -infinity; };
+      for (int64_t j = 0; j < n; ++j) sum += p(i, j) = hidden(j) ? 0 : std::exp(s(i, j) - largest);
+      for (int64_t j = 0; j < n; ++j) p(i, j) = hidden(j) ? 0 : round(p(i, j) / sum);
       lse[i] = largest + std::log(sum);
     }
     return p;
@@ -149,12 +157,12 @@ class Writer {
 };
 
 template <class Real, class Round>
-AttentionResult evaluate(const AttentionProblem& problem, const Round& round) {
+AttentionResult evaluate(const AttentionProblem& problem, DType dtype, const Round& round) {
   AttentionResult result = empty_result(problem, -std::numeric_limits<double>::infinity());
   const Real scale = static_cast<Real>(problem.scale);
   for (int64_t index = 0; index < static_cast<int64_t>(problem.sequences.size()); ++index) {
     for (int64_t head = 0; head < problem.heads; ++head) {
-      const Head<Real, Round> h{problem, index, head, round};
+      const Head<Real, Round> h{problem, index, head, wide_of(dtype), round};
       const Writer<Real, Round> write(h, result);
 
       std::vector<Real> lse;
@@ -170,7 +178,9 @@ AttentionResult evaluate(const AttentionProblem& problem, const Round& round) {
       for (int64_t i = 0; i < h.m; ++i) {
         Real delta = -h.dlse(i);
         for (int64_t j = 0; j < h.n; ++j) delta += p(i, j) * dp(i, j);
-        for (int64_t j = 0; j < h.n; ++j) ds(i, j) = round(p(i, j) * (dp(i, j) - delta));
+        for (int64_t j = 0; j < h.n; ++j) {
+          ds(i, j) = problem.visible(h.seq, i, j) ? round(p(i, j) * (dp(i, j) - delta)) : 0;
+        }
       }
       write.dbias(ds);
       for (Real& x : ds.data) x = round(x * scale);
@@ -184,30 +194,30 @@ AttentionResult evaluate(const AttentionProblem& problem, const Round& round) {
 }  // namespace
 
 AttentionResult exact(const AttentionProblem& problem, DType dtype) {
-  if (dtype == DType::kFloat64) return evaluate<long double>(problem, [](long double x) { return x; });
-  return evaluate<double>(problem, [](double x) { return x; });
+  if (dtype == DType::kFloat64) return evaluate<long double>(problem, dtype, [](long double x) { return x; });
+  return evaluate<double>(problem, dtype, [](double x) { return x; });
 }
 
 AttentionResult plain(const AttentionProblem& problem, DType dtype) {
   switch (dtype) {
-    case DType::kFloat64: return evaluate<double>(problem, [](double x) { return x; });
-    case DType::kFloat32: return evaluate<float>(problem, [](float x) { return x; });
+    case DType::kFloat64: return evaluate<double>(problem, dtype, [](double x) { return x; });
+    case DType::kFloat32: return evaluate<float>(problem, dtype, [](float x) { return x; });
     case DType::kBFloat16:
-      return evaluate<float>(problem, [](float x) { return from_bfloat16_bits(to_bfloat16_bits(x)); });
+      return evaluate<float>(problem, dtype, [](float x) { return from_bfloat16_bits(to_bfloat16_bits(x)); });
     case DType::kFloat16:
-      return evaluate<float>(problem, [](float x) { return from_float16_bits(to_float16_bits(x)); });
+      return evaluate<float>(problem, dtype, [](float x) { return from_float16_bits(to_float16_bits(x)); });
   }
   return {};
 }
 
 AttentionResult roundings(const AttentionProblem& problem, DType dtype) {
   const double unit = unit_roundoff(dtype);
-  const double wide_unit = unit_roundoff(dtype == DType::kFloat64 ? dtype : DType::kFloat32);
+  const double wide_unit = unit_roundoff(wide_of(dtype));
   AttentionResult result = empty_result(problem, wide_unit);
   const auto keep = [](double x) { return x; };
   for (int64_t index = 0; index < static_cast<int64_t>(problem.sequences.size()); ++index) {
     for (int64_t head = 0; head < problem.heads; ++head) {
-      const Head<double, decltype(keep)> h{problem, index, head, keep};
+      const Head<double, decltype(keep)> h{problem, index, head, wide_of(dtype), keep};
       const Writer<double, decltype(keep)> write(h, result);
 
       std::vector<double> lse;
@@ -215,7 +225,13 @@ AttentionResult roundings(const AttentionProblem& problem, DType dtype) {
       const Matrix<double> factors = h.dropout_factors();
       const Matrix<double> dropped = h.times(p, factors);
 
-      // Of a weight: its own rounding, its score's, and in backward that of the lse, all relative to the weight.
+      // Of a weight: its own rounding, its score's, and in backward that of the lse, all relative to the weight. Held
+      // scores from 2^10 on are exact, and their lse has a second number: what is rounded then is log(weight), the
+      // difference of the two.
+      const auto inexact = [&](double x) { return problem.held_scores && x > wide_unit * 1024 ? 0 : x; };
+      const auto difference = [&](double weight) {
+        return wide_unit * (weight > 0 ? std::max(1.0, -std::log(weight)) : 1);
+      };
       std::vector<double> lse_roundings(lse.size());
       const Matrix<double> score_sizes = product_sizes(h.q, transpose(h.k));
       Matrix<double> forward(h.m, h.n), backward(h.m, h.n);
@@ -223,8 +239,9 @@ AttentionResult roundings(const AttentionProblem& problem, DType dtype) {
         const double stored = wide_unit * (std::isinf(lse[i]) ? 1 : std::max(1.0, std::abs(lse[i])));
         double summed = 0;
         for (int64_t j = 0; j < h.n; ++j) {
-          forward(i, j) = unit + wide_unit * std::abs(problem.scale) * score_sizes(i, j);
-          backward(i, j) = forward(i, j) + stored;
+          forward(i, j) = unit + inexact(wide_unit * std::abs(problem.scale) * score_sizes(i, j));
+          backward(i, j) =
+              forward(i, j) + (problem.held_scores ? std::max(difference(p(i, j)), inexact(stored)) : stored);
           summed += std::pow(p(i, j) * forward(i, j), 2);
         }
         lse_roundings[i] = stored + std::sqrt(summed);
@@ -249,7 +266,21 @@ AttentionResult roundings(const AttentionProblem& problem, DType dtype) {
       }
       write.dbias(ds);
       for (double& x : ds.data) x *= problem.scale;
-      write.queries(result.dq, root_sum_squares(ds, h.k));
+      Matrix<double> dq = root_sum_squares(ds, h.k);
+      // delta is one number for all keys of a row. Its error, from the roundings of out and of the weights in it, would
+      // average out over keys that point everywhere, as they do in ordinary cases; keys that are alike add it up.
+      if (problem.held_scores) {
+        const Matrix<double> seen = product(p, h.k);
+        for (int64_t i = 0; i < h.m; ++i) {
+          double squares = 0;
+          for (int64_t d = 0; d < out.cols; ++d) squares += std::pow(unit * out(i, d) * h.dout(i, d), 2);
+          for (int64_t j = 0; j < h.n; ++j) squares += std::pow(forward(i, j) * dropped(i, j) * dp_sizes(i, j), 2);
+          for (int64_t d = 0; d < dq.cols; ++d) {
+            dq(i, d) = std::hypot(dq(i, d), problem.scale * std::sqrt(squares) * seen(i, d));
+          }
+        }
+      }
+      write.queries(result.dq, dq);
       write.keys(result.dk, root_sum_squares(transpose(ds), h.q));
     }
   }

@@ -35,6 +35,9 @@ struct AttentionProblem {
   std::optional<int64_t> window_left, window_right;
   bool bottom_right = false;
   double scale = 1;
+  // Scores as kernels hold them, in float (double for fp64), where they may be so large that this is what counts. They
+  // must be exact but for that last rounding, so that there is one right answer.
+  bool held_scores = false;
   double dropout_p = 0;
   uint64_t philox_seed = 0, philox_offset = 0;
 
