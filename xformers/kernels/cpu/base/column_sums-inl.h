@@ -24,7 +24,7 @@ struct PartSums {
   int64_t pending = 0;
 
   HWY_INLINE C* array(int sum) const { return recent + sum * width; }
-  void flush() {
+  HWY_NOINLINE void flush() {
     for (int64_t i = 0; i < kSums * width; ++i) {
       total[i] += static_cast<double>(recent[i]);
       recent[i] = 0;
@@ -36,6 +36,22 @@ struct PartSums {
     if (pending >= kSpan) flush();
   }
 };
+
+// results[s][i] = the sum of totals[part][s][i] over the parts, for each of `sums` results that isn't null.
+template <class C>
+HWY_NOINLINE void add_parts(const Threads& threads, const double* totals, int64_t parts, int64_t width, int sums,
+                            C* const* results) {
+  for_each_block(threads, width, parts * static_cast<int64_t>(sizeof(double)), [&](int64_t begin, int64_t end) {
+    for (int s = 0; s < sums; ++s) {
+      if (!results[s]) continue;
+      for (int64_t i = begin; i < end; ++i) {
+        double sum = 0;
+        for (int64_t part = 0; part < parts; ++part) sum += totals[(part * sums + s) * width + i];
+        results[s][i] = static_cast<C>(sum);
+      }
+    }
+  });
+}
 
 // add_rows(row, part_sums, count) for all rows in [0, rows), count of them at once: a std::integral_constant, kAtOnce
 // or, for what is left, 1. Then results[s][i] = sums (any of them may be null). What add_rows streams is finished here.
@@ -73,16 +89,7 @@ void sum_columns(const Threads& threads, int64_t rows, int64_t width, C* const (
     sums.flush();
     finish_streams();
   });
-  for_each_block(threads, width, parts * static_cast<int64_t>(sizeof(double)), [&](int64_t begin, int64_t end) {
-    for (int s = 0; s < kSums; ++s) {
-      if (!results[s]) continue;
-      for (int64_t i = begin; i < end; ++i) {
-        double sum = 0;
-        for (int64_t part = 0; part < parts; ++part) sum += totals[part * size + s * width + i];
-        results[s][i] = static_cast<C>(sum);
-      }
-    }
-  });
+  add_parts(threads, totals, parts, width, kSums, results);
 }
 
 }  // namespace xformers::cpu::XFORMERS_ISA_NAMESPACE

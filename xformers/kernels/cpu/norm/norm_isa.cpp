@@ -36,9 +36,9 @@ struct Moments {
 };
 
 // The exact way, pass after pass: for rows whose first element is far from the others, and in units of a power of two
-// near the largest element, so that squares are numbers.
+// near the largest element, so that squares are numbers. Rare, so there is one copy for all who may need it.
 template <bool kCentred, class T>
-HWY_INLINE Statistics exact_statistics(const T* HWY_RESTRICT x, const NormShape& shape) {
+HWY_NOINLINE Statistics exact_statistics(const T* HWY_RESTRICT x, const NormShape& shape) {
   using C = Compute<T>;
   constexpr int kFinest = sizeof(C) == 8 ? 700 : 75, kCoarsest = sizeof(C) == 8 ? -1022 : -126;
   const Tag<C> d;
@@ -151,8 +151,28 @@ struct RowTerms {
   C mean, scale, z_factor, g_mean;  // z_factor = mean(g z)
 };
 
-template <class T, bool kCentred, class Fetch>  // fetch(i) is called for every i that is read
-HWY_INLINE RowTerms<Compute<T>> terms_of(const NormBwdParams& p, int64_t row, const Fetch& fetch) {
+// The sum of g * (x - mean) in units of exact_statistics, which `statistics` are; as rare as these.
+template <class T>
+HWY_NOINLINE double exact_deviation(const NormBwdParams& p, int64_t row, const Statistics& statistics) {
+  using C = Compute<T>;
+  const Tag<C> d;
+  const T* HWY_RESTRICT x = row_at<const T>(p.x, row);
+  const T* HWY_RESTRICT dout = row_at<const T>(p.dout, row);
+  const C* HWY_RESTRICT weight = static_cast<const C*>(p.weight);
+  const auto unit = hn::Set(d, static_cast<C>(statistics.unit));
+  const auto mean = hn::Set(d, static_cast<C>(statistics.mean_in_units));
+  double deviation[1];
+  sum_row<C>(p.shape.width, deviation, [&](ptrdiff_t i, auto n, Vec<C>* sums) {
+    auto g = load_n(dout + i, n);
+    if (weight) g = hn::Mul(g, load_n(weight + i, n));
+    sums[0] = hn::MulAdd(g, hn::MulSub(load_n(x + i, n), unit, mean), sums[0]);
+  });
+  return deviation[0];
+}
+
+// Asks for the next row of x meanwhile. One copy for all numbers of rows: a call per row costs nothing beside the row.
+template <class T, bool kCentred, bool kStream>
+HWY_NOINLINE RowTerms<Compute<T>> terms_of(const NormBwdParams& p, int64_t row, const T* next_x) {
   using C = Compute<T>;
   const T* HWY_RESTRICT x = row_at<const T>(p.x, row);
   const T* HWY_RESTRICT dout = row_at<const T>(p.dout, row);
@@ -160,7 +180,7 @@ HWY_INLINE RowTerms<Compute<T>> terms_of(const NormBwdParams& p, int64_t row, co
   const ptrdiff_t width = p.shape.width;
   const Tag<C> d;
   const auto weighted = [&](ptrdiff_t i, auto n) {
-    fetch(i);
+    if constexpr (kStream) prefetch(next_x + i);
     const auto gradient = load_n(dout + i, n);
     return weight ? hn::Mul(gradient, load_n(weight + i, n)) : gradient;
   };
@@ -200,13 +220,7 @@ HWY_INLINE RowTerms<Compute<T>> terms_of(const NormBwdParams& p, int64_t row, co
   if (!exact) {
     statistics = exact_statistics<kCentred>(x, p.shape);
     scale_of_deviation = statistics.scale_of_units;
-    const auto unit = hn::Set(d, static_cast<C>(statistics.unit));
-    const auto mean = hn::Set(d, static_cast<C>(statistics.mean_in_units));
-    double deviation[1];
-    sum_row<C>(width, deviation, [&](ptrdiff_t i, auto n, Vec<C>* sums) {
-      sums[0] = hn::MulAdd(weighted(i, n), hn::MulSub(load_n(x + i, n), unit, mean), sums[0]);
-    });
-    g_deviation = deviation[0];
+    g_deviation = exact_deviation<T>(p, row, statistics);
   }
   const double count = static_cast<double>(width);
   return {static_cast<C>(statistics.mean), static_cast<C>(statistics.scale),
@@ -223,19 +237,16 @@ HWY_INLINE void backward_of_rows(const NormBwdParams& p, int64_t first, int64_t 
   const Tag<C> d;
   const C* HWY_RESTRICT weight = static_cast<const C*>(p.weight);
   const ptrdiff_t width = p.shape.width;
-  const T *x[kRows], *dout[kRows], *next_x[kRows], *next_dout[kRows];
+  const T *x[kRows], *dout[kRows], *next_dout[kRows];
   T* dx[kRows];
   RowTerms<C> terms[kRows];
   for (int r = 0; r < kRows; ++r) {
     x[r] = row_at<const T>(p.x, first + r);
     dout[r] = row_at<const T>(p.dout, first + r);
     const int64_t next = min_of(first + kRows + r, end - 1);
-    next_x[r] = row_at<const T>(p.x, next);
     next_dout[r] = row_at<const T>(p.dout, next);
     dx[r] = p.dx.data ? row_at<T>(p.dx, first + r) : nullptr;
-    terms[r] = terms_of<T, kCentred>(p, first + r, [&](ptrdiff_t i) {
-      if constexpr (kStream) prefetch(next_x[r] + i);
-    });
+    terms[r] = terms_of<T, kCentred, kStream>(p, first + r, row_at<const T>(p.x, next));
   }
   const auto columns = [&](ptrdiff_t i, auto n, Vec<C>* results) XFORMERS_INLINED {
     const auto w = weight ? load_n(weight + i, n) : hn::Set(d, C(1));
