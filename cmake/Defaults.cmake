@@ -7,7 +7,8 @@ set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
 find_program(XFORMERS_CCACHE ccache DOC "Compiler cache, used when present")
 mark_as_advanced(XFORMERS_CCACHE)
 if(XFORMERS_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
-  set(CMAKE_CXX_COMPILER_LAUNCHER "${XFORMERS_CCACHE}")
+  # Precompiled headers: the cache trusts that their macros are those of the unit, as the compiler does.
+  set(CMAKE_CXX_COMPILER_LAUNCHER "${CMAKE_COMMAND}" -E env CCACHE_SLOPPINESS=pch_defines,time_macros "${XFORMERS_CCACHE}")
 endif()
 
 add_compile_options(-Wall -Wextra)

@@ -10,7 +10,7 @@ namespace xformers::ops {
 namespace {
 
 template <class Mask>
-Mask moved(Mask mask, at::Device device) {
+Mask moved_gappy(Mask mask, at::Device device) {
   mask.q_seqinfo = mask.q_seqinfo.to(device);
   mask.k_seqinfo = mask.k_seqinfo.to(device);
   return mask;
@@ -58,7 +58,7 @@ PagedBlockDiagonalGappyKeysMask BlockDiagonalGappyKeysMask::make_paged(const at:
   return paged;
 }
 
-BlockDiagonalGappyKeysMask BlockDiagonalGappyKeysMask::to(at::Device device) const { return moved(*this, device); }
+BlockDiagonalGappyKeysMask BlockDiagonalGappyKeysMask::to(at::Device device) const { return moved_gappy(*this, device); }
 
 at::Tensor BlockDiagonalGappyKeysMask::materialize(at::IntArrayRef sizes, at::ScalarType dtype,
                                                    at::Device device) const {
@@ -82,7 +82,7 @@ BlockDiagonalCausalWithOffsetGappyKeysMask BlockDiagonalCausalWithOffsetGappyKey
 }
 
 BlockDiagonalCausalWithOffsetGappyKeysMask BlockDiagonalCausalWithOffsetGappyKeysMask::to(at::Device device) const {
-  return moved(*this, device);
+  return moved_gappy(*this, device);
 }
 
 LoweredBias lower(const BlockDiagonalGappyKeysMask& bias) {

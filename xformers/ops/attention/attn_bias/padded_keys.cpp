@@ -7,7 +7,7 @@ namespace xformers::ops {
 namespace {
 
 template <class Mask>
-Mask moved(Mask mask, at::Device device) {
+Mask moved_padded(Mask mask, at::Device device) {
   mask.q_seqinfo = mask.q_seqinfo.to(device);
   mask.k_seqinfo = mask.k_seqinfo.to(device);
   return mask;
@@ -34,7 +34,7 @@ PagedBlockDiagonalPaddedKeysMask BlockDiagonalPaddedKeysMask::make_paged(const a
   return paged;
 }
 
-BlockDiagonalPaddedKeysMask BlockDiagonalPaddedKeysMask::to(at::Device device) const { return moved(*this, device); }
+BlockDiagonalPaddedKeysMask BlockDiagonalPaddedKeysMask::to(at::Device device) const { return moved_padded(*this, device); }
 
 at::Tensor BlockDiagonalPaddedKeysMask::materialize(at::IntArrayRef sizes, at::ScalarType dtype,
                                                     at::Device device) const {
@@ -63,7 +63,7 @@ PagedBlockDiagonalCausalWithOffsetPaddedKeysMask BlockDiagonalCausalWithOffsetPa
 }
 
 BlockDiagonalCausalWithOffsetPaddedKeysMask BlockDiagonalCausalWithOffsetPaddedKeysMask::to(at::Device device) const {
-  return moved(*this, device);
+  return moved_padded(*this, device);
 }
 
 BlockDiagonalCausalLocalAttentionPaddedKeysMask::BlockDiagonalCausalLocalAttentionPaddedKeysMask(
@@ -81,7 +81,7 @@ BlockDiagonalCausalLocalAttentionPaddedKeysMask BlockDiagonalCausalLocalAttentio
 
 BlockDiagonalCausalLocalAttentionPaddedKeysMask BlockDiagonalCausalLocalAttentionPaddedKeysMask::to(
     at::Device device) const {
-  return moved(*this, device);
+  return moved_padded(*this, device);
 }
 
 LoweredBias lower(const BlockDiagonalPaddedKeysMask& bias) {

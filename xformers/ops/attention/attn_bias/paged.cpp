@@ -12,7 +12,7 @@ namespace xformers::ops {
 namespace {
 
 template <class Mask>
-Mask moved(Mask mask, at::Device device) {
+Mask moved_paged(Mask mask, at::Device device) {
   mask.q_seqinfo = mask.q_seqinfo.to(device);
   mask.k_seqinfo = mask.k_seqinfo.to(device);
   mask.block_tables = mask.block_tables.to(device, /*non_blocking=*/true);
@@ -78,7 +78,7 @@ PagedBlockDiagonalPaddedKeysMask PagedBlockDiagonalPaddedKeysMask::from_seqlens(
 }
 
 PagedBlockDiagonalPaddedKeysMask PagedBlockDiagonalPaddedKeysMask::to(at::Device device) const {
-  return moved(*this, device);
+  return moved_paged(*this, device);
 }
 
 at::Tensor PagedBlockDiagonalPaddedKeysMask::materialize(at::IntArrayRef sizes, at::ScalarType dtype,
@@ -102,7 +102,7 @@ PagedBlockDiagonalCausalWithOffsetPaddedKeysMask PagedBlockDiagonalCausalWithOff
 
 PagedBlockDiagonalCausalWithOffsetPaddedKeysMask PagedBlockDiagonalCausalWithOffsetPaddedKeysMask::to(
     at::Device device) const {
-  return moved(*this, device);
+  return moved_paged(*this, device);
 }
 
 PagedBlockDiagonalGappyKeysMask PagedBlockDiagonalGappyKeysMask::from_seqlens(
@@ -122,7 +122,7 @@ PagedBlockDiagonalGappyKeysMask PagedBlockDiagonalGappyKeysMask::from_seqlens(
 }
 
 PagedBlockDiagonalGappyKeysMask PagedBlockDiagonalGappyKeysMask::to(at::Device device) const {
-  return moved(*this, device);
+  return moved_paged(*this, device);
 }
 
 at::Tensor PagedBlockDiagonalGappyKeysMask::materialize(at::IntArrayRef sizes, at::ScalarType dtype,

@@ -49,7 +49,7 @@ Intervals intervals_of(const at::Tensor& seqstart, const at::Tensor& seqlen) {
 }
 
 template <class Info>
-Info moved(Info info, at::Device device) {
+Info moved_info(Info info, at::Device device) {
   info.seqstart = to_device(info.seqstart, device);
   if constexpr (requires { info.seqlen; }) info.seqlen = to_device(info.seqlen, device);
   info.device_given = true;
@@ -104,7 +104,7 @@ std::vector<at::Tensor> SeqLenInfo::split(const at::Tensor& x, const std::vector
   return parts;
 }
 
-SeqLenInfo SeqLenInfo::to(at::Device device) const { return moved(*this, device); }
+SeqLenInfo SeqLenInfo::to(at::Device device) const { return moved_info(*this, device); }
 
 Intervals SeqLenInfo::intervals() const {
   const std::vector<int64_t> starts = on_host(seqstart);
@@ -133,7 +133,7 @@ PaddedSeqLenInfo PaddedSeqLenInfo::from_seqlens_padded(at::IntArrayRef seqlens, 
   return info;
 }
 
-PaddedSeqLenInfo PaddedSeqLenInfo::to(at::Device device) const { return moved(*this, device); }
+PaddedSeqLenInfo PaddedSeqLenInfo::to(at::Device device) const { return moved_info(*this, device); }
 
 PaddedSeqLenInfo PaddedSeqLenInfo::with_padding(int64_t slots) const {
   PaddedSeqLenInfo info = from_seqlens_padded(seqlen_host, slots, seqlen.device());
@@ -188,7 +188,7 @@ GappySeqInfo GappySeqInfo::from_seqlens_gappy(at::IntArrayRef seqstarts, at::Int
   return info;
 }
 
-GappySeqInfo GappySeqInfo::to(at::Device device) const { return moved(*this, device); }
+GappySeqInfo GappySeqInfo::to(at::Device device) const { return moved_info(*this, device); }
 
 Intervals GappySeqInfo::intervals() const { return intervals_of(seqstart, seqlen); }
 

@@ -15,7 +15,7 @@
 namespace xformers::ops {
 namespace {
 
-const Check kCheck("flash");
+const Check kFlash("flash");
 
 at::Tensor with_batch(const at::Tensor& t) { return t.dim() == 3 ? t.unsqueeze(0) : t; }
 
@@ -27,7 +27,7 @@ struct Heads {
   static Heads of(const at::Tensor& query, const at::Tensor& key) {
     const c10::SymInt heads = query.sym_size(-2), groups = key.sym_size(-2);
     if (groups == 0 ? heads != 0 : heads % groups != 0) {
-      kCheck.fail("query.heads", c10::str(heads), "a multiple of key.heads, " + c10::str(groups),
+      kFlash.fail("query.heads", c10::str(heads), "a multiple of key.heads, " + c10::str(groups),
                   "every key head is shared by as many query heads");
     }
     return {groups, groups == 0 ? c10::SymInt(1) : heads / groups};
@@ -63,7 +63,7 @@ void set_layout(AttentionArgs& args, const OptionalTensor& cu_seqlens_q, const O
     return;
   }
   if (args.key.dim() != 4) {
-    kCheck.fail("key", describe(args.key), "[pages, page_size, heads, head_dim] beside block_tables",
+    kFlash.fail("key", describe(args.key), "[pages, page_size, heads, head_dim] beside block_tables",
                 "unflatten the rows of the cache into pages");
   }
   args.page_table = block_tables;
