@@ -1,6 +1,8 @@
 """What a failed call leaves behind: no tensors that stay alive, no second try, the error that was raised."""
 
 import gc
+import subprocess
+import sys
 import weakref
 
 import pytest
@@ -113,3 +115,41 @@ def test_an_operator_of_one_s_own():
     assert torch.equal(xops.memory_efficient_attention(x, x, x, op=(Mine, None)), expected) and Mine.calls == 1
     out, lse = xops.memory_efficient_attention_forward_requires_grad(x, x, x, op=Apart)
     assert torch.equal(out, expected) and lse.shape == (1, 2, 8)
+
+
+OPTIMIZED = """
+import torch, xformers.ops as xops
+from xformers.ops.tiled_matmul import tiled_matmul_out
+from xformers.triton import FusedDropoutBias
+assert False  # so that it is sure that asserts are gone
+x, one, both = torch.ones(3, 4), torch.ones(2, 2), torch.ones(2, 5, 4).unbind(0)
+layer, rest = xops.SwiGLU(4, 5, _pack_weights=False), (torch.ones(3, 5), None)
+bias = xops.fmha.attn_bias.BlockDiagonalCausalWithOffsetPaddedKeysMask.from_seqlens([1], 2, [1])
+kv = torch.ones(1, 2, 1, 4)
+calls = {
+    "tiles": lambda: xops.tiled_matmul([], [[one]]),
+    "row": lambda: xops.tiled_matmul([[one, one], [one]], [[one], [one]]),
+    "shape": lambda: xops.tiled_matmul([[one]], [[x]]),
+    "count": lambda: xops.tiled_matmul([[one]], [[one], [one]]),
+    "dimensions": lambda: xops.tiled_matmul([[one[0]]], [[one]]),
+    "out": lambda: tiled_matmul_out([[one]], [[one]], [[x]]),
+    "swiglu": lambda: xops.swiglu(x, both[0], torch.ones(5), both[1], None, *rest, op=xops.SwiGLUPackedFusedOp),
+    "packed": lambda: xops.swiglu_packed(x, torch.ones(2, 5, 4), None, *rest, op=xops.SwiGLUFusedOp),
+    "unpacked": lambda: layer._packed_ordered_params(),
+    "rope": lambda: xops.rope_padded(kv[:, :1], kv[:, :1], kv[:, :1], kv, kv, bias, internal_dtype="f16"),
+    "p": lambda: FusedDropoutBias(1.0, None),
+}
+for name, call in calls.items():
+    try:
+        call()
+    except AssertionError as error:
+        if "expected" in str(error) and "Fix: " in str(error):
+            continue
+        raise RuntimeError(f"{name}: {error}")
+    raise RuntimeError(f"{name}: nothing is raised")
+"""
+
+
+def test_errors_of_users_are_there_without_asserts():
+    result = subprocess.run([sys.executable, "-O", "-c", OPTIMIZED], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

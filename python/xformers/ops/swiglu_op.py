@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from .common import BaseOperator, get_xformers_operator, register_operator
 from .unbind import stack_or_none, unbind
@@ -56,7 +55,7 @@ class SwiGLUOpDispatch:
             device=x.device,
             dtype=x.dtype,
             dtype_autocast_gpu=_autocast_dtype(x.device) or w1.dtype,
-            packed_weights=_stacked(w1, w2) is not None,
+            packed_weights=stack_or_none((w1, w2), 0) is not None,
             bias_enabled=b1 is not None and b2 is not None and b3 is not None,
         )
 
@@ -103,56 +102,16 @@ def _autocast_dtype(device: torch.device) -> torch.dtype | None:
 
 
 def _fused_supports(op: SwiGLUOpDispatch) -> bool:
-    """One dtype for all, or autocast. The CPU takes every floating dtype, a GPU its tensor cores' (Ampere or later)."""
+    """The library's rule: one dtype for all, or autocast; on a GPU the dtypes of its tensor cores."""
+    if op.dtype_autocast_gpu is None:
+        return False
     device = torch.device(op.device)
-    computed_in = op.dtype_autocast_gpu
-    if _autocast_dtype(device) is not None:
-        if op.dtype == torch.float64:
-            return False
-    elif op.dtype != computed_in:
-        return False
-    if device.type == "cpu":
-        return computed_in in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
-        return False
-    return computed_in in (torch.bfloat16, torch.float16)
-
-
-def _eager(x: _Tensor, w1: _Tensor, b1: _Optional, w2: _Tensor, b2: _Optional, w3: _Tensor, b3: _Optional) -> _Tensor:
-    hidden = functional.silu(functional.linear(x, w1, b1)) * functional.linear(x, w2, b2)
-    return functional.linear(hidden, w3, b3)
+    return torch.ops.xformers.swiglu_fused_takes(device, op.dtype, op.dtype_autocast_gpu)
 
 
 SwiGLUPackedFusedOp = SwiGLUOp(torch.ops.xformers.swiglu_packedw, True, "fused.p.cpp", _fused_supports)
 SwiGLUFusedOp = SwiGLUOp(torch.ops.xformers.swiglu_fused, False, "fused", _fused_supports)
-SwiGLUEagerOp = SwiGLUOp(_eager, False, "eager", lambda _: True)
-
-
-def _stacked(a: _Tensor, b: _Tensor) -> _Tensor | None:
-    """torch.stack([a, b]) as a view, None where it would copy."""
-    return stack_or_none((a, b), dim=0)
-
-
-def _check_shapes(
-    x: _Tensor, w1: _Tensor, b1: _Optional, w2: _Tensor, b2: _Optional, w3: _Tensor, b3: _Optional
-) -> None:
-    def check(name: str, tensor: _Optional, expected: tuple[int, ...]) -> None:
-        if tensor is not None and tuple(tensor.shape) != expected:
-            raise ValueError(
-                f"swiglu: {name} is {list(tensor.shape)}, expected {list(expected)}.  Fix: w1 and w2 are [hidden, in], "
-                "w3 is [out, hidden], biases have one element per row of their weight."
-            )
-
-    for name, weight in (("w1", w1), ("w2", w2), ("w3", w3)):
-        if weight.ndim != 2:
-            raise ValueError(f"swiglu: {name} is {list(weight.shape)}, expected 2 dimensions.  Fix: see swiglu().")
-    hidden = w1.shape[0]
-    check("w1", w1, (hidden, x.shape[-1]))
-    check("w2", w2, (hidden, x.shape[-1]))
-    check("w3", w3, (w3.shape[0], hidden))
-    check("b1", b1, (hidden,))
-    check("b2", b2, (hidden,))
-    check("b3", b3, (w3.shape[0],))
+SwiGLUEagerOp = SwiGLUOp(torch.ops.xformers.swiglu_eager, False, "eager", lambda _: True)
 
 
 def swiglu(
@@ -169,19 +128,20 @@ def swiglu(
     """`(silu(x w1^T + b1) * (x w2^T + b2)) w3^T + b3`.
 
     x: [..., in]; w1, w2: [hidden, in]; w3: [out, hidden]; biases or None. op: None chooses. A packed op needs w1 and w2
-    (and b1 and b2) to lie in memory as `unbind` of one stacked tensor does.
+    (and b1 and b2) to lie in memory as `unbind` of one stacked tensor does: NotImplementedError where they don't,
+    AssertionError where one of b1 and b2 is None. ValueError where shapes, dtypes or devices don't fit.
     """
-    _check_shapes(x, w1, b1, w2, b2, w3, b3)
     if op is None:
-        op = SwiGLUOpDispatch.from_arguments(x, w1, b1, w2, b2, w3, b3).op
+        return torch.ops.xformers.swiglu(x, w1, b1, w2, b2, w3, b3)
+    torch.ops.xformers.swiglu_check(x, w1, b1, w2, b2, w3, b3)
     rows = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
     if not op.PACKED_WEIGHTS:
         out = op(rows, w1, b1, w2, b2, w3, b3)
     else:
         if (b1 is None) != (b2 is None):
             raise AssertionError("swiglu: one of b1 and b2 is None, expected both or neither.  Fix: give both biases.")
-        w1w2 = _stacked(w1, w2)
-        b1b2 = None if b1 is None or b2 is None else _stacked(b1, b2)
+        w1w2 = stack_or_none((w1, w2), 0)
+        b1b2 = None if b1 is None or b2 is None else stack_or_none((b1, b2), 0)
         if w1w2 is None or (b1 is not None and b1b2 is None):
             raise NotImplementedError(
                 f"swiglu: {op} needs w1 and w2 (and b1 and b2) stacked in memory, and they are not.  Fix: keep them as "
@@ -199,7 +159,7 @@ def _check_packed(op: SwiGLUOp) -> None:
 
 
 def swiglu_packed(x: _Tensor, w1w2: _Tensor, b1b2: _Optional, w3: _Tensor, b3: _Optional, *, op: SwiGLUOp) -> _Tensor:
-    """swiglu with w1w2: [2, hidden, in] and b1b2: [2, hidden] or None. op: a packed one."""
+    """swiglu with w1w2: [2, hidden, in] and b1b2: [2, hidden] or None. op: a packed one, else AssertionError."""
     _check_packed(op)
     return op(x, w1w2, b1b2, w3, b3)
 
@@ -232,26 +192,11 @@ class SwiGLU(nn.Module):
         self.op: SwiGLUOp | None = None
 
     def forward(self, x: _Tensor) -> _Tensor:
-        if self.w12 is not None:
-            w1w2, b1b2, w3, b3 = packed = self._packed_ordered_params()
-            op = self.op
-            if op is not None:
-                _check_packed(op)
-            elif self._dispatch(x, w1w2, b1b2, b3).op is SwiGLUPackedFusedOp:
-                op = SwiGLUPackedFusedOp
-            if op is not None:
-                return swiglu_packed(x, *packed, op=op)
-        return swiglu(x, *self._ordered_params(), op=self.op)
-
-    @staticmethod
-    def _dispatch(x: _Tensor, w1w2: _Tensor, b1b2: _Optional, b3: _Optional) -> SwiGLUOpDispatch:
-        return SwiGLUOpDispatch(
-            device=x.device,
-            dtype=x.dtype,
-            dtype_autocast_gpu=_autocast_dtype(x.device) or w1w2.dtype,
-            packed_weights=True,
-            bias_enabled=b1b2 is not None and b3 is not None,
-        )
+        if self.w12 is None:
+            return swiglu(x, *self._ordered_params(), op=self.op)
+        if self.op is None:
+            return torch.ops.xformers.swiglu_packed(x, *self._packed_ordered_params())
+        return swiglu_packed(x, *self._packed_ordered_params(), op=self.op)
 
     def _ordered_params(self) -> tuple[_Tensor, _Optional, _Tensor, _Optional, _Tensor, _Optional]:
         """(w1, b1, w2, b2, w3, b3); views of w12 where packed."""

@@ -23,6 +23,22 @@ struct SwigluFused {
                       arg("b2", &A::b2), arg("w3", &A::w3), arg("b3", &A::b3)};
   }
   void check() const;
+  void check_shapes() const;  // alone: dtypes may be mixed
+};
+
+// Chooses: packed where w1 and w2 lie in memory as one stacked tensor, fused, or PyTorch's own operators.
+struct SwigluChoice : SwigluFused {
+  static constexpr const char* kName = "swiglu";
+};
+
+struct SwigluEager : SwigluFused {
+  static constexpr const char* kName = "swiglu_eager";
+};
+
+// The shapes of a call.
+struct SwigluCheck : SwigluFused {
+  static constexpr const char* kName = "swiglu_check";
+  using Result = void;
 };
 
 // Also returns x1x2 [rows, 2, hidden], which backward needs.
@@ -45,7 +61,12 @@ struct SwigluPackedw {
     return std::tuple{arg("x", &A::x), arg("w1w2", &A::w1w2), arg("b1b2", &A::b1b2), arg("w3", &A::w3),
                       arg("b3", &A::b3)};
   }
+  void check_shapes() const;     // of the stacks
   SwigluFused unpacked() const;  // checked; views
+};
+
+struct SwigluPackedChoice : SwigluPackedw {
+  static constexpr const char* kName = "swiglu_packed";
 };
 
 struct SwigluBackward {

@@ -81,7 +81,7 @@ at::Tensor merged(at::TensorList tiles, int64_t dim) {
 
 // out[m][n] from row m of a and column n of b. Where the element type is its own compute type, products are added up in
 // place; others are merged first, since a partial sum must not be rounded.
-std::vector<at::Tensor> multiply(const TiledMatmul& args) {
+std::vector<at::Tensor> multiply_tiles(const TiledMatmul& args) {
   args.check();
   const auto& [a, b, ms, ns, ks] = args;
   const size_t count_m = ms.size(), count_n = ns.size(), count_k = ks.size();
@@ -166,47 +166,97 @@ std::vector<at::Tensor> tiled_matmul_fwd(at::TensorList a, at::TensorList b, Siz
   return call(TiledMatmul{a, b, ms, ns, ks});
 }
 
+// A grid as it is passed between languages: its tiles row by row, and how many each row has.
+struct FlatGrid {
+  const char* name;
+  at::TensorList tiles;
+  at::IntArrayRef columns;
+
+  void check() const {
+    const Check check(TiledMatmul::kName);
+    if (tiles.empty() || columns[0] == 0) check.fail(name, "empty", "at least one tile", "leave the call out");
+    for (const int64_t count : columns) {
+      if (count != columns[0]) check.fail(name, "irregular", "rows of one length", "give a regular grid");
+    }
+    for (size_t i = 0; i < tiles.size(); ++i) {
+      check.dims(tile_name(name, i / columns[0], i % columns[0]).c_str(), tiles[i], 2, "2-D tiles");
+    }
+  }
+};
+
+// The product of two grids, and its sizes: heights of a's rows, widths of b's columns.
+struct GridProduct {
+  std::vector<c10::SymInt> ms, ns;
+  std::vector<at::Tensor> tiles;
+};
+
+GridProduct multiply(const FlatGrid& a, const FlatGrid& b) {
+  a.check();
+  b.check();
+  std::vector<c10::SymInt> ms, ns, ks;
+  for (size_t i = 0; i < a.tiles.size(); i += a.columns[0]) ms.push_back(a.tiles[i].sym_size(0));
+  for (int64_t i = 0; i < a.columns[0]; ++i) ks.push_back(a.tiles[i].sym_size(1));
+  for (int64_t i = 0; i < b.columns[0]; ++i) ns.push_back(b.tiles[i].sym_size(1));
+  std::vector<at::Tensor> tiles = call(TiledMatmul{a.tiles, b.tiles, ms, ns, ks});
+  return {std::move(ms), std::move(ns), std::move(tiles)};
+}
+
+std::vector<at::Tensor> multiply_grids(at::TensorList a, at::IntArrayRef a_columns, at::TensorList b,
+                                       at::IntArrayRef b_columns) {
+  return multiply({"a", a, a_columns}, {"b", b, b_columns}).tiles;
+}
+
+void multiply_grids_out(at::TensorList a, at::IntArrayRef a_columns, at::TensorList b, at::IntArrayRef b_columns,
+                        at::TensorList out, at::IntArrayRef out_columns) {
+  const at::NoGradGuard no_grad;
+  const FlatGrid grid{"out", out, out_columns};
+  grid.check();
+  const GridProduct product = multiply({"a", a, a_columns}, {"b", b, b_columns});
+  check_grid(Check(TiledMatmul::kName), grid.name, out, product.ms, product.ns);
+  for (size_t i = 0; i < out.size(); ++i) out[i].copy_(product.tiles[i]);
+}
+
 }  // namespace
 
 TileGrid tiled_matmul(const TileGrid& a, const TileGrid& b) {
-  std::vector<at::Tensor> flat_a, flat_b;
-  for (const auto& row : a) flat_a.insert(flat_a.end(), row.begin(), row.end());
-  for (const auto& row : b) flat_b.insert(flat_b.end(), row.begin(), row.end());
-  const Check check("tiled_matmul");
-  if (flat_a.empty() || flat_b.empty() || a[0].empty() || b[0].empty()) {
-    check.fail("a or b", "empty", "at least one tile", "leave the call out");
-  }
-  std::vector<c10::SymInt> ms, ns, ks;
-  for (const auto& row : a) {
-    if (row.empty()) check.fail("a", "irregular", "rows of one length", "give a regular grid");
-    check.dims("a[m][0]", row[0], 2, "2-D tiles");
-    ms.push_back(row[0].sym_size(0));
-  }
-  for (const at::Tensor& tile : b[0]) {
-    check.dims("b[0][n]", tile, 2, "2-D tiles");
-    ns.push_back(tile.sym_size(1));
-  }
-  for (const at::Tensor& tile : a[0]) {
-    check.dims("a[0][k]", tile, 2, "2-D tiles");
-    ks.push_back(tile.sym_size(1));
-  }
-  const std::vector<at::Tensor> flat = call(TiledMatmul{flat_a, flat_b, ms, ns, ks});
+  const auto flat = [](const TileGrid& grid) {
+    std::pair<std::vector<at::Tensor>, std::vector<int64_t>> result;
+    for (const auto& row : grid) {
+      result.first.insert(result.first.end(), row.begin(), row.end());
+      result.second.push_back(static_cast<int64_t>(row.size()));
+    }
+    return result;
+  };
+  const auto [a_tiles, a_columns] = flat(a);
+  const auto [b_tiles, b_columns] = flat(b);
+  const GridProduct product = multiply({"a", a_tiles, a_columns}, {"b", b_tiles, b_columns});
   TileGrid out;
-  for (size_t m = 0; m < ms.size(); ++m) {
-    out.emplace_back(flat.begin() + m * ns.size(), flat.begin() + (m + 1) * ns.size());
+  for (auto tile = product.tiles.begin(); tile != product.tiles.end(); tile += product.ns.size()) {
+    out.emplace_back(tile, tile + product.ns.size());
   }
   return out;
 }
 
 }  // namespace xformers::ops
 
-TORCH_LIBRARY_FRAGMENT(xformers, m) { xformers::ops::define<xformers::ops::TiledMatmul>(m); }
+TORCH_LIBRARY_FRAGMENT(xformers, m) {
+  using namespace xformers::ops;
+  define<TiledMatmul>(m);
+  // Grids as Python has them.
+  m.def("tiled_matmul_grids(Tensor[] a, int[] a_columns, Tensor[] b, int[] b_columns) -> Tensor[]", multiply_grids);
+  m.def(
+      "tiled_matmul_grids_out(Tensor[] a, int[] a_columns, Tensor[] b, int[] b_columns, Tensor(a!)[] out, "
+      "int[] out_columns) -> ()",
+      multiply_grids_out);
+}
 
 TORCH_LIBRARY_FRAGMENT(xformers_python, m) {
   m.def("tiled_matmul_fwd(Tensor[] a, Tensor[] b, SymInt[] ms, SymInt[] ns, SymInt[] ks) -> Tensor[]",
         xformers::ops::tiled_matmul_fwd);
 }
 
-TORCH_LIBRARY_IMPL(xformers, CompositeExplicitAutograd, m) { xformers::ops::implement<xformers::ops::multiply>(m); }
+TORCH_LIBRARY_IMPL(xformers, CompositeExplicitAutograd, m) {
+  xformers::ops::implement<xformers::ops::multiply_tiles>(m);
+}
 
 TORCH_LIBRARY_IMPL(xformers, Autograd, m) { xformers::ops::implement<xformers::ops::multiply_autograd>(m); }
