@@ -91,6 +91,21 @@ void attention_autocast(AttentionArgs& args, const AutocastRegion& region) {
   if (args.attn_bias) args.attn_bias = cast(*args.attn_bias);
 }
 
+// What attention_forward will see of these, for callers that ask first who takes them.
+struct UnderAutocast : AttentionArgs {
+  static constexpr const char* kName = "attention_under_autocast";
+  static constexpr const char* kResults[] = {"query", "key", "value", "attn_bias"};
+  using Result = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+  static constexpr auto arguments() { return std::tuple_cat(operands(), std::tuple{arg("attn_bias", &A::attn_bias)}); }
+  void empty() const = delete;
+};
+
+UnderAutocast::Result as_given(const UnderAutocast& args) {
+  return {args.query, args.key, args.value, args.attn_bias.value_or(at::Tensor())};
+}
+
+void under_autocast(UnderAutocast& args, const AutocastRegion& region) { attention_autocast(args, region); }
+
 }  // namespace
 }  // namespace xformers::ops
 
@@ -100,4 +115,11 @@ TORCH_LIBRARY_IMPL(xformers, Autograd, m) {
   implement_no_gradients<AttentionGradArgs, AttentionBackwardStacked>(m);  // refuse double backward
 }
 
-TORCH_LIBRARY_FRAGMENT(xformers, m) { xformers::ops::implement_autocast<xformers::ops::attention_autocast>(m); }
+TORCH_LIBRARY_FRAGMENT(xformers, m) {
+  using namespace xformers::ops;
+  define<UnderAutocast>(m);
+  implement_autocast<attention_autocast>(m);
+  implement_autocast<under_autocast>(m);
+}
+
+TORCH_LIBRARY_IMPL(xformers, CompositeImplicitAutograd, m) { xformers::ops::implement<xformers::ops::as_given>(m); }

@@ -3,13 +3,14 @@ the input."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from . import dispatch, generic
 from ._engine import forward
 from ._lower import Bias, bias_name, dense_of, query_lengths
+from .attn_bias import AttentionBias
 from .common import AttentionBwOpBase, AttentionFwOpBase, AttentionOpBase, Context, Gradients, Inputs
 
 
@@ -50,14 +51,22 @@ def refuse_dropout(p: float) -> None:
 
 
 def with_operators(inp: Inputs, op: Any, need_lse: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-    """(out, lse) by the operators that the caller names, gradients recorded where they are wanted."""
+    """(out, lse) by the operators that the caller names, gradients recorded where they are wanted. A ValueError where
+    they don't take the input or don't go together, a NotImplementedError where none goes with the one that is named."""
     fw, bw = _split_op(op)
     inp = _under_autocast(inp)
     inp.validate_inputs()
-    if inp._needs_gradient():
-        fw = _check_both(inp, fw, bw)
-    elif fw is not None:
-        dispatch._require(fw, inp)
+    tensors, options = inp._request(fw)
+    torch.ops.xformers.attention_check_named(
+        fw._KEY if fw else "",
+        bw._KEY if bw else "",
+        *tensors,
+        **options,
+        forward_name=fw.NAME if fw else "",
+        backward_name=bw.NAME if bw else "",
+        needs_gradient=inp._needs_gradient(),
+        use_fa3=dispatch._get_use_fa3(),
+    )
     return (fw or generic.FwOp).run(inp, need_lse)  # type: ignore[return-value]
 
 
@@ -78,44 +87,15 @@ def _is(op: Any, base: type[AttentionOpBase]) -> bool:
     return isinstance(op, type) and issubclass(op, base)
 
 
-def _check_both(
-    inp: Inputs, fw: type[AttentionFwOpBase] | None, bw: type[AttentionBwOpBase] | None
-) -> type[AttentionFwOpBase] | None:
-    """The forward, once it is sure that both directions take the input and go together."""
-    if fw is not None:
-        dispatch._require(fw, inp)
-    if bw is not None:
-        dispatch._require(bw, inp)
-    if fw is None:
-        if bw is None or torch.compiler.is_compiling():
-            return None
-        return dispatch._dispatch_fw(inp, needs_gradient=True, pair_with=bw)
-    if bw is not None:
-        dispatch._check_pair(fw, bw, inp)
-    elif not torch.compiler.is_compiling():
-        dispatch._dispatch_bw(inp, pair_with=fw)
-    return fw
-
-
 def _under_autocast(inp: Inputs) -> Inputs:
     """Contracts are asked about what the operator will see: the region's dtype."""
     device = inp.query.device.type
-    if device not in ("cpu", "cuda") or not torch.is_autocast_enabled(device):
-        return inp
-    dtype = torch.get_autocast_dtype(device)
-
-    def cast(x: Any) -> Any:
-        if not x.dtype.is_floating_point or x.dtype in (dtype, torch.float64):
-            return x
-        once = x
-        for dim, stride in enumerate(x.stride()):
-            if stride == 0 and x.shape[dim] > 1:
-                once = once.narrow(dim, 0, 1)
-        return once.to(dtype).expand(x.shape)  # what was expanded stays expanded
-
-    if dense_of(inp.attn_bias) is not None:
-        inp.attn_bias = cast(inp.attn_bias)
-    inp.query, inp.key, inp.value = (cast(x) for x in inp._tensors())
+    if device in ("cpu", "cuda") and torch.is_autocast_enabled(device):
+        bias = inp.attn_bias
+        dense = dense_of(bias)
+        inp.query, inp.key, inp.value, dense = torch.ops.xformers.attention_under_autocast(*inp._tensors(), dense)
+        if dense is not None:
+            inp.attn_bias = cast(Any, bias).to(dense.dtype) if isinstance(bias, AttentionBias) else dense
     return inp
 
 

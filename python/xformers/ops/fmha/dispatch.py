@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from .attn_bias import VARLEN_BIASES
 from .common import OPERATORS_BY_KEY, AttentionBwOpBase, AttentionFwOpBase, AttentionOpBase, Inputs
 
 _use_fa3 = False
@@ -67,16 +66,6 @@ def _require(op: type[AttentionOpBase], inp: Inputs) -> None:
     """A ValueError with all its reasons where the operator does not take the input."""
     tensors, options = inp._request(op)
     torch.ops.xformers.attention_require(op._KEY, *tensors, **options, name=op.NAME)
-
-
-def _check_pair(fw: type[AttentionFwOpBase], bw: type[AttentionBwOpBase], inp: Inputs) -> None:
-    """A ValueError where a backward cannot go on from a forward: other dropout, other format of the lse."""
-    torch.ops.xformers.attention_check_pair(fw._KEY, bw._KEY, inp.p, _num_sequences(inp))
-
-
-def _num_sequences(inp: Inputs) -> int:
-    bias = inp.attn_bias
-    return len(bias.q_seqinfo.seqstart_py) - 1 if isinstance(bias, VARLEN_BIASES) else 0
 
 
 def _ensure_op_supports_or_raise(exc_type: type[Exception], name: str, op: type[AttentionOpBase], inp: Inputs) -> None:

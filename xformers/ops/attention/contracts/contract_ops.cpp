@@ -32,6 +32,11 @@ class Arguments {
   at::ArrayRef<c10::IValue> values_;
 };
 
+void require_pair(const Contract& forward, const Contract& backward, double p, int64_t num_sequences) {
+  const auto objection = pair_objection(forward, backward, p, num_sequences);
+  if (objection) throw Error("attention: " + *objection + ".  Fix: use operators of one module, or leave op out.");
+}
+
 AttentionRequest to_request(const Arguments& arguments) {
   AttentionRequest request{.query = arguments["query"].toTensor(),
                            .key = arguments["key_"].toTensor(),
@@ -83,6 +88,29 @@ void require(const Arguments& arguments) {
   require_supported(contract, to_request(arguments), name.empty() ? contract.name() : name);
 }
 
+// A call that names the operator of one direction or of both ('' otherwise): an error unless the named ones take it, go
+// together, and the other direction has one too where gradients are wanted.
+void check_named(const Arguments& arguments) {
+  const AttentionRequest request = to_request(arguments);
+  const auto named = [&](const char* direction) -> const Contract* {
+    const std::string key = arguments.text(direction),
+                      name = arguments.text((direction + std::string("_name")).c_str());
+    if (key.empty()) return nullptr;
+    const Contract& contract = find_contract(key);
+    require_supported(contract, request, name.empty() ? contract.name() : name);
+    return &contract;
+  };
+  const bool needs_gradient = arguments.flag("needs_gradient");
+  const Contract* forward = named("forward");
+  const Contract* backward = needs_gradient ? named("backward") : nullptr;
+  if (!needs_gradient || (!forward && !backward)) return;
+  if (forward && backward) return require_pair(*forward, *backward, request.p, request.seqlens_q.size());
+  dispatch(request, {.backward = forward != nullptr,
+                     .needs_gradient = true,
+                     .use_fa3 = arguments.flag("use_fa3"),
+                     .pair_with = forward ? forward : backward});
+}
+
 std::vector<std::string> priority(const Arguments& arguments) {
   std::vector<std::string> keys;
   for (const Contract* contract :
@@ -118,8 +146,7 @@ std::vector<std::string> shape_reasons(const std::string& key, int64_t seqlen_q,
 }
 
 void check_pair(const std::string& forward, const std::string& backward, double p, int64_t num_sequences) {
-  const auto objection = pair_objection(find_contract(forward), find_contract(backward), p, num_sequences);
-  if (objection) throw Error("attention: " + *objection + ".  Fix: use operators of one module, or leave op out.");
+  require_pair(find_contract(forward), find_contract(backward), p, num_sequences);
 }
 
 int64_t flops(at::IntArrayRef query, at::IntArrayRef key, at::IntArrayRef value, bool causal, bool backward,
@@ -146,6 +173,9 @@ TORCH_LIBRARY_FRAGMENT(xformers, m) {
   m.def("attention_shape_not_supported_reasons(str key, int Mq, int Mkv, int K, int Kv) -> str[]", shape_reasons);
   define<reasons>(m, "attention_not_supported_reasons", "str key", "", "str[]");
   define<require>(m, "attention_require", "str key", ", str name=''", "()");
+  define<check_named>(m, "attention_check_named", "str forward, str backward",
+                      ", str forward_name='', str backward_name='', bool needs_gradient=False, bool use_fa3=False",
+                      "()");
   define<priority>(m, "attention_priority", "bool backward", ", bool needs_gradient=False, bool use_fa3=False",
                    "str[]");
   define<choose>(m, "attention_dispatch", "bool backward",
