@@ -34,7 +34,7 @@ class NVFusedBiasDropoutRes(FusedDropoutBias):
     def __init__(self, p: float, bias_shape: int | None = None):
         super().__init__(p, bias_shape)
 
-    def forward(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         return _dropout(x, self.p if self.training else 0.0, self.bias, residual=residual)
 
 
