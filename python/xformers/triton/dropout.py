@@ -18,8 +18,8 @@ def dropout(
     bias is `[width]`, residual like x. The mask is drawn from the default generator of x's device (`torch.manual_seed`
     repeats it) and never stored: backward computes it again. p = 0: no dropout; p = 1: zeros. gelu is the tanh form.
     In fp32 (fp64 for fp64) with one rounding; under autocast in its dtype. Differentiable in x, bias and residual.
-    ValueError where shapes, dtypes or devices don't fit, p is no probability or the activation is unknown. The mask is of
-    Philox4x32 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
+    ValueError where shapes, dtypes or devices don't fit, p is no probability or the activation is unknown. The mask is
+    of Philox4x32 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
     """
     return torch.ops.xformers.fused_dropout(x, p, bias, getattr(activation, "value", activation), residual)
 
