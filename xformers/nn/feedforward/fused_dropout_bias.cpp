@@ -2,6 +2,7 @@
 
 #include <ATen/ops/zeros.h>
 
+#include "xformers/kernels/base/check.h"
 #include "xformers/nn/optional.h"
 #include "xformers/ops/bias_act_dropout/bias_act_dropout.h"
 
@@ -9,8 +10,11 @@ namespace xformers::nn {
 
 FusedDropoutBiasImpl::FusedDropoutBiasImpl(const FusedDropoutBiasOptions& options_arg) : options(options_arg) {
   if (!(options.p >= 0 && options.p < 1)) {
-    throw Error("FusedDropoutBias: p is " + std::to_string(options.p) +
-                ", expected a probability in [0, 1).  Fix: pass a fraction.");
+    fail({.where = "FusedDropoutBias",
+          .name = "p",
+          .got = std::to_string(options.p),
+          .expected = "a probability in [0, 1)",
+          .fix = "pass a fraction"});
   }
   FusedDropoutBiasImpl::reset();
 }

@@ -16,6 +16,21 @@ Fn pick_by_isa(Fn portable, Fn avx2, Fn avx512, Fn avx512_bf16) {
   }
 }
 
+// XFORMERS_DECLARE_FOR_ISAS(declarations): of the functions that every compilation of a unit x_isa.cpp has.
+#define XFORMERS_DECLARE_FOR_ISAS(...) \
+  namespace isa_portable {             \
+  __VA_ARGS__                          \
+  }                                    \
+  namespace isa_avx2 {                 \
+  __VA_ARGS__                          \
+  }                                    \
+  namespace isa_avx512 {               \
+  __VA_ARGS__                          \
+  }                                    \
+  namespace isa_avx512_bf16 {          \
+  __VA_ARGS__                          \
+  }
+
 // XFORMERS_ISA_FN(isa, fn): the compilation of `fn` for one set, in namespace isa_<isa>; nullptr where it is not built.
 #define XFORMERS_ISA_FN(isa, fn) XFORMERS_BUILT_##isa(&isa_##isa::fn)
 

@@ -1,10 +1,13 @@
 #include "xformers/kernels/cpu/bias_act_dropout/bias_act_dropout_cpu.h"
 
 #include "xformers/kernels/cpu/base/isa_fn.h"
-#include "xformers/kernels/cpu/bias_act_dropout/isa_kernels.h"
 #include "xformers/kernels/params/checks.h"
 
 namespace xformers::cpu {
+
+XFORMERS_DECLARE_FOR_ISAS(void bias_act_dropout_forward(const BiasActDropoutFwdParams& params, const Threads& threads);
+                          void bias_act_dropout_backward(const BiasActDropoutBwdParams& params,
+                                                         const Threads& threads);)
 
 void bias_act_dropout_forward(const BiasActDropoutFwdParams& params, const Threads& threads) {
   check(params, WeightTypes::kCompute);

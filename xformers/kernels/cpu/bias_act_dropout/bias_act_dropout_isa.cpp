@@ -3,7 +3,7 @@
 #include "xformers/kernels/cpu/base/column_sums-inl.h"
 #include "xformers/kernels/cpu/base/pieces-inl.h"
 #include "xformers/kernels/cpu/bias_act_dropout/activation-inl.h"
-#include "xformers/kernels/cpu/bias_act_dropout/isa_kernels.h"
+#include "xformers/kernels/cpu/bias_act_dropout/bias_act_dropout_cpu.h"
 #include "xformers/kernels/cpu/bias_act_dropout/keep-inl.h"
 
 HWY_BEFORE_NAMESPACE();

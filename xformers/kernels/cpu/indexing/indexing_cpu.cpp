@@ -3,11 +3,18 @@
 #include <string>
 
 #include "xformers/kernels/cpu/base/isa_fn.h"
-#include "xformers/kernels/cpu/indexing/isa_kernels.h"
+#include "xformers/kernels/cpu/indexing/row_groups.h"
 #include "xformers/kernels/params/checks.h"
 #include "xformers/kernels/params/index_check.h"
 
 namespace xformers::cpu {
+
+XFORMERS_DECLARE_FOR_ISAS(
+    void gather(DType dtype, const RowSelection& selection, const Threads& threads);
+    void scatter_sum(DType dtype, const RowSelection& selection, const RowGroups& groups, const Threads& threads);
+    void scaled_index_add(const ScaledIndexAddParams& params, const RowGroups& groups, const Threads& threads);
+    void scaled_index_add_backward(const ScaledIndexAddBwdParams& params, const Threads& threads);)
+
 namespace {
 
 void check_index(const char* where, const std::string& name, const int64_t* index, int64_t count, int64_t rows) {

@@ -1,7 +1,8 @@
 // Gathering, scattering and adding rows. Compiled once per instruction set.
 #include "xformers/kernels/cpu/base/column_sums-inl.h"
 #include "xformers/kernels/cpu/base/rows-inl.h"
-#include "xformers/kernels/cpu/indexing/isa_kernels.h"
+#include "xformers/kernels/cpu/indexing/indexing_cpu.h"
+#include "xformers/kernels/cpu/indexing/row_groups.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace xformers::cpu::XFORMERS_ISA_NAMESPACE {

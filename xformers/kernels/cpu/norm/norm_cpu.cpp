@@ -1,10 +1,12 @@
 #include "xformers/kernels/cpu/norm/norm_cpu.h"
 
 #include "xformers/kernels/cpu/base/isa_fn.h"
-#include "xformers/kernels/cpu/norm/isa_kernels.h"
 #include "xformers/kernels/params/checks.h"
 
 namespace xformers::cpu {
+
+XFORMERS_DECLARE_FOR_ISAS(void norm_forward(const NormFwdParams& params, const Threads& threads);
+                          void norm_backward(const NormBwdParams& params, const Threads& threads);)
 
 void norm_forward(const NormFwdParams& params, const Threads& threads) {
   check(params, WeightTypes::kCompute);

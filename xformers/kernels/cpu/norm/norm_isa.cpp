@@ -4,7 +4,7 @@
 
 #include "xformers/kernels/cpu/base/column_sums-inl.h"
 #include "xformers/kernels/cpu/base/rows-inl.h"
-#include "xformers/kernels/cpu/norm/isa_kernels.h"
+#include "xformers/kernels/cpu/norm/norm_cpu.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace xformers::cpu::XFORMERS_ISA_NAMESPACE {

@@ -3,12 +3,15 @@
 #include <vector>
 
 #include "xformers/kernels/cpu/base/isa_fn.h"
-#include "xformers/kernels/cpu/rope/isa_kernels.h"
 #include "xformers/kernels/params/checks.h"
 #include "xformers/kernels/params/rope_check.h"
 #include "xformers/kernels/params/rope_frequencies.h"
 
 namespace xformers::cpu {
+
+XFORMERS_DECLARE_FOR_ISAS(void rope_padded(const RopePaddedParams& params, const double* frequencies,
+                                           const Threads& threads);
+                          void rotary(const RotaryParams& params, const double* frequencies, const Threads& threads);)
 
 void rope_padded(const RopePaddedParams& params, const Threads& threads) {
   check(params);

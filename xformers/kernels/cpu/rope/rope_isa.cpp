@@ -4,7 +4,7 @@
 
 #include "xformers/kernels/cpu/base/blocks.h"
 #include "xformers/kernels/cpu/base/scratch.h"
-#include "xformers/kernels/cpu/rope/isa_kernels.h"
+#include "xformers/kernels/cpu/rope/rope_cpu.h"
 #include "xformers/kernels/cpu/rope/turn-inl.h"
 
 HWY_BEFORE_NAMESPACE();

@@ -1,10 +1,12 @@
 #include "xformers/kernels/cpu/softmax/softmax_cpu.h"
 
 #include "xformers/kernels/cpu/base/isa_fn.h"
-#include "xformers/kernels/cpu/softmax/isa_kernels.h"
 #include "xformers/kernels/params/checks.h"
 
 namespace xformers::cpu {
+
+XFORMERS_DECLARE_FOR_ISAS(void softmax_forward(const SoftmaxFwdParams& params, const Threads& threads);
+                          void softmax_backward(const SoftmaxBwdParams& params, const Threads& threads);)
 namespace {
 
 bool is_empty(const SoftmaxShape& shape) {

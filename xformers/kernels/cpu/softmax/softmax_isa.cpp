@@ -5,7 +5,7 @@
 #include "xformers/kernels/cpu/base/blocks.h"
 #include "xformers/kernels/cpu/base/exp-inl.h"
 #include "xformers/kernels/cpu/base/scratch.h"
-#include "xformers/kernels/cpu/softmax/isa_kernels.h"
+#include "xformers/kernels/cpu/softmax/softmax_cpu.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace xformers::cpu::XFORMERS_ISA_NAMESPACE {

@@ -1,10 +1,12 @@
 #include "xformers/kernels/cpu/swiglu/gate_cpu.h"
 
 #include "xformers/kernels/cpu/base/isa_fn.h"
-#include "xformers/kernels/cpu/swiglu/isa_kernels.h"
 #include "xformers/kernels/params/checks.h"
 
 namespace xformers::cpu {
+
+XFORMERS_DECLARE_FOR_ISAS(void gate_forward(const GateFwdParams& params, const Threads& threads);
+                          void gate_backward(const GateBwdParams& params, const Threads& threads);)
 
 void gate_forward(const GateFwdParams& params, const Threads& threads) {
   check(params);

@@ -1,7 +1,7 @@
 // silu(x1) * x2 and its gradients in one pass each. Compiled once per instruction set.
 #include "xformers/kernels/cpu/base/exp-inl.h"
 #include "xformers/kernels/cpu/base/pieces-inl.h"
-#include "xformers/kernels/cpu/swiglu/isa_kernels.h"
+#include "xformers/kernels/cpu/swiglu/gate_cpu.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace xformers::cpu::XFORMERS_ISA_NAMESPACE {

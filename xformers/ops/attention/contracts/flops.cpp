@@ -1,9 +1,11 @@
 #include "xformers/ops/attention/contracts/flops.h"
 
+#include <c10/util/StringUtil.h>
+
 #include <algorithm>
 #include <vector>
 
-#include "xformers/kernels/base/error.h"
+#include "xformers/kernels/base/check.h"
 
 namespace xformers::ops {
 namespace {
@@ -39,10 +41,11 @@ int64_t attention_flops(at::IntArrayRef query, at::IntArrayRef key, at::IntArray
                         bool heads_first, const PackedLengths& lengths) {
   const size_t ndim = query.size();
   if (ndim < 3 || ndim > 5 || key.size() != ndim || value.size() != ndim || (heads_first && ndim != 4)) {
-    throw Error("attention_flops: the sizes have " + std::to_string(ndim) + ", " + std::to_string(key.size()) +
-                " and " + std::to_string(value.size()) +
-                " dimensions, expected 3, 4 or 5 for all, 4 where heads come first.  Fix: pass the sizes of query, key "
-                "and value.");
+    fail({.where = "attention_flops",
+          .name = "the number of dimensions of query, key and value",
+          .got = c10::str(ndim, ", ", key.size(), " and ", value.size()),
+          .expected = "3, 4 or 5 for all, 4 where heads come first",
+          .fix = "pass the sizes of query, key and value"});
   }
   const size_t row_dim = heads_first ? 2 : 1;
   const int64_t seqlen_q = query[row_dim], seqlen_k = key[row_dim], head_dim = query.back(), head_dim_v = value.back();
