@@ -7,7 +7,7 @@
 namespace xformers::ops {
 namespace {
 
-AttentionResult forward_cpu(const AttentionArgs& args) {
+AttentionResult forward_cpu(AttentionArgs& args) {
   return run_forward(args, [](const AttentionFwdParams& params) { cpu::attention_forward(params, torch_threads()); });
 }
 

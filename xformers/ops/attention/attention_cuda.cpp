@@ -9,7 +9,7 @@
 namespace xformers::ops {
 namespace {
 
-AttentionResult forward_cuda(const AttentionArgs& args) {
+AttentionResult forward_cuda(AttentionArgs& args) {
   CudaCall call(args.query.device());
   return run_forward(args, [&](const AttentionFwdParams& params) {
     const auto choice = cuda::choose_forward(params);

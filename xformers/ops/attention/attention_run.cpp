@@ -31,9 +31,7 @@ at::Tensor to_score_tensor(const at::Tensor& bias, at::ScalarType dtype) {
 
 // The tensors in the form that kernels take.
 void to_kernel_form(AttentionArgs& args) {
-  args.query = with_unit_last_stride(args.query);
-  args.key = with_unit_last_stride(args.key);
-  args.value = with_unit_last_stride(args.value);
+  for (at::Tensor* t : {&args.query, &args.key, &args.value}) give_unit_last_stride(*t);
   if (args.query.dim() == 5 && args.k_scale_shift &&
       (args.k_scale_shift->stride(3) != 0 || args.v_scale_shift->stride(3) != 0)) {
     args.key = args.key.contiguous();  // heads share keys only where they share the coefficients too
@@ -122,11 +120,13 @@ void write_gradients(const AttentionGradArgs& given, const AttentionGradients& g
   }
   AttentionGradArgs args = given;
   to_kernel_form(args);
-  args.grad_out = with_unit_last_stride(args.grad_out.to(args.query.scalar_type()));
-  args.out = with_unit_last_stride(args.out.to(args.query.scalar_type()));
-  args.lse = with_unit_last_stride(args.lse);
-  if (args.lse_low) args.lse_low = with_unit_last_stride(*args.lse_low);
-  if (args.grad_lse) args.grad_lse = with_unit_last_stride(*args.grad_lse);
+  for (at::Tensor* t : {&args.grad_out, &args.out}) {
+    *t = t->to(args.query.scalar_type());
+    give_unit_last_stride(*t);
+  }
+  give_unit_last_stride(args.lse);
+  if (args.lse_low) give_unit_last_stride(*args.lse_low);
+  if (args.grad_lse) give_unit_last_stride(*args.grad_lse);
 
   const HeadDims dims = head_dims_of(args);
   AttentionBwdParams params;
@@ -145,11 +145,10 @@ void write_gradients(const AttentionGradArgs& given, const AttentionGradients& g
 
 }  // namespace
 
-AttentionResult run_forward(const AttentionArgs& given, ForwardKernel kernel) {
-  given.check();
-  if (given.query.is_cpu()) check_offsets(given);
+AttentionResult run_forward(AttentionArgs& args, ForwardKernel kernel) {
+  args.check();
+  if (args.query.is_cpu()) check_offsets(args);
 
-  AttentionArgs args = given;
   to_kernel_form(args);
   // Kernels write the query's dtype, or the one that they compute in; any other is converted from that.
   const at::ScalarType dtype = args.query.scalar_type(), out_dtype = args.out_dtype.value_or(dtype);

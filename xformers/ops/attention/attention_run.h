@@ -13,8 +13,9 @@ namespace xformers::ops {
 using ForwardKernel = c10::function_ref<void(const AttentionFwdParams& params)>;
 using BackwardKernel = c10::function_ref<void(const AttentionBwdParams& params)>;
 
-// The kernel is called once, or not at all where there is no query.
-AttentionResult run_forward(const AttentionArgs& args, ForwardKernel kernel);
+// The kernel is called once, or not at all where there is no query. The arguments of run_forward are left in the form
+// that kernels take.
+AttentionResult run_forward(AttentionArgs& args, ForwardKernel kernel);
 AttentionGradients run_backward(const AttentionGradArgs& args, BackwardKernel kernel);
 AttentionStackedGradients run_backward_stacked(const AttentionBackwardStacked& args, BackwardKernel kernel);
 

@@ -29,4 +29,8 @@ inline at::Tensor with_unit_last_stride(const at::Tensor& t) {
   return map_unexpanded(t, t.dim() - 1, [](const at::Tensor& once) { return once.contiguous(); });
 }
 
+inline void give_unit_last_stride(at::Tensor& t) {
+  if (!has_unit_last_stride(t)) t = with_unit_last_stride(t);
+}
+
 }  // namespace xformers::ops

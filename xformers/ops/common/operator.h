@@ -184,11 +184,11 @@ std::string schema_of() {
 template <class Body>
 struct BodyTraits;
 template <class R, class T>
-struct BodyTraits<R (*)(const T&)> {
-  using Op = T;
+struct BodyTraits<R (*)(T&)> {
+  using Op = std::remove_const_t<T>;
 };
 
-// kBody(const Op& args) is what the operator does under the library's dispatch key.
+// kBody(const Op& args) is what the operator does under the library's dispatch key; kBody(Op& args) may change them.
 template <auto kBody>
 void implement(torch::Library& m) {
   using Op = typename BodyTraits<decltype(kBody)>::Op;

@@ -18,9 +18,9 @@ bool for_each_tensor(GradientNode::Field field, const Fn& fn) {
   if (const auto* tensor = std::get_if<at::Tensor*>(&field)) {
     fn(**tensor);
   } else if (const auto* optional = std::get_if<OptionalTensor*>(&field)) {
-    at::Tensor value = (*optional)->value_or(at::Tensor());
+    at::Tensor value = **optional ? *std::move(**optional) : at::Tensor();
     fn(value);
-    **optional = to_optional(value);
+    **optional = value.defined() ? OptionalTensor(std::move(value)) : std::nullopt;
   } else if (const auto* list = std::get_if<std::vector<at::Tensor>*>(&field)) {
     for (at::Tensor& tensor : **list) fn(tensor);
   } else {
@@ -32,6 +32,9 @@ bool for_each_tensor(GradientNode::Field field, const Fn& fn) {
 }  // namespace
 
 void GradientNode::save_tensors() {
+  size_t count = 0;
+  for_each_field([&](Field field) { for_each_tensor(field, [&](const at::Tensor&) { ++count; }); });
+  tensors_.reserve(count);
   for_each_field([&](Field field) {
     for_each_tensor(field, [&](at::Tensor& tensor) {
       const auto* meta = tensor.defined() ? torch::autograd::impl::get_autograd_meta(tensor) : nullptr;
