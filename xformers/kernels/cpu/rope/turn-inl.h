@@ -27,10 +27,10 @@ HWY_INLINE Vec<double> to_first_turn(Vec<double> angle) {
   return hn::NegMulAdd(turns, hn::Set(d, 0x1.1a62633145c07p-52), near);
 }
 
-// inverse: turn back.
+// inverse: turn back. One copy for all element types: sines and cosines are long.
 template <class C>
-HWY_INLINE void fill_turn(double position, bool inverse, const double* frequencies, ptrdiff_t head_dim, bool adjacents,
-                          const Turn<C>& turn) {
+HWY_NOINLINE void fill_turn(double position, bool inverse, const double* frequencies, ptrdiff_t head_dim,
+                            bool adjacents, const Turn<C>& turn) {
   const Tag<double> d;
   const ptrdiff_t half = head_dim / 2;
   const C sign = inverse ? C(-1) : C(1);
