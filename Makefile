@@ -16,7 +16,7 @@ wheel:   ## build the Python wheel into build/dist (CUDA=1: with the CUDA kernel
 	@CUDA=$(CUDA) scripts/wheel.sh
 format:  ## rewrite the sources in the house format
 	@scripts/format.sh
-lint:    ## check format, Python style and types, change nothing
+lint:    ## check format, style, types and scripts, change nothing
 	@scripts/format.sh --check
 clean:   ## remove build/, keep .venv
 	rm -rf build

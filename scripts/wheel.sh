@@ -6,7 +6,8 @@ scripts/bootstrap.sh
 CXX=$(find_compiler)
 export CXX PATH="$PWD/.venv/bin:$PATH"
 if [[ -n ${CUDA:-} ]]; then
-  export XFORMERS_CUDA=$([[ $CUDA == 0 ]] && echo OFF || echo ON)
+  XFORMERS_CUDA=$([[ $CUDA == 0 ]] && echo OFF || echo ON)
+  export XFORMERS_CUDA
 fi
 if [[ ${XFORMERS_CUDA:-OFF} == ON ]]; then
   if [[ -z $(find_nvcc) ]]; then

@@ -5,7 +5,7 @@
 # SHARDS processes (default 8) share the tests. COMMIT is recorded; ROOT holds the sources that were built (default: this
 # repository); RESULTS is where a whole and green record goes; PYTHON is the interpreter.
 set -uo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 1
 readonly package=$1 program=$2 out=$3 shards=${SHARDS:-8} python=${PYTHON:-python3}
 shift 3
 parts=("$@")
