@@ -17,7 +17,7 @@ find "$tree" -name '*.gcda' -delete
 
 status=0
 step "C++ tests" "$tree/bin/ops_test" --gtest_brief=1 || status=1
-python -m pytest -q tests/python -k "not overhead" "$@" || status=1  # -O0 is no measure of speed
+python -m pytest -q tests/python -m "not wall_clock" "$@" || status=1  # -O0 is no measure of speed
 gcov=${CXX//g++/gcov}
 gcovr --gcov-executable "$(command -v "$gcov" || echo gcov)" --root . --object-directory "$tree" \
   --filter xformers/ops/attention/ --merge-mode-functions separate --fail-under-line "$minimum" \

@@ -20,10 +20,13 @@ export PATH="$PWD/.venv/bin:$PATH" PYTHONPATH="$PWD/build/$preset/python" XFORME
 
 reports=build/$preset/reports
 rm -rf "$reports" && mkdir -p "$reports"
+export XFORMERS_TEST_RATIOS=$PWD/$reports/ratios.txt
 status=0
 say "C++ tests"
 ctest --test-dir "build/$preset" --progress --parallel "$(nproc)" --output-on-failure --no-tests=error --output-junit "$PWD/$reports/ctest.xml" || status=1
 say "Python tests"
-python -m pytest -q --durations=5 --junitxml="$reports/pytest.xml" tests || status=1
-python scripts/count_tests.py "$reports"/*.xml || status=1
+python -m pytest -q -n "$(nproc)" --dist worksteal -m "not wall_clock" --durations=5 --junitxml="$reports/pytest.xml" tests || status=1
+say "Python tests that measure time, alone on the machine"
+python -m pytest -q -m wall_clock --junitxml="$reports/wall_clock.xml" tests || status=1
+python scripts/junit.py "$reports"/*.xml --ratios "$XFORMERS_TEST_RATIOS" || status=1
 exit $status

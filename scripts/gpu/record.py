@@ -10,20 +10,15 @@ import datetime
 import json
 import pathlib
 import sys
-import xml.etree.ElementTree as ElementTree
 from collections import Counter
 
 import sources
 
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+import junit  # noqa: E402
+
 TOOLS = {"memcheck", "racecheck", "initcheck", "synccheck"}
 BENCHMARKS = ("attention-cuda", "blocks-cuda")
-
-
-def outcome(case):
-    tags = {child.tag for child in case}
-    if tags & {"failure", "error"}:
-        return "failed"
-    return "skipped" if "skipped" in tags or case.get("result") in ("skipped", "suppressed") else "passed"
 
 
 def suite(case, path):
@@ -35,13 +30,11 @@ def suite(case, path):
 def counts(paths):
     """Counts of all tests and of each suite, and the names of those that failed."""
     total, by_suite, failed = Counter(passed=0, failed=0, skipped=0), {}, []
-    for path in paths:
-        for case in ElementTree.parse(path).iter("testcase"):
-            result = outcome(case)
-            total[result] += 1
-            by_suite.setdefault(suite(case, path), Counter())[result] += 1
-            if result == "failed":
-                failed.append(f"{case.get('classname')}.{case.get('name')}")
+    for path, case, result in junit.cases(paths):
+        total[result] += 1
+        by_suite.setdefault(suite(case, path), Counter())[result] += 1
+        if result == "failed":
+            failed.append(junit.name(case))
     return {**total, "suites": by_suite, "failures": sorted(failed)}
 
 

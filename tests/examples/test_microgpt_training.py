@@ -81,6 +81,7 @@ def test_same_seed_same_curve(microgpt, train, tmp_path):
     assert losses(report_of(microgpt, tmp_path / "other", *arguments, "--seed", 2)) != first
 
 
+@pytest.mark.wall_clock
 def test_stops_in_time(microgpt, train, tmp_path):
     report = report_of(microgpt, tmp_path / "report.json", *train, "--max-seconds", 2)
     assert report["steps"] > 1

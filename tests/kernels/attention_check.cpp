@@ -3,7 +3,12 @@
 #include <algorithm>
 #include <cctype>
 #include <cmath>
+#include <cstdlib>
+#include <fstream>
+#include <iostream>
+#include <map>
 #include <sstream>
+#include <utility>
 
 #include "tests/kernels/attention_backend.h"
 #include "tests/reference/rounding.h"
@@ -44,9 +49,12 @@ bool same_kind(double got, double expected) {
 
 double distance(double a, double b) { return std::isfinite(a) && std::isfinite(b) ? std::abs(a - b) : 0; }
 
-// "" or what is wrong with one output.
+// {kernel, quantity} -> largest error / budget so far.
+std::map<std::pair<std::string, std::string>, double> largest_ratios;
+
+// "" or what is wrong with one output; `largest` rises to the largest error / budget.
 std::string compare(const Sizes& sizes, double unit, const Values& got, const Values& expected, const Values& plain,
-                    const Values& roundings) {
+                    const Values& roundings, double& largest) {
   std::ostringstream text;
   text.precision(9);
   const int64_t count = static_cast<int64_t>(expected.size());
@@ -74,9 +82,10 @@ std::string compare(const Sizes& sizes, double unit, const Values& got, const Va
     const double budget = kPlainFactor * plain_error + kRoundings * rounding;
     for (int64_t i = begin; i < end; ++i) {
       const double error = distance(got[i], expected[i]);
+      const double ratio = error == 0 ? 0 : budget > 0 ? error / budget : INFINITY;
+      largest = std::max(largest, ratio);
       if (error <= budget) continue;
       ++wrong;
-      const double ratio = budget > 0 ? error / budget : INFINITY;
       if (worst < 0 || ratio > worst_ratio) worst = i, worst_ratio = ratio, worst_budget = budget;
     }
   }
@@ -102,8 +111,9 @@ std::string compare(const Sizes& sizes, double unit, const Values& got, const Va
     if ((expected.*member).empty() && (got.*member).empty()) continue;
     if (c.forward_only() && i >= kForwardQuantities) continue;
     const double unit = reference::unit_roundoff(tensors[i]->dtype());
-    const std::string text =
-        compare(tensors[i]->sizes(), unit, got.*member, expected.*member, plain.*member, roundings.*member);
+    const std::string kernel = i < kForwardQuantities ? last_forward_kernel() : last_backward_kernel();
+    const std::string text = compare(tensors[i]->sizes(), unit, got.*member, expected.*member, plain.*member,
+                                     roundings.*member, largest_ratios[{kernel, name}]);
     if (!text.empty()) problems += std::string("\n  ") + name + " " + text;
   }
   if (const std::string name = run.damaged_output(); !name.empty())
@@ -117,6 +127,19 @@ std::string compare(const Sizes& sizes, double unit, const Values& got, const Va
   AttentionRun run(c);
   run.run();
   return matches_reference(run);
+}
+
+void report_ratios() {
+  const char* const path = std::getenv("XFORMERS_TEST_RATIOS");
+  std::ofstream file;
+  if (path) file.open(path, std::ios::app);
+  std::ostringstream lines;  // written at once: many programs share the file
+  for (const auto& [key, ratio] : largest_ratios) lines << key.first << ' ' << key.second << ' ' << ratio << '\n';
+  if (path) {
+    file << lines.str();
+  } else if (!largest_ratios.empty()) {
+    std::cout << "largest error / budget:\n" << lines.str();
+  }
 }
 
 TEST_P(AttentionCases, MatchesReference) { EXPECT_TRUE(matches_reference(GetParam())); }

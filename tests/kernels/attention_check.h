@@ -22,6 +22,10 @@ namespace xformers::testing {
 // The same for a run that has been made; `run` holds the outputs.
 ::testing::AssertionResult matches_reference(const AttentionRun& run);
 
+// Prints the largest error / budget of each kernel and quantity, or adds lines "<kernel> <quantity> <ratio>" to the
+// file that XFORMERS_TEST_RATIOS names.
+void report_ratios();
+
 // Parametrised tests over cases: one test, MatchesReference, in attention_check.cpp.
 class AttentionCases : public ::testing::TestWithParam<AttentionCase> {};
 

@@ -101,7 +101,7 @@ TEST_P(ForwardOffsets, AreClampedToTheTensors) {
       EXPECT_EQ(run.damaged_output(), "") << to_text(run.attention_case());
     }
   });
-  if (taken == 0) GTEST_SKIP() << GetParam() << " takes none of the cases here";
+  EXPECT_GT(taken, 0) << GetParam() << " takes none of the cases here";
 }
 
 TEST_P(BackwardOffsets, AreClampedToTheTensors) {
@@ -113,7 +113,7 @@ TEST_P(BackwardOffsets, AreClampedToTheTensors) {
       EXPECT_EQ(run.damaged_output(), "") << to_text(run.attention_case());
     }
   });
-  if (taken == 0) GTEST_SKIP() << GetParam() << " takes none of the cases here";
+  EXPECT_GT(taken, 0) << GetParam() << " takes none of the cases here";
 }
 
 // No sequences, and queries and keys all the same: out 0, lse -inf, gradients 0. The one entry of the offsets has
@@ -145,7 +145,7 @@ TEST_P(ForwardOfNobody, IsEmpty) {
       expect_all(run.lse, -std::numeric_limits<double>::infinity(), to_text(run.attention_case()) + ": lse");
     }
   });
-  if (taken == 0) GTEST_SKIP() << GetParam() << " takes none of the cases here";
+  EXPECT_GT(taken, 0) << GetParam() << " takes none of the cases here";
 }
 
 class BackwardOfNobody : public Offsets {};
@@ -159,7 +159,7 @@ TEST_P(BackwardOfNobody, IsZero) {
       }
     }
   });
-  if (taken == 0) GTEST_SKIP() << GetParam() << " takes none of the cases here";
+  EXPECT_GT(taken, 0) << GetParam() << " takes none of the cases here";
 }
 
 const auto kernel_name = [](const ::testing::TestParamInfo<std::string>& info) { return info.param; };

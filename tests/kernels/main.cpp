@@ -33,5 +33,7 @@ int main(int argc, char** argv) {
     std::cerr << "unknown option " << argument << "; there are --case=<text form> and GoogleTest's (--help)\n";
     return EXIT_FAILURE;
   }
-  return RUN_ALL_TESTS();
+  const int result = RUN_ALL_TESTS();
+  xformers::testing::report_ratios();
+  return result;
 }

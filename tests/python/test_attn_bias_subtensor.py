@@ -127,7 +127,7 @@ def test_computing_with_a_mask_is_refused(mask, compute):
         assert (mask._subtensor == 0).all()
 
 
-def test_slicing_a_mask_without_bias_is_refused():
+def test_slicing_a_mask_without_bias_meets_any_refusal():
     with pytest.raises((TypeError, IndexError)):
         LowerTriangularMask().unsqueeze(0)
     with pytest.raises(NotImplementedError, match="add_bias is called on a LowerTriangularMaskWithTensorBias"):

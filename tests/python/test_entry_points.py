@@ -69,7 +69,7 @@ def test_dropout_keeps_to_one_backend():
         assert torch.equal(out, memory_efficient_attention(*inputs, p=0.3))
 
 
-def test_a_forward_without_backward_is_refused_where_gradients_are_wanted():
+def test_a_forward_without_backward_meets_any_refusal_where_gradients_are_wanted():
     bias = ab.BlockDiagonalPaddedKeysMask.from_seqlens([20, 20], 20, [13, 20])
     inputs = half()
     with pytest.raises((ValueError, NotImplementedError)):
@@ -195,6 +195,7 @@ def test_flops_of_the_operators_of_old():
     assert counter.get_total_flops() == 2 * 2 * (3 * 3 + 5 * 5) * 32
 
 
+@pytest.mark.wall_clock
 def test_overhead_in_python():
     """A tiny call costs at most 25 microseconds more than PyTorch's own; the best of many, so load does not count."""
     import time

@@ -31,6 +31,7 @@ def copy_of_package(folder, leave_out=()):
     return package
 
 
+@pytest.mark.wall_clock
 def test_quick_and_quiet():
     """0.06 s beyond torch is the goal, of a processor's time: a busy or slow machine gets another chance and more."""
     code = """

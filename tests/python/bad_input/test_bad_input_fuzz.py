@@ -47,7 +47,7 @@ def attempt(fn, *args, **options):
 
 @settings(max_examples=300)
 @given(q=tensors(), k=tensors(), v=tensors(), bias=BIASES, p=st.sampled_from([0.0, 0.0, 0.5, 2.0]))
-def test_any_tensors(q, k, v, bias, p):
+def test_any_tensors_give_a_result_or_any_refusal(q, k, v, bias, p):
     out = attempt(memory_efficient_attention, q, k, v, bias, p)
     if out is not None:
         assert out.shape == (*q.shape[:-1], v.shape[-1])
@@ -80,7 +80,7 @@ def test_nearly_right_tensors(data):
 
 @settings(max_examples=300)
 @given(data=st.data())
-def test_operator_arguments(data):
+def test_operator_arguments_give_a_result_or_any_refusal(data):
     """The operator itself, below Python's checks."""
     numbers = st.one_of(st.none(), st.lists(st.integers(-3, 9), max_size=4))
     ints = {name: data.draw(numbers) for name in ("cu_seqlens_q", "cu_seqlens_k", "seqused_k")}
@@ -100,7 +100,7 @@ def test_operator_arguments(data):
 
 @settings(max_examples=150)
 @given(attn=st.lists(tensors(), max_size=3), lse=st.lists(tensors(), max_size=3), write=st.booleans())
-def test_merge(attn, lse, write):
+def test_merge_gives_a_result_or_any_refusal(attn, lse, write):
     attempt(fmha.merge_attentions, attn, lse, write)
     if attn and lse:
         attempt(fmha.merge_attentions, attn[0], lse[0], write)
@@ -108,7 +108,7 @@ def test_merge(attn, lse, write):
 
 @settings(max_examples=150)
 @given(data=st.data())
-def test_backward_by_hand(data):
+def test_backward_by_hand_gives_gradients_or_any_refusal(data):
     base = [(2, 5, 3, 8), (2, 5, 3, 8), (2, 3, 5), (2, 5, 3, 8), (2, 7, 3, 8), (2, 7, 3, 8)]
     args = [torch.ones(shape) for shape in base]
     which = data.draw(st.integers(0, 5))

@@ -86,7 +86,7 @@ def test_bias_gradient_that_an_operator_cannot_give():
 
 
 @pytest.mark.parametrize("op", ["flash", (fmha.flash.FwOp,), (fmha.flash.BwOp, fmha.flash.FwOp), 3], ids=str)
-def test_op_of_the_wrong_kind(op):
+def test_op_of_the_wrong_kind_meets_any_refusal(op):
     inputs = qkv(**HALF)
     with pytest.raises((ValueError, TypeError)):
         memory_efficient_attention(*inputs, op=op)
@@ -145,7 +145,7 @@ def test_lse_of_the_wrong_shape(change):
             fmha.memory_efficient_attention_backward(out, out, change(lse), *inputs, op=op)
 
 
-def test_gradients_of_quantised_keys():
+def test_gradients_of_quantised_keys_meet_any_refusal():
     query = qkv(nq=2, batch=1, heads=(2,), head_dim=64, dtype=torch.float16)[0]
     words = torch.zeros(1, 9, 2, 1 + 64 // 8, dtype=torch.int32)
     assert fmha.memory_efficient_attention_forward(query, words, words).shape == query.shape
@@ -154,7 +154,7 @@ def test_gradients_of_quantised_keys():
 
 
 @pytest.mark.parametrize("width", [0, 1, 7, 8, 11, 13, 17])
-def test_quantised_keys_of_another_width(width):
+def test_quantised_keys_of_another_width_meet_any_refusal(width):
     """64 elements take 8 words and 1, 2, 4 or 8 coefficients."""
     query = qkv(nq=2, batch=1, heads=(2,), head_dim=64, dtype=torch.float16, requires_grad=False)[0]
     words = torch.zeros(1, 9, 2, width, dtype=torch.int32)

@@ -126,7 +126,8 @@ class Run:
 
     def compare(self, name, got, with_lse):
         exact, plain, rounding = (table[name] for table in self.truth(with_lse))
-        assert_close(name, got.cpu(), exact, plain, rounding)
+        family = f"{self.case.device}/{str(self.case.dtype).removeprefix('torch.')}"
+        assert_close(name, got.cpu(), exact, plain, rounding, family)
 
     def inputs(self, requires_grad):
         """query, key, value and bias on the device, as leaves or as expanded views of nothing that matters."""
@@ -181,15 +182,23 @@ class Run:
             self.compare(name, grad, with_lse)
 
 
-def run_all(row, dtype, device):
-    """(number of cases run, texts of the failures)."""
+def matches(case, mode, only):
+    """Whether `only`, the text of a case with or without its mode, means this one."""
+    return only in (str(case), f"{case},{mode}")
+
+
+def run_all(row, dtype, device, only=None):
+    """(number of cases run, texts of the failures); only: the one case to run."""
     count, failures = 0, []
     for case in cases(row, dtype, device):
+        modes = [mode for mode in MODES[case.p] if only is None or matches(case, mode, only)]
+        if not modes:
+            continue
         run = Run(case)
-        for mode in MODES[case.p]:
+        for mode in modes:
             count += 1
             try:
                 run.run(mode)
             except Exception as error:  # every case that fails is named, whatever the failure
-                failures.append(f"{case},{mode}: {type(error).__name__}: {error}")
+                failures.append(f"--case='{case},{mode}': {type(error).__name__}: {error}")
     return count, failures

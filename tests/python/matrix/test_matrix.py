@@ -1,7 +1,8 @@
 """The matrix: every bias x dtype x heads x head_dim_v x dropout x (forward, backward, by hand, gradient into the lse),
 through the public functions, against the formula in fp64.
 
-A failure lists every case that failed, `<bias>:<dtype>,<heads>,d..,dv..,p..,<size>,<device>,<mode>`. Keys that belong
+A failure lists every case that failed, `--case='<bias>:<dtype>,<heads>,d..,dv..,p..,<size>,<device>,<mode>'`; given to
+pytest, it runs alone (all modes where none is named). Keys that belong
 to no sequence hold NaN. What is not legal, and therefore not here, is in test_matrix_refused.py.
 """
 
@@ -21,8 +22,10 @@ def test_there_are_25_biases_or_more():
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=SHORT.get)
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_matrix(row, dtype, device, record_property):
-    count, failures = run_all(row, dtype, device)
+def test_matrix(row, dtype, device, record_property, pytestconfig):
+    only = pytestconfig.getoption("--case", None)
+    count, failures = run_all(row, dtype, device, only)
+    assert count, f"--case={only} is none of the {SHORT[dtype]} cases of {row.name}"
     record_property("matrix_bias", row.name)
     record_property("matrix_cases", count)
     assert not failures, f"{len(failures)} of {count} cases failed:\n" + "\n".join(failures)
