@@ -2,7 +2,23 @@
 
 #include <ATen/ops/empty.h>
 
+#include <charconv>
+#include <iterator>
+
 namespace xformers::ops {
+
+// Schemas are made while the library is loaded: without streams and locales.
+std::string default_text(double value) {
+  char digits[32];
+  const std::string text(digits, std::to_chars(std::begin(digits), std::end(digits), value).ptr);
+  return text.find_first_of(".e") == std::string::npos ? text + ".0" : text;
+}
+
+std::string default_text(std::string_view value) {
+  std::string text = "'";
+  text.append(value).append("'");
+  return text;
+}
 
 // An argument has its default in the schema if all positional ones behind it have one too.
 std::string join_arguments(std::vector<std::string> types, const std::vector<std::string>& names,

@@ -116,11 +116,8 @@ typename Op::Result call(const Op& args) {
 inline std::string default_text(const c10::SymInt& value) { return std::to_string(value.expect_int()); }
 inline std::string default_text(int64_t value) { return std::to_string(value); }
 inline std::string default_text(bool value) { return value ? "True" : "False"; }
-inline std::string default_text(double value) {
-  const std::string text = c10::str(value);
-  return text.find_first_of(".e") == std::string::npos ? text + ".0" : text;
-}
-inline std::string default_text(std::string_view value) { return c10::str("'", value, "'"); }
+std::string default_text(double value);
+std::string default_text(std::string_view value);
 template <class T>
 std::string default_text(const T&) {  // tensors and lists have none
   return "";
