@@ -91,7 +91,8 @@ TEST(PagedBias, RefusesWhatMakesNoSense) {
       of({13, 2}, tables(), 4),
       "attn_bias: the longest sequence of keys is 13, expected at most 12, what a row of block_tables holds.  Fix: "
       "give more pages.");
-  EXPECT_PRED_FORMAT2(IsSubstring, "block_tables.dtype is Long, expected Int", of({1, 2}, tables().to(at::kLong), 4));
+  EXPECT_PRED_FORMAT2(IsSubstring, "block_tables.dtype is int64, expected int32",
+                      of({1, 2}, tables().to(at::kLong), 4));
   EXPECT_PRED_FORMAT2(IsSubstring, "shape [6], expected [2, pages]", of({1, 2}, tables().view({6}), 4));
   EXPECT_PRED_FORMAT2(IsSubstring, "shape [3, 2], expected [2, pages]", of({1, 2}, tables().view({3, 2}), 4));
   EXPECT_PRED_FORMAT2(IsSubstring, "shape None", of({1, 2}, at::Tensor(), 4));
@@ -111,8 +112,22 @@ TEST(PagedBias, RefusesWhatMakesNoSense) {
 
   const auto mask = PagedBlockDiagonalPaddedKeysMask::from_seqlens({2, 3}, {1, 2}, tables(), 4);
   EXPECT_PRED_FORMAT2(IsSubstring, "[5, 28], expected [..., 5, 24]", error_of([&] { mask.materialize({5, 28}); }));
-  const auto negative = PagedBlockDiagonalPaddedKeysMask::from_seqlens({2, 3}, {1, 2}, tables().sub(1), 4);
-  EXPECT_PRED_FORMAT2(IsSubstring, "a page is -1", error_of([&] { negative.materialize({5, 24}); }));
+  // Page -1 is the second of the first sequence: an error where its keys are in use, nothing where they are not.
+  const at::Tensor negative = tables().sub(1);
+  const auto used = PagedBlockDiagonalPaddedKeysMask::from_seqlens({2, 3}, {5, 2}, negative, 4);
+  EXPECT_PRED_FORMAT2(IsSubstring, "a page in use is -1, expected 0 or more",
+                      error_of([&] { used.materialize({5, 24}); }));
+  const auto unused = PagedBlockDiagonalPaddedKeysMask::from_seqlens({2, 3}, {4, 2}, negative, 4);
+  EXPECT_EQ(unused.materialize({5, 24}).eq(0).sum().item<int64_t>(), 2 * 4 + 3 * 2);
+}
+
+// The last entry of the second row names page 5 again, but none of its keys lie there.
+TEST(PagedBias, EntriesThatAreNotUsedShowNothing) {
+  const at::Tensor table = at::tensor({7, 2, 0, 7, 5, 5}, at::kInt).view({2, 3});
+  const auto mask = PagedBlockDiagonalPaddedKeysMask::from_seqlens({1, 1}, {40, 20}, table, 16);
+  const at::Tensor seen = mask.materialize({2, 96}).eq(0).sum(1);
+  EXPECT_EQ(seen[0].item<int64_t>(), 40);
+  EXPECT_EQ(seen[1].item<int64_t>(), 20);
 }
 
 }  // namespace

@@ -14,12 +14,9 @@ TEST(Contracts, AreFoundByKey) {
   EXPECT_THROW(find_contract("small_k"), Error);
 }
 
-TEST(Contracts, BiasKindsHaveTheirNames) {
-  for (int i = 0; i < static_cast<int>(BiasKind::kCount); ++i) {
-    const auto kind = static_cast<BiasKind>(i);
-    EXPECT_EQ(find_bias_kind(bias_name(kind)), kind);
-  }
-  EXPECT_FALSE(find_bias_kind("MyMask").has_value());
+TEST(Contracts, BiasesAreFoundByName) {
+  for (const BiasRow& bias : bias_rows()) EXPECT_EQ(find_bias(bias.name), &bias);
+  EXPECT_EQ(find_bias("MyMask"), nullptr);
 }
 
 TEST(Reasons, NoneForAPlainCall) {

@@ -80,6 +80,25 @@ class Problem:
         return used
 
 
+@dataclass
+class Example(Problem):
+    """A golden example: what is visible is written there."""
+
+    seen: torch.Tensor | None = None  # booleans [nq, nk]
+
+    def visible(self) -> torch.Tensor:
+        return self.seen.expand(self.batch, 1, -1, -1)
+
+    def used_keys(self) -> torch.Tensor:
+        return self.seen.any(0).expand(self.batch, -1)
+
+
+def example(case):
+    bias = case.build()
+    batch = 1 if isinstance(bias, ab.VARLEN_BIASES) else 2
+    return Example(batch, case.queries, case.columns, [], full, bias, case.keys, seen=case.seen)
+
+
 # size -> (batch, queries, keys) of inputs that are not packed
 DENSE = {"one": (3, 1, 40), "few": (2, 7, 12), "tall": (2, 12, 5), "blocks": (1, 70, 150)}
 # size -> lengths of the sequences, with fewer keys than queries here and there, and with none

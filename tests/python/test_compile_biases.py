@@ -27,7 +27,7 @@ def _fresh_dynamo():
 
 def inputs_of(case, **options):
     batch = 1 if hasattr(case.build(), "q_seqinfo") else 2
-    return qkv(batch, case.queries, case.columns or case.keys, **options)
+    return qkv(batch, case.queries, case.columns, **options)
 
 
 def results(fn, inputs, *extra):

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from attn_bias_cases import OPERATORS
 
 ops = torch.ops.xformers
 
@@ -80,28 +81,7 @@ ATTRIBUTES = {
 }
 
 # bias -> cutlass, flash, flash3, triton_splitk; F: forward, B: forward and backward, -: refused
-BIASES = {
-    "None": "BBBF",
-    "Tensor": "B--F",
-    "LowerTriangularMask": "BBB-",
-    "LowerTriangularMaskWithTensorBias": "B---",
-    "LowerTriangularFromBottomRightMask": "BBB-",
-    "LowerTriangularFromBottomRightLocalAttentionMask": "FB--",
-    "LocalAttentionFromBottomRightMask": "-B--",
-    "BlockDiagonalMask": "BBB-",
-    "BlockDiagonalCausalMask": "BBB-",
-    "BlockDiagonalCausalFromBottomRightMask": "BBB-",
-    "BlockDiagonalCausalLocalAttentionMask": "BB--",
-    "BlockDiagonalCausalLocalAttentionFromBottomRightMask": "FB--",
-    "BlockDiagonalPaddedKeysMask": "-FFF",
-    "BlockDiagonalCausalWithOffsetPaddedKeysMask": "FFFF",
-    "BlockDiagonalCausalLocalAttentionPaddedKeysMask": "-F--",
-    "BlockDiagonalGappyKeysMask": "-FFF",
-    "BlockDiagonalCausalWithOffsetGappyKeysMask": "-FFF",
-    "PagedBlockDiagonalPaddedKeysMask": "-F-F",
-    "PagedBlockDiagonalCausalWithOffsetPaddedKeysMask": "-F-F",
-    "PagedBlockDiagonalGappyKeysMask": "---F",
-}
+BIASES = {"None": "BBBF", "Tensor": "B--F", **OPERATORS}
 CELLS = [
     pytest.param(bias, module, letter, id=f"{bias}-{module}")
     for bias, letters in BIASES.items()

@@ -3,7 +3,7 @@ with its reasons."""
 
 import pytest
 import torch
-from attn_bias_cases import CASES, Case, bottom_right, full, packed_case, sequences, top_left, whole_case, window
+from attn_bias_cases import CASES, Case
 from xformers.ops.fmha import attn_bias as ab
 
 from xformers.ops import fmha, memory_efficient_attention
@@ -11,42 +11,27 @@ from xformers.ops import fmha, memory_efficient_attention
 FORWARDS = [fmha.cutlass.FwOp, fmha.flash.FwOp, fmha.flash3.FwOp, fmha.triton_splitk.FwOp, fmha.generic.FwOp]
 BACKWARDS = [fmha.cutlass.BwOp, fmha.flash.BwOp, fmha.flash3.BwOp, fmha.generic.BwOp]
 
-EQUAL = {"q": [3, 5], "k": [3, 5], "ranges": [(0, 3, 0, 3), (3, 8, 3, 8)]}
 PAGES = torch.tensor([[1, 0], [2, 3]], dtype=torch.int32)
 
 
-def in_flash_pages(cls, visible):
-    """Pages of 256; the first sequence uses 300 keys in pages 1 and 0, the second 3 in page 2."""
+def in_flash_pages(cls, d):
+    """Pages of 256; the first sequence uses 300 keys in pages 1 and 0, the second 3 in page 2. Query i sees the keys up
+    to i + d of its sequence."""
+    seen = torch.zeros(3, 1024, dtype=torch.bool)
+    for query in range(2):
+        keys = torch.arange(min(300, query + d[0] + 1))
+        seen[query, torch.where(keys < 256, keys + 256, keys - 256)] = True
+    seen[2, 512 : 512 + min(3, d[1] + 1)] = True
+    return Case(lambda device=None: cls.from_seqlens([2, 1], [300, 3], PAGES, 256), 3, 1024, seen)
 
-    def rule(i, j):
-        logical = j - 256 if 256 <= j < 512 else j + 256  # of the first sequence
-        if i < 2:
-            return j < 512 and logical < 300 and visible(i, logical, 2, 300)
-        return 512 <= j < 515 and visible(i - 2, j - 512, 1, 3)
 
-    return Case(lambda device=None: cls.from_seqlens([2, 1], [300, 3], PAGES, 256), 3, 1024, rule)
-
-
-# Beside the cases of unequal lengths: what flash takes.
+# Beside the examples: what flash takes.
 CASES_KEPT = {
-    "None": Case(lambda device=None: None, 5, 7, lambda i, j: True),
+    "None": Case(lambda device=None: None, 5, 7, torch.ones(5, 7, dtype=torch.bool)),
     **CASES,
-    "LowerTriangularMask, square": whole_case(ab.LowerTriangularMask(), top_left, 6, 6),
-    "BlockDiagonalCausalMask, equal": packed_case(
-        lambda q, k, device: ab.BlockDiagonalCausalMask.from_seqlens(q), top_left, **EQUAL
-    ),
-    "BlockDiagonalCausalLocalAttentionMask, equal": packed_case(
-        lambda q, k, device: ab.BlockDiagonalMask.from_seqlens(q).make_local_attention(2), window(2, False), **EQUAL
-    ),
-    "PagedBlockDiagonalPaddedKeysMask, 256": in_flash_pages(ab.PagedBlockDiagonalPaddedKeysMask, full),
+    "PagedBlockDiagonalPaddedKeysMask, 256": in_flash_pages(ab.PagedBlockDiagonalPaddedKeysMask, (300, 3)),
     "PagedBlockDiagonalCausalWithOffsetPaddedKeysMask, 256": in_flash_pages(
-        ab.PagedBlockDiagonalCausalWithOffsetPaddedKeysMask, bottom_right
-    ),
-    "BlockDiagonalPaddedKeysMask, one query": Case(
-        lambda device=None: ab.BlockDiagonalPaddedKeysMask.from_seqlens([1, 1], 4, [3, 0]),
-        2,
-        8,
-        sequences([(0, 1, 0, 3), (1, 2, 4, 4)], full),
+        ab.PagedBlockDiagonalCausalWithOffsetPaddedKeysMask, (298, 2)
     ),
 }
 HEADS = {"heads": (3,), "groups": (2, 3)}
@@ -56,7 +41,7 @@ DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 def inputs_of(case, heads, dtype):
     generator = torch.Generator().manual_seed(0)
     make = lambda seqlen: torch.randn(1, seqlen, *heads, 64, generator=generator).to(dtype)  # noqa: E731
-    keys = case.columns or case.keys
+    keys = case.columns
     return make(case.queries), make(keys), make(keys)
 
 
@@ -123,7 +108,8 @@ SCORES = {"Tensor": lambda scores: scores, "LowerTriangularMaskWithTensorBias": 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_trained_tensor_bias(pair, make, width, dtype):
     """Of any alignment, with its gradient, or refused with a reason."""
-    case = Case(lambda device=None: None, 5, width, top_left_or_all(make))
+    seen = torch.ones(5, width, dtype=torch.bool)
+    case = Case(lambda device=None: None, 5, width, seen if make is SCORES["Tensor"] else seen.tril())
     query, key, value = (x.requires_grad_() for x in inputs_of(case, (3,), dtype))
     scores = torch.randn(1, 3, 5, width).to(dtype).requires_grad_()
     leaves = [query, key, value, scores]
@@ -146,7 +132,3 @@ def test_trained_tensor_bias(pair, make, width, dtype):
     torch.testing.assert_close(out.double(), expected, atol=tolerance, rtol=tolerance)
     for x, y in zip(got, torch.autograd.grad(expected, wide, grad.double()), strict=True):
         torch.testing.assert_close(x.double(), y, atol=tolerance, rtol=tolerance)
-
-
-def top_left_or_all(make):
-    return (lambda i, j: True) if make is SCORES["Tensor"] else (lambda i, j: j <= i)

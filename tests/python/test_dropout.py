@@ -16,7 +16,7 @@ def kept_weights(query, key, p, state, mask=None):
     """Which weights dropout keeps, [batch, heads, seqlen_q, seqlen_k]: with value = identity, out is the weights."""
     batch, nk, heads, _ = key.shape
     identity = torch.eye(nk, dtype=query.dtype)[None, :, None].expand(batch, nk, heads, nk)
-    operands = mask._operands(query.device) if mask is not None else ()
+    operands = mask.lower(query.device)[:4] if mask is not None else ()
     out, _, _ = attention_forward(query.detach(), key.detach(), identity, *operands, p=p, philox_state=state)
     return (out > 0).transpose(1, 2)
 
@@ -30,7 +30,7 @@ def test_backward_uses_the_mask_of_forward(mask, dtype):
     bias = mask.materialize((33, 70)) if mask is not None else None
 
     def attend(q, k, v, _):
-        operands = mask._operands(q.device) if mask is not None else ()
+        operands = mask.lower(q.device)[:4] if mask is not None else ()
         return attention_forward(q, k, v, *operands, p=p, philox_state=state)[0]
 
     check_attention(attend, query, key, value, bias=bias, kept=kept, p=p)
@@ -121,3 +121,22 @@ def test_activation_checkpointing(use_reentrant):
         out.sum().backward()
         results.append([out, *(x.grad for x in inputs)])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=False))
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_randomness_of_vmap():
+    """By default an error, "different" a mask per example, "same" one for all."""
+
+    def attend(x):
+        return memory_efficient_attention(x, x, x, None, 0.5)
+
+    x = torch.ones(3, 1, 40, 2, 8)
+    with pytest.raises(RuntimeError, match="randomness"):
+        torch.vmap(attend)(x)
+    out = torch.vmap(attend, randomness="same")(x)
+    assert torch.equal(out[0], out[1]) and torch.equal(out[0], out[2])
+    out = torch.vmap(attend, randomness="different")(x)
+    assert not any(torch.equal(out[a], out[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
+    inner = torch.vmap(torch.vmap(attend, randomness="same"), randomness="different")
+    nested = inner(torch.ones(2, 2, 1, 40, 2, 8))
+    assert torch.equal(nested[0, 0], nested[0, 1]) and not torch.equal(nested[0, 0], nested[1, 0])

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from attention_inputs import qkv
+from attn_bias_cases import OPERATORS
 from xformers.ops.fmha import attn_bias as ab
 from xformers.ops.fmha import (
     ck,
@@ -73,34 +74,17 @@ def test_contract(op):
     assert op.SUPPORTED_DEVICES == {"cuda", "cpu"}
 
 
-# attn-bias.md §6, with what is better here: F forward, B forward and backward
+# F forward, B forward and backward
 SUPPORTED = {
-    type(None): "B B B F",
-    torch.Tensor: "B - - F",
-    ab.LowerTriangularMask: "B B B -",
-    ab.LowerTriangularMaskWithTensorBias: "B - - -",
-    ab.LowerTriangularFromBottomRightMask: "B B B -",
-    ab.LowerTriangularFromBottomRightLocalAttentionMask: "F B - -",
-    ab.LocalAttentionFromBottomRightMask: "- B - -",
-    ab.BlockDiagonalMask: "B B B -",
-    ab.BlockDiagonalCausalMask: "B B B -",
-    ab.BlockDiagonalCausalFromBottomRightMask: "B B B -",
-    ab.BlockDiagonalCausalLocalAttentionMask: "B B - -",
-    ab.BlockDiagonalCausalLocalAttentionFromBottomRightMask: "F B - -",
-    ab.BlockDiagonalPaddedKeysMask: "- F F F",
-    ab.BlockDiagonalCausalWithOffsetPaddedKeysMask: "F F F F",
-    ab.BlockDiagonalCausalLocalAttentionPaddedKeysMask: "- F - -",
-    ab.BlockDiagonalGappyKeysMask: "- F F F",
-    ab.BlockDiagonalCausalWithOffsetGappyKeysMask: "- F F F",
-    ab.PagedBlockDiagonalPaddedKeysMask: "- F - F",
-    ab.PagedBlockDiagonalCausalWithOffsetPaddedKeysMask: "- F - F",
-    ab.PagedBlockDiagonalGappyKeysMask: "- - - F",
+    type(None): "BBBF",
+    torch.Tensor: "B--F",
+    **{getattr(ab, name): operators for name, operators in OPERATORS.items()},
 }
 
 
 @pytest.mark.parametrize("bias", SUPPORTED, ids=lambda cls: cls.__name__)
 def test_supported_biases(bias):
-    for module, support in zip((cutlass, flash, flash3, triton_splitk), SUPPORTED[bias].split(), strict=True):
+    for module, support in zip((cutlass, flash, flash3, triton_splitk), SUPPORTED[bias], strict=True):
         assert (bias in module.FwOp.SUPPORTED_ATTN_BIAS_TYPES) == (support in "FB"), module
         if hasattr(module, "BwOp"):
             assert (bias in module.BwOp.SUPPORTED_ATTN_BIAS_TYPES) == (support == "B"), module

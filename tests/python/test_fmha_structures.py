@@ -91,7 +91,7 @@ def test_every_bias_through_the_structures(case):
     """The generic operator takes every bias, forward and backward."""
     case = CASES[case]
     bias = case.build()
-    inputs = qkv(1, case.queries, case.columns or case.keys, requires_grad=False)
+    inputs = qkv(1, case.queries, case.columns, requires_grad=False)
     out, context = fmha._memory_efficient_attention_forward_requires_grad(Inputs(*inputs, bias), op=generic.FwOp)
     assert torch.equal(out, memory_efficient_attention(*inputs, bias))
     leaves = [x.clone().requires_grad_() for x in inputs]

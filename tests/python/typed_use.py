@@ -18,6 +18,13 @@ assert_type(fmha.triton_splitk.FwOp.get_operator(3), type[fmha.triton_splitk.FwO
 assert_type(fmha.flash.FwOp.not_supported_reasons(fmha.Inputs(q, q, q)), list[str])
 assert_type(fmha.flash.FwOp.apply(fmha.Inputs(q, q, q), needs_gradient=True), tuple[Tensor, fmha.Context | None])
 
+causal = fmha.attn_bias.BlockDiagonalCausalMask.from_seqlens([1, 3])
+assert_type(causal, fmha.attn_bias.BlockDiagonalCausalMask)
+assert_type(causal.to("cpu"), fmha.attn_bias.BlockDiagonalCausalMask)
+assert_type(causal.split(q), list[Tensor])
+assert_type(causal.lower(q.device), fmha.attn_bias.LoweredBias)
+assert_type(xops.memory_efficient_attention(q, q, q, xops.LowerTriangularMask().add_bias(q)), Tensor)
+
 assert_type(xops.rms_norm(q, None), Tensor)
 assert_type(xops.unbind(q, 0), tuple[Tensor, ...])
 assert_type(xops.stack_or_none([q, q], 0), Tensor | None)

@@ -3,10 +3,8 @@
 from . import fmha
 from ._masked_matmul import masked_matmul
 from .fmha import (
-    AttentionBias,
     AttentionOp,
     AttentionOpBase,
-    LowerTriangularMask,
     MemoryEfficientAttentionCkOp,
     MemoryEfficientAttentionCutlassFwdFlashBwOp,
     MemoryEfficientAttentionCutlassOp,
@@ -19,6 +17,7 @@ from .fmha import (
     memory_efficient_attention_partial,
     merge_attentions,
 )
+from .fmha.attn_bias import AttentionBias, LowerTriangularMask
 from .indexing import index_select_cat, scaled_index_add
 from .rmsnorm import RMSNorm, rms_norm, rms_norm_add
 from .rope_padded import rope_padded

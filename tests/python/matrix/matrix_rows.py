@@ -7,6 +7,7 @@ from typing import Any
 import attention_problems as ap
 import torch
 from attention_problems import Problem, dense, gappy, packed, padded, paged
+from attn_bias_cases import CASES
 from xformers.ops.fmha import attn_bias as ab
 
 # ---- bias tensors: made when heads and dtype are known ----
@@ -250,4 +251,11 @@ ROWS = [
         "PagedBlockDiagonalGappyKeysMask, shared pages",
         lambda size: paged(size, ap.full, ap.paged_gappy, ap.uneven_starts, shared=True),
     ),
+]
+# A class that has no row of its own comes with its golden example.
+_have_one = {row.name.split(",")[0] for row in ROWS}
+ROWS += [
+    Row(name, lambda size, case=case: ap.example(case))
+    for name, case in CASES.items()
+    if name.split(",")[0] not in _have_one
 ]

@@ -3,6 +3,7 @@
 #include <string>
 
 #include "xformers/ops/attention/attention_check.h"
+#include "xformers/ops/attention/attn_bias/lowered_bias.h"
 
 namespace xformers::ops {
 namespace {
@@ -40,6 +41,23 @@ void check_pages_of(const AttentionArgs& args, int64_t sequence, int64_t begin, 
   }
 }
 
+// Starts with a total promise keys of their own to every sequence: a length that grew past its slot would attend to the
+// next one's.
+void check_rooms(const AttentionArgs& args, const int32_t* starts, const int32_t* used) {
+  const int64_t sequences = args.seqused_k->size(0);
+  if (args.cu_seqlens_k->size(0) == sequences) return;
+  const auto count = static_cast<size_t>(sequences);
+  const int64_t i = first_past_its_room({starts, count + 1}, {used, count});
+  if (i < 0) return;
+  const bool slots = std::is_sorted(starts, starts + count + 1);
+  check_of(args).fail(
+      "keys of sequence " + std::to_string(i),
+      "[" + std::to_string(starts[i]) + ", " + std::to_string(int64_t{starts[i]} + used[i]) + ")",
+      slots ? "a range inside [" + std::to_string(starts[i]) + ", " + std::to_string(starts[i + 1]) + "), its own slot"
+            : "a range that no other sequence uses",
+      "give a longer cache or a shorter length; keys that sequences share have starts without a total");
+}
+
 }  // namespace
 
 void check_offsets(const AttentionArgs& args) {
@@ -63,6 +81,7 @@ void check_offsets(const AttentionArgs& args) {
     }
     if (paged && end > begin) check_pages_of(args, i, begin, end);
   }
+  if (starts && !paged) check_rooms(args, starts, used);
 }
 
 }  // namespace xformers::ops

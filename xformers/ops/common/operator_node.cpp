@@ -7,6 +7,8 @@
 
 #include <algorithm>
 
+#include "xformers/ops/common/saveable.h"
+
 namespace xformers::ops {
 namespace {
 
@@ -38,7 +40,7 @@ void GradientNode::save_tensors() {
   for_each_field([&](Field field) {
     for_each_tensor(field, [&](at::Tensor& tensor) {
       const auto* meta = tensor.defined() ? torch::autograd::impl::get_autograd_meta(tensor) : nullptr;
-      tensors_.emplace_back(tensor, /*is_output=*/meta && meta->grad_fn_.get() == this);
+      tensors_.emplace_back(saveable(tensor), /*is_output=*/meta && meta->grad_fn_.get() == this);
       tensor = at::Tensor();
     });
   });

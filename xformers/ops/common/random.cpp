@@ -3,8 +3,11 @@
 #include "xformers/ops/common/random.h"
 
 #include <ATen/CPUGeneratorImpl.h>
+#include <ATen/functorch/BatchedTensorImpl.h>
+#include <ATen/functorch/DynamicLayer.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/random.h>
+#include <ATen/ops/stack.h>
 
 #include "xformers/ops/common/dropout.h"
 #include "xformers/ops/common/operator.h"
@@ -45,6 +48,21 @@ at::Tensor draw_like(const DrawPhiloxStateLike& args) {
   return state.to(like.device());
 }
 
+// Under torch.vmap, as its `randomness` says: an error, a state for every example, or one for all.
+at::Tensor draw_like_under_vmap(const DrawPhiloxStateLike& args) {
+  namespace functorch = at::functorch;
+  const c10::impl::ExcludeDispatchKeyGuard below(c10::DispatchKey::FuncTorchVmapMode);
+  const std::optional<functorch::DynamicLayer> layer = functorch::maybeCurrentDynamicLayer();
+  TORCH_INTERNAL_ASSERT(layer, "a vmap mode without its layer");
+  TORCH_CHECK(layer->randomness() != functorch::RandomnessType::Error,
+              "dropout: torch.vmap has randomness 'error' (its default), expected 'same' or 'different'.  Fix: "
+              "torch.vmap(..., randomness='different') draws a mask for every example, 'same' one for all.");
+  if (layer->randomness() == functorch::RandomnessType::Same) return call(args);
+  std::vector<at::Tensor> states;
+  for (int64_t i = 0, examples = layer->batchSize().expect_int(); i < examples; ++i) states.push_back(call(args));
+  return functorch::makeBatched(at::stack(states), /*bdim=*/0, layer->layerId());
+}
+
 // Every draw gets a tensor of its own: compilers merge calls whose arguments are the same, and so would give two layers
 // one mask, but never merge empty().
 at::Tensor draw(std::optional<at::Device> device, std::optional<at::Generator> generator) {
@@ -75,3 +93,8 @@ TORCH_LIBRARY_IMPL(xformers, CompositeImplicitAutograd, m) {
   m.impl("draw_dropout_state", xformers::ops::draw_dropout_state);
 }
 TORCH_LIBRARY_IMPL(xformers, CompositeExplicitAutograd, m) { xformers::ops::implement<xformers::ops::draw_like>(m); }
+TORCH_LIBRARY_IMPL(xformers, FuncTorchVmapMode, m) {
+  xformers::ops::implement<xformers::ops::draw_like_under_vmap>(m);
+  m.impl("draw_philox_state", xformers::ops::draw);  // without a tensor these would leave the mode first
+  m.impl("draw_dropout_state", xformers::ops::draw_dropout_state);
+}

@@ -1,7 +1,6 @@
 """Memory-efficient attention: `softmax(scale * query key^T + attn_bias) value`, without the score matrix in memory."""
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 
@@ -13,7 +12,7 @@ from ._call import (
     _memory_efficient_attention_forward_requires_grad as _memory_efficient_attention_forward_requires_grad,
 )
 from ._call import attention, refuse_dropout, with_operators
-from ._lower import Bias, dense_of
+from ._lower import Bias
 from .attn_bias import *  # noqa: F403  (bias classes by their short address)
 from .common import (
     AttentionBwOpBase,
@@ -148,9 +147,8 @@ def memory_efficient_attention_backward(
     `memory_efficient_attention`; NotImplementedError for p other than 0, ValueError for an lse in a format of another
     operator than `op`."""
     refuse_dropout(p)
-    dense = dense_of(attn_bias)
-    if dense is not None and dense.requires_grad:
-        attn_bias = cast(torch.Tensor, attn_bias).detach()  # its gradient is not returned
+    if isinstance(attn_bias, torch.Tensor) and attn_bias.requires_grad:
+        attn_bias = attn_bias.detach()  # its gradient is not returned
     inp = Inputs(query, key, value, attn_bias, p, scale)
     gradients = _memory_efficient_attention_backward(Context(lse=lse, out=output), inp, grad, op)
     return gradients.dq, gradients.dk, gradients.dv

@@ -92,7 +92,7 @@ def _under_autocast(inp: Inputs) -> Inputs:
     device = inp.query.device.type
     if device in ("cpu", "cuda") and torch.is_autocast_enabled(device):
         bias = inp.attn_bias
-        dense = dense_of(bias)
+        dense = dense_of(inp.query, bias) if isinstance(bias, torch.Tensor) else None
         inp.query, inp.key, inp.value, dense = torch.ops.xformers.attention_under_autocast(*inp._tensors(), dense)
         if dense is not None:
             inp.attn_bias = cast(Any, bias).to(dense.dtype) if isinstance(bias, AttentionBias) else dense

@@ -58,7 +58,7 @@ def backward(ctx: Context, inp: Inputs, grad: torch.Tensor) -> Gradients:
         options.update(p=inp.p, philox_state=ctx.rng_state)
     if ctx.lse_low is not None:
         options["lse_low"] = ctx.lse_low
-    dense = dense_of(inp.attn_bias)
+    dense = dense_of(inp.query, inp.attn_bias)
     if dense is not None and dense.requires_grad:
         options["need_bias_grad"] = True
     lse = torch.ops.xformers.lse_from_format(ctx.lse, inp.query, query_lengths(inp.attn_bias), bias_name(inp.attn_bias))

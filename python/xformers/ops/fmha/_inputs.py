@@ -86,12 +86,12 @@ class Inputs:
 
     def _needs_gradient(self) -> bool:
         return torch.is_grad_enabled() and any(
-            x is not None and x.requires_grad for x in (*self._tensors(), dense_of(self.attn_bias))
+            x is not None and x.requires_grad for x in (*self._tensors(), dense_of(self.query, self.attn_bias))
         )
 
     def _request(self, op: type[AttentionOpBase] | None = None) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
         """(query, key, value) in at least 4 dimensions, and the rest of what contracts are asked about."""
-        tensors, bias, dense = self._tensors(), self.attn_bias, dense_of(self.attn_bias)
+        tensors, bias, dense = self._tensors(), self.attn_bias, dense_of(self.query, self.attn_bias)
         if self.query.ndim == 3:
             tensors = tuple(x.unsqueeze(2) for x in tensors)  # type: ignore[assignment]
             dense = dense.unsqueeze(1) if dense is not None and dense.ndim else dense

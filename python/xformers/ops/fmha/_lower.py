@@ -4,9 +4,11 @@ from typing import Any
 
 import torch
 
-from .attn_bias import VARLEN_BIASES, AttentionBias
+from ._bias.subtensor import LowerTriangularMask, LowerTriangularMaskWithTensorBias, lower_mask
+from .attn_bias import VARLEN_BIASES, AttentionBias, LoweredBias
 
 Bias = torch.Tensor | AttentionBias | None
+MASKS = (LowerTriangularMask, LowerTriangularMaskWithTensorBias)
 
 
 def lower(query: torch.Tensor, attn_bias: Bias) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -19,7 +21,14 @@ def lower(query: torch.Tensor, attn_bias: Bias) -> tuple[tuple[Any, ...], dict[s
                 f"attention: query.ndim is 3 beside a {type(attn_bias).__name__}, expected 4 or 5.  "
                 "Fix: use [batch, seqlen, heads, head_dim]; 3-D inputs take a tensor or a LowerTriangularMask."
             )
-        return attn_bias._operands(query.device), attn_bias._paging(query.device)
+        lowered = _lowered(query, attn_bias)
+        _, _, _, bottom_right, cu_seqlens_q, cu_seqlens_k, seqused_k, page_table, page_size = lowered
+        if page_table is not None:
+            return lowered[:7], {"page_table": page_table, "page_size": page_size}
+        # Each argument that is passed costs time, so defaults are left out.
+        if cu_seqlens_q is None and cu_seqlens_k is None and seqused_k is None:
+            return lowered[: 4 if bottom_right else 3], {}
+        return lowered[: 6 if seqused_k is None else 7], {}
     if isinstance(attn_bias, torch.Tensor):
         return (attn_bias,), {}
     raise ValueError(
@@ -28,10 +37,17 @@ def lower(query: torch.Tensor, attn_bias: Bias) -> tuple[tuple[Any, ...], dict[s
     )
 
 
-def dense_of(attn_bias: Bias) -> torch.Tensor | None:
+def _lowered(query: torch.Tensor, attn_bias: AttentionBias) -> LoweredBias:
+    cls = type(attn_bias)
+    if cls in MASKS:
+        return lower_mask(attn_bias)  # type: ignore[arg-type]
+    return cls.lower(attn_bias, query.device)  # of the class: Dynamo looks for methods of tensors among PyTorch's
+
+
+def dense_of(query: torch.Tensor, attn_bias: Bias) -> torch.Tensor | None:
     """What is added to the scores, if there is any."""
     if isinstance(attn_bias, AttentionBias):
-        return attn_bias._subtensor if type(attn_bias).HOLDS_DENSE_TENSOR else None  # type: ignore[attr-defined]
+        return _lowered(query, attn_bias).scores
     return attn_bias
 
 

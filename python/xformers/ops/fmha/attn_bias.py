@@ -1,70 +1,36 @@
-"""What can hide scores from attention, or add to them: the bias classes.
+"""What can hide scores from attention, or add to them: the bias classes, and what they all come down to.
 
-To add one: a class in `_bias/` with its band and operands, and its name here; the struct in
-xformers/ops/attention/attn_bias; a row in docs/ops/attention.md.
+A class of your own derives from one of these and says in `lower` what it hides (docs/ops/attention-biases.md). To add
+one to the library: CONTRIBUTING.md.
 """
 
-from ._bias.base import AttentionBias
-from ._bias.block_diagonal import (
-    BlockDiagonalCausalFromBottomRightMask,
-    BlockDiagonalCausalLocalAttentionFromBottomRightMask,
-    BlockDiagonalCausalLocalAttentionMask,
-    BlockDiagonalCausalMask,
-    BlockDiagonalMask,
-)
-from ._bias.gappy import BlockDiagonalCausalWithOffsetGappyKeysMask, BlockDiagonalGappyKeysMask
-from ._bias.padded import (
-    BlockDiagonalCausalLocalAttentionPaddedKeysMask,
-    BlockDiagonalCausalWithOffsetPaddedKeysMask,
-    BlockDiagonalPaddedKeysMask,
-)
-from ._bias.paged_masks import (
-    PagedBlockDiagonalCausalWithOffsetPaddedKeysMask,
-    PagedBlockDiagonalGappyKeysMask,
-    PagedBlockDiagonalPaddedKeysMask,
-)
-from ._bias.seqinfo import _GappySeqInfo, _PaddedSeqLenInfo, _SeqLenInfo
-from ._bias.subtensor import AttentionBiasSubTensor, LowerTriangularMask, LowerTriangularMaskWithTensorBias
-from ._bias.whole import (
-    LocalAttentionFromBottomRightMask,
-    LowerTriangularFromBottomRightLocalAttentionMask,
-    LowerTriangularFromBottomRightMask,
-)
+from ._bias import base, block_diagonal, gappy, padded, paged, seqinfo, subtensor, whole
+from ._bias.base import *  # noqa: F403
+from ._bias.block_diagonal import *  # noqa: F403
+from ._bias.gappy import *  # noqa: F403
+from ._bias.padded import *  # noqa: F403
+from ._bias.paged import *  # noqa: F403
+from ._bias.seqinfo import *  # noqa: F403
+from ._bias.subtensor import *  # noqa: F403
+from ._bias.whole import *  # noqa: F403
 
 VARLEN_BIASES = (
-    BlockDiagonalMask,
-    BlockDiagonalGappyKeysMask,
-    BlockDiagonalPaddedKeysMask,
-    PagedBlockDiagonalPaddedKeysMask,
-    PagedBlockDiagonalGappyKeysMask,
+    block_diagonal.BlockDiagonalMask,
+    gappy.BlockDiagonalGappyKeysMask,
+    padded.BlockDiagonalPaddedKeysMask,
+    paged.PagedBlockDiagonalPaddedKeysMask,
+    paged.PagedBlockDiagonalGappyKeysMask,
 )
 
-__all__ = [
-    "VARLEN_BIASES",
-    "AttentionBias",
-    "AttentionBiasSubTensor",
-    "BlockDiagonalCausalFromBottomRightMask",
-    "BlockDiagonalCausalLocalAttentionFromBottomRightMask",
-    "BlockDiagonalCausalLocalAttentionMask",
-    "BlockDiagonalCausalLocalAttentionPaddedKeysMask",
-    "BlockDiagonalCausalMask",
-    "BlockDiagonalCausalWithOffsetGappyKeysMask",
-    "BlockDiagonalCausalWithOffsetPaddedKeysMask",
-    "BlockDiagonalGappyKeysMask",
-    "BlockDiagonalMask",
-    "BlockDiagonalPaddedKeysMask",
-    "LocalAttentionFromBottomRightMask",
-    "LowerTriangularFromBottomRightLocalAttentionMask",
-    "LowerTriangularFromBottomRightMask",
-    "LowerTriangularMask",
-    "LowerTriangularMaskWithTensorBias",
-    "PagedBlockDiagonalCausalWithOffsetPaddedKeysMask",
-    "PagedBlockDiagonalGappyKeysMask",
-    "PagedBlockDiagonalPaddedKeysMask",
-    "_GappySeqInfo",
-    "_PaddedSeqLenInfo",
-    "_SeqLenInfo",
-]
+__all__ = ["VARLEN_BIASES"]
+__all__ += base.__all__
+__all__ += block_diagonal.__all__
+__all__ += gappy.__all__
+__all__ += padded.__all__
+__all__ += paged.__all__
+__all__ += seqinfo.__all__
+__all__ += subtensor.__all__
+__all__ += whole.__all__
 
 for _name in __all__:  # pickles name the public address
     if _name != "VARLEN_BIASES":

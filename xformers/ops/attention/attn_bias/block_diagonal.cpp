@@ -1,39 +1,12 @@
 #include "xformers/ops/attention/attn_bias/block_diagonal.h"
 
-#include <ATen/ops/cat.h>
-#include <ATen/ops/full.h>
-
-#include <limits>
-
 #include "xformers/ops/attention/attn_bias/bias_error.h"
+#include "xformers/ops/attention/attn_bias/packed_tensors.h"
 
 namespace xformers::ops {
 namespace {
 
-// Tensors [batch_i, seqlen_i, *] as packed sequences, one per batch row.
-struct Packed {
-  explicit Packed(at::TensorList tensors) {
-    if (tensors.empty()) bias_error("the list of tensors is empty", "at least one", "pass [batch, seqlen, ...]");
-    std::vector<at::Tensor> rows;
-    for (const at::Tensor& t : tensors) {
-      if (t.dim() < 2)
-        bias_error("a tensor has shape " + c10::str(t.sizes()), "[batch, seqlen, ...]", "add dimensions");
-      batch_sizes.push_back(t.size(0));
-      seqlens.insert(seqlens.end(), t.size(0), t.size(1));
-      at::DimVector sizes(t.sizes());
-      sizes[0] = 1;
-      sizes[1] = t.size(0) * t.size(1);
-      rows.push_back(t.reshape(sizes));
-    }
-    concatenated = at::cat(rows, 1);
-  }
-
-  std::vector<int64_t> seqlens, batch_sizes;
-  at::Tensor concatenated;
-};
-
-void check_no_fewer_keys(const BlockDiagonalMask& mask) {
-  const auto &q = mask.q_seqinfo.seqstart_host, &k = mask.k_seqinfo.seqstart_host;
+void check_no_fewer_keys(at::IntArrayRef q, at::IntArrayRef k) {
   for (size_t i = 1; i < q.size(); ++i) {
     const int64_t nq = q[i] - q[i - 1], nk = k[i] - k[i - 1];
     if (nk < nq) {
@@ -44,8 +17,7 @@ void check_no_fewer_keys(const BlockDiagonalMask& mask) {
   }
 }
 
-void check_every_query_sees_a_key(const BlockDiagonalMask& mask, int64_t window_size) {
-  const auto &q = mask.q_seqinfo.seqstart_host, &k = mask.k_seqinfo.seqstart_host;
+void check_every_query_sees_a_key(at::IntArrayRef q, at::IntArrayRef k, int64_t window_size) {
   for (size_t i = 1; i < q.size(); ++i) {
     const int64_t nq = q[i] - q[i - 1], nk = k[i] - k[i - 1];
     if (nq > 0 && nq - window_size >= nk) {
@@ -69,29 +41,20 @@ BlockDiagonalMask BlockDiagonalMask::from_seqlens(at::IntArrayRef q_seqlen, at::
 }
 
 std::pair<BlockDiagonalMask, at::Tensor> BlockDiagonalMask::from_tensor_list(at::TensorList tensors) {
-  const Packed packed(tensors);
-  BlockDiagonalMask mask = from_seqlens(packed.seqlens, std::nullopt, packed.concatenated.device());
-  mask.batch_sizes = packed.batch_sizes;
-  return {mask, packed.concatenated};
+  const at::Tensor packed = concatenate_sequences(tensors);
+  BlockDiagonalMask mask = from_seqlens(seqlens_of(tensors), std::nullopt, packed.device());
+  mask.batch_sizes = batch_sizes_of(tensors);
+  return {mask, packed};
 }
 
 std::tuple<BlockDiagonalMask, at::Tensor, at::Tensor, at::Tensor> BlockDiagonalMask::from_tensor_lists_qkv(
     at::TensorList queries, at::TensorList keys, at::TensorList values) {
-  const Packed q(queries), k(keys);
-  if (q.batch_sizes != k.batch_sizes) {
-    bias_error("the queries' batch sizes are " + c10::str(at::IntArrayRef(q.batch_sizes)) + ", the keys' " +
-                   c10::str(at::IntArrayRef(k.batch_sizes)),
-               "the same", "give one key tensor per query tensor, with its batch size");
-  }
-  BlockDiagonalMask mask = from_seqlens(q.seqlens, at::IntArrayRef(k.seqlens), q.concatenated.device());
-  mask.batch_sizes = q.batch_sizes;
-  if (values.empty()) return {mask, q.concatenated, k.concatenated, at::Tensor()};
-  const Packed v(values);
-  if (v.batch_sizes != k.batch_sizes || v.seqlens != k.seqlens) {
-    bias_error("keys and values differ in batch size or length", "the same",
-               "give one value tensor per key tensor, with its first two sizes");
-  }
-  return {mask, q.concatenated, k.concatenated, v.concatenated};
+  check_lists(queries, keys, values);
+  const at::Tensor query = concatenate_sequences(queries);
+  const std::vector<int64_t> kv_seqlen = seqlens_of(keys);
+  BlockDiagonalMask mask = from_seqlens(seqlens_of(queries), at::IntArrayRef(kv_seqlen), query.device());
+  mask.batch_sizes = batch_sizes_of(queries);
+  return {mask, query, concatenate_sequences(keys), values.empty() ? at::Tensor() : concatenate_sequences(values)};
 }
 
 std::vector<at::Tensor> BlockDiagonalMask::split(const at::Tensor& x) const {
@@ -124,25 +87,19 @@ BlockDiagonalMask BlockDiagonalMask::to(at::Device device) const {
 }
 
 at::Tensor BlockDiagonalMask::materialize(at::IntArrayRef sizes, at::ScalarType dtype, at::Device device) const {
-  const Intervals rows = q_seqinfo.intervals(), columns = k_seqinfo.intervals();
-  check_materialized_sizes(sizes, rows, columns.empty() ? 0 : columns.back().second);
-  return materialize_blocks(sizes, rows, columns, band, dtype, device);
+  return ops::materialize(lower(*this), sizes, dtype, device);
 }
 
 BlockDiagonalCausalMask::BlockDiagonalCausalMask(const BlockDiagonalMask& blocks)
     : BlockDiagonalBand(blocks, "BlockDiagonalCausalMask", kCausalBand) {}
 
 BlockDiagonalCausalFromBottomRightMask::BlockDiagonalCausalFromBottomRightMask(const BlockDiagonalMask& blocks)
-    : BlockDiagonalBand(blocks, "BlockDiagonalCausalFromBottomRightMask", kCausalBottomRightBand) {
-  check_no_fewer_keys(*this);
-}
+    : BlockDiagonalBand(blocks, "BlockDiagonalCausalFromBottomRightMask", kCausalBottomRightBand) {}
 
 BlockDiagonalCausalLocalAttentionMask::BlockDiagonalCausalLocalAttentionMask(const BlockDiagonalMask& blocks,
                                                                              int64_t window_size)
     : BlockDiagonalBand(blocks, "BlockDiagonalCausalLocalAttentionMask",
-                        causal_window_band(window_size, /*bottom_right=*/false)) {
-  check_every_query_sees_a_key(*this, window_size);
-}
+                        causal_window_band(window_size, /*bottom_right=*/false)) {}
 
 BlockDiagonalCausalLocalAttentionMask BlockDiagonalCausalLocalAttentionMask::from_seqlens(
     at::IntArrayRef q_seqlen, at::OptionalIntArrayRef kv_seqlen, int64_t window_size,
@@ -153,14 +110,18 @@ BlockDiagonalCausalLocalAttentionMask BlockDiagonalCausalLocalAttentionMask::fro
 BlockDiagonalCausalLocalAttentionFromBottomRightMask::BlockDiagonalCausalLocalAttentionFromBottomRightMask(
     const BlockDiagonalMask& blocks, int64_t window_size)
     : BlockDiagonalBand(blocks, "BlockDiagonalCausalLocalAttentionFromBottomRightMask",
-                        causal_window_band(window_size, /*bottom_right=*/true)) {
-  check_no_fewer_keys(*this);
-}
+                        causal_window_band(window_size, /*bottom_right=*/true)) {}
 
 BlockDiagonalCausalLocalAttentionFromBottomRightMask BlockDiagonalCausalLocalAttentionFromBottomRightMask::from_seqlens(
     at::IntArrayRef q_seqlen, at::OptionalIntArrayRef kv_seqlen, int64_t window_size,
     std::optional<at::Device> device) {
   return {BlockDiagonalMask::from_seqlens(q_seqlen, kv_seqlen, device), window_size};
+}
+
+void check_blocks(at::IntArrayRef seqstart_q, at::IntArrayRef seqstart_k, const MaskBand& band) {
+  check_same_count(seqstart_q.size(), seqstart_k.size());
+  if (band.bottom_right) return check_no_fewer_keys(seqstart_q, seqstart_k);
+  if (band.window_left >= 0) check_every_query_sees_a_key(seqstart_q, seqstart_k, band.window_left + 1);
 }
 
 LoweredBias lower(const BlockDiagonalMask& bias) {
@@ -170,26 +131,6 @@ LoweredBias lower(const BlockDiagonalMask& bias) {
                       .device_given = bias.q_seqinfo.device_given,
                       .takes_3d = false};
   return lowered.with(bias.band);
-}
-
-void check_materialized_sizes(at::IntArrayRef sizes, const Intervals& rows, int64_t num_columns) {
-  const int64_t num_rows = rows.empty() ? 0 : rows.back().second;
-  if (sizes.size() >= 2 && sizes[sizes.size() - 2] == num_rows && sizes.back() == num_columns) return;
-  bias_error("the shape to materialize is " + c10::str(sizes),
-             "[..., " + std::to_string(num_rows) + ", " + std::to_string(num_columns) + "]",
-             "use the total lengths of queries and keys");
-}
-
-at::Tensor materialize_blocks(at::IntArrayRef sizes, const Intervals& rows, const Intervals& columns,
-                              const MaskBand& band, at::ScalarType dtype, at::Device device) {
-  at::Tensor mask = at::full({sizes[sizes.size() - 2], sizes.back()}, -std::numeric_limits<double>::infinity(),
-                             at::dtype(dtype).device(device));
-  for (size_t i = 0; i < rows.size(); ++i) {
-    const auto [q0, q1] = rows[i];
-    const auto [k0, k1] = columns[i];
-    mask.slice(0, q0, q1).slice(1, k0, k1).copy_(materialize_band(q1 - q0, k1 - k0, band, dtype, device));
-  }
-  return mask.expand(sizes);
 }
 
 }  // namespace xformers::ops

@@ -9,6 +9,10 @@
 
 namespace xformers::ops {
 
+// xformers::Error where the band hides every key from a query: causal from the bottom-right corner with fewer keys than
+// queries in a block, or a window that ends before the last queries.
+void check_blocks(at::IntArrayRef seqstart_q, at::IntArrayRef seqstart_k, const MaskBand& band);
+
 struct BlockDiagonalCausalMask;
 struct BlockDiagonalCausalFromBottomRightMask;
 struct BlockDiagonalCausalLocalAttentionMask;
@@ -53,6 +57,7 @@ struct BlockDiagonalBand : BlockDiagonalMask {
       : BlockDiagonalMask(blocks) {
     name = class_name;
     band = class_band;
+    check_blocks(q_seqinfo.seqstart_host, k_seqinfo.seqstart_host, band);
   }
   static Mask from_seqlens(at::IntArrayRef q_seqlen, at::OptionalIntArrayRef kv_seqlen = std::nullopt,
                            std::optional<at::Device> device = std::nullopt) {
@@ -103,12 +108,5 @@ struct BlockDiagonalCausalLocalAttentionFromBottomRightMask
 };
 
 LoweredBias lower(const BlockDiagonalMask& bias);  // of all of them
-
-// xformers::Error unless sizes are [..., last end of rows, num_columns].
-void check_materialized_sizes(at::IntArrayRef sizes, const Intervals& rows, int64_t num_columns);
-
-// A mask of sizes [..., rows, columns] that is -inf but for one band per sequence: rows[b] x columns[b].
-at::Tensor materialize_blocks(at::IntArrayRef sizes, const Intervals& rows, const Intervals& columns,
-                              const MaskBand& band, at::ScalarType dtype, at::Device device);
 
 }  // namespace xformers::ops

@@ -3,7 +3,6 @@
 #include <limits>
 
 #include "xformers/ops/attention/attn_bias/bias_error.h"
-#include "xformers/ops/attention/attn_bias/block_diagonal.h"
 #include "xformers/ops/attention/attn_bias/paged.h"
 
 namespace xformers::ops {
@@ -30,23 +29,8 @@ BlockDiagonalGappyKeysMask BlockDiagonalGappyKeysMask::from_seqlens(at::IntArray
 PagedBlockDiagonalGappyKeysMask BlockDiagonalGappyKeysMask::make_paged(const at::Tensor& block_tables,
                                                                        int64_t page_size,
                                                                        int64_t notional_padding) const {
-  if (notional_padding < 0 || notional_padding > std::numeric_limits<int32_t>::max()) {
-    bias_error("notional_padding is " + std::to_string(notional_padding), "0 or more, and less than 2^31",
-               "give the length of a sequence's own space");
-  }
-  std::vector<int64_t> starts, no_keys(k_seqinfo.seqlen_host.size());
-  check_block_tables(block_tables, page_size, no_keys);
-  const int64_t room = block_tables.size(1) * page_size;
-  for (int64_t i = 0; i < k_seqinfo.num_sequences(); ++i) {
-    starts.push_back(k_seqinfo.seqstart_host[i] - i * notional_padding);
-    const int64_t end = starts.back() + k_seqinfo.seqlen_host[i];
-    if (starts.back() < 0 || end > room) {
-      bias_error("the keys of sequence " + std::to_string(i) + " are [" + std::to_string(starts.back()) + ", " +
-                     std::to_string(end) + ") of its own pages",
-                 "a range inside [0, " + std::to_string(room) + ")",
-                 "notional_padding is the distance of the sequences here");
-    }
-  }
+  const std::vector<int64_t> starts =
+      starts_in_pages(k_seqinfo.seqstart_host, k_seqinfo.seqlen_host, block_tables, page_size, notional_padding);
   PagedBlockDiagonalGappyKeysMask paged;
   paged.q_seqinfo = q_seqinfo;
   const std::optional<at::Device> device =
@@ -58,13 +42,35 @@ PagedBlockDiagonalGappyKeysMask BlockDiagonalGappyKeysMask::make_paged(const at:
   return paged;
 }
 
-BlockDiagonalGappyKeysMask BlockDiagonalGappyKeysMask::to(at::Device device) const { return moved_gappy(*this, device); }
+std::vector<int64_t> starts_in_pages(at::IntArrayRef seqstart, at::IntArrayRef seqlen, const at::Tensor& block_tables,
+                                     int64_t page_size, int64_t notional_padding) {
+  if (notional_padding < 0 || notional_padding > std::numeric_limits<int32_t>::max()) {
+    bias_error("notional_padding is " + std::to_string(notional_padding), "0 or more, and less than 2^31",
+               "give the length of a sequence's own space");
+  }
+  check_block_tables(block_tables, page_size, std::vector<int64_t>(seqlen.size()));
+  const int64_t room = block_tables.size(1) * page_size;
+  std::vector<int64_t> starts;
+  for (size_t i = 0; i < seqlen.size(); ++i) {
+    const int64_t start = seqstart[i] - static_cast<int64_t>(i) * notional_padding, end = start + seqlen[i];
+    if (start < 0 || end > room || (start == room && room > 0)) {
+      bias_error("the keys of sequence " + std::to_string(i) + " are [" + std::to_string(start) + ", " +
+                     std::to_string(end) + ") of its own pages",
+                 "a range inside [0, " + std::to_string(room) + ")",
+                 "notional_padding is the distance of the sequences here");
+    }
+    starts.push_back(start);
+  }
+  return starts;
+}
+
+BlockDiagonalGappyKeysMask BlockDiagonalGappyKeysMask::to(at::Device device) const {
+  return moved_gappy(*this, device);
+}
 
 at::Tensor BlockDiagonalGappyKeysMask::materialize(at::IntArrayRef sizes, at::ScalarType dtype,
                                                    at::Device device) const {
-  const Intervals rows = q_seqinfo.intervals();
-  check_materialized_sizes(sizes, rows, k_seqinfo.seqstart_host.back());
-  return materialize_blocks(sizes, rows, k_seqinfo.intervals(), band, dtype, device);
+  return ops::materialize(lower(*this), sizes, dtype, device, k_seqinfo.seqstart_host.back());
 }
 
 BlockDiagonalCausalWithOffsetGappyKeysMask::BlockDiagonalCausalWithOffsetGappyKeysMask(

@@ -44,4 +44,9 @@ struct BlockDiagonalCausalWithOffsetGappyKeysMask : BlockDiagonalGappyKeysMask {
 
 LoweredBias lower(const BlockDiagonalGappyKeysMask& bias);  // of both
 
+// Starts counted from b * notional_padding -> counted in each sequence's own pages. xformers::Error unless they lie
+// there.
+std::vector<int64_t> starts_in_pages(at::IntArrayRef seqstart, at::IntArrayRef seqlen, const at::Tensor& block_tables,
+                                     int64_t page_size, int64_t notional_padding);
+
 }  // namespace xformers::ops

@@ -38,8 +38,19 @@ inline constexpr MaskBand kCausalBottomRightBand{.window_right = 0, .bottom_righ
 // positive.
 MaskBand causal_window_band(int64_t window_size, bool bottom_right);
 
-// [seqlen_q, seqlen_k]: 0 where visible, -inf elsewhere.
-at::Tensor materialize_band(int64_t seqlen_q, int64_t seqlen_k, const MaskBand& band, at::ScalarType dtype,
-                            at::Device device);
+// xformers::Error if one is negative.
+void check_windows(int64_t window_left, int64_t window_right);
+
+// The bias as a tensor of `sizes` ([..., queries, keys], the totals of packed ones): 0 where attended (or the scores
+// that are added), -inf elsewhere. Keys in pages are asked for as sequences * max_pages * page_size, and come as key
+// has them: (largest page + 1) * page_size. total_keys: of sequences that share keys, which the offsets do not say. For
+// tests and debugging: waits for the device that the offsets are on.
+at::Tensor materialize(const LoweredBias& bias, at::IntArrayRef sizes, at::ScalarType dtype, at::Device device,
+                       std::optional<int64_t> total_keys = std::nullopt);
+
+// Starts and a total (as many entries as sequences, and one) promise keys that no two sequences share: where starts
+// rise, sequence i has [starts[i], starts[i + 1]) to itself; else used ranges must not overlap. The first sequence
+// whose keys run into another's, or -1.
+int64_t first_past_its_room(c10::ArrayRef<int32_t> starts_and_total, c10::ArrayRef<int32_t> lengths);
 
 }  // namespace xformers::ops

@@ -1,6 +1,5 @@
 #include "xformers/ops/attention/attn_bias/padded_keys.h"
 
-#include "xformers/ops/attention/attn_bias/block_diagonal.h"
 #include "xformers/ops/attention/attn_bias/paged.h"
 
 namespace xformers::ops {
@@ -34,13 +33,13 @@ PagedBlockDiagonalPaddedKeysMask BlockDiagonalPaddedKeysMask::make_paged(const a
   return paged;
 }
 
-BlockDiagonalPaddedKeysMask BlockDiagonalPaddedKeysMask::to(at::Device device) const { return moved_padded(*this, device); }
+BlockDiagonalPaddedKeysMask BlockDiagonalPaddedKeysMask::to(at::Device device) const {
+  return moved_padded(*this, device);
+}
 
 at::Tensor BlockDiagonalPaddedKeysMask::materialize(at::IntArrayRef sizes, at::ScalarType dtype,
                                                     at::Device device) const {
-  const Intervals rows = q_seqinfo.intervals();
-  check_materialized_sizes(sizes, rows, k_seqinfo.num_sequences() * k_seqinfo.padding);
-  return materialize_blocks(sizes, rows, k_seqinfo.intervals(), band, dtype, device);
+  return ops::materialize(lower(*this), sizes, dtype, device);
 }
 
 BlockDiagonalCausalWithOffsetPaddedKeysMask::BlockDiagonalCausalWithOffsetPaddedKeysMask(

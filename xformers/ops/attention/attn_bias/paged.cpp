@@ -1,12 +1,10 @@
 #include "xformers/ops/attention/attn_bias/paged.h"
 
-#include <ATen/ops/full.h>
-
 #include <algorithm>
 #include <limits>
 
 #include "xformers/ops/attention/attn_bias/bias_error.h"
-#include "xformers/ops/attention/attn_bias/block_diagonal.h"
+#include "xformers/ops/common/check.h"
 
 namespace xformers::ops {
 namespace {
@@ -17,48 +15,6 @@ Mask moved_paged(Mask mask, at::Device device) {
   mask.k_seqinfo = mask.k_seqinfo.to(device);
   mask.block_tables = mask.block_tables.to(device, /*non_blocking=*/true);
   return mask;
-}
-
-// The mask over logical keys, page by page copied to where the page lies; a page that two sequences share is copied for
-// each, into the rows of its own queries.
-template <class Mask>
-at::Tensor materialize_pages(const Mask& mask, const Intervals& keys, const MaskBand& band, at::IntArrayRef sizes,
-                             at::ScalarType dtype, at::Device device) {
-  const Intervals rows = mask.q_seqinfo.intervals();
-  const at::Tensor tables = mask.block_tables.to(at::kCPU, at::kLong).contiguous();
-  const int64_t page_size = mask.page_size, max_pages = tables.size(1), slot = max_pages * page_size;
-  check_materialized_sizes(sizes, rows, static_cast<int64_t>(rows.size()) * slot);
-  const int64_t num_rows = sizes[sizes.size() - 2];
-  const int64_t* pages = tables.const_data_ptr<int64_t>();
-  const int64_t num_pages = tables.numel() ? *std::max_element(pages, pages + tables.numel()) + 1 : 0;
-  const double hidden = -std::numeric_limits<double>::infinity();
-  const auto options = at::dtype(dtype).device(device);
-  at::Tensor physical = at::full({num_rows, num_pages * page_size}, hidden, options);
-  for (size_t i = 0; i < rows.size(); ++i) {
-    const auto [q0, q1] = rows[i];
-    const auto [k0, k1] = keys[i];
-    at::Tensor logical = at::full({q1 - q0, slot}, hidden, options);
-    logical.slice(1, k0, k1).copy_(materialize_band(q1 - q0, k1 - k0, band, dtype, device));
-    for (int64_t p = 0; p < max_pages; ++p) {
-      const int64_t page = pages[static_cast<int64_t>(i) * max_pages + p];
-      if (page < 0) bias_error("a page is " + std::to_string(page), "0 or more", "fill the unused entries with 0");
-      physical.slice(0, q0, q1)
-          .slice(1, page * page_size, (page + 1) * page_size)
-          .copy_(logical.slice(1, p * page_size, (p + 1) * page_size));
-    }
-  }
-  at::DimVector physical_sizes(sizes);
-  physical_sizes.back() = num_pages * page_size;
-  return physical.expand(physical_sizes);
-}
-
-// Every sequence's keys in its own space, [0, seqlen)
-Intervals from_zero(Intervals intervals) {
-  for (auto& [start, end] : intervals) {
-    end -= start;
-    start = 0;
-  }
-  return intervals;
 }
 
 }  // namespace
@@ -83,7 +39,7 @@ PagedBlockDiagonalPaddedKeysMask PagedBlockDiagonalPaddedKeysMask::to(at::Device
 
 at::Tensor PagedBlockDiagonalPaddedKeysMask::materialize(at::IntArrayRef sizes, at::ScalarType dtype,
                                                          at::Device device) const {
-  return materialize_pages(*this, from_zero(k_seqinfo.intervals()), band, sizes, dtype, device);
+  return ops::materialize(lower(*this), sizes, dtype, device);
 }
 
 PagedBlockDiagonalCausalWithOffsetPaddedKeysMask::PagedBlockDiagonalCausalWithOffsetPaddedKeysMask(
@@ -127,7 +83,7 @@ PagedBlockDiagonalGappyKeysMask PagedBlockDiagonalGappyKeysMask::to(at::Device d
 
 at::Tensor PagedBlockDiagonalGappyKeysMask::materialize(at::IntArrayRef sizes, at::ScalarType dtype,
                                                         at::Device device) const {
-  return materialize_pages(*this, k_seqinfo.intervals(), kFullBand, sizes, dtype, device);
+  return ops::materialize(lower(*this), sizes, dtype, device);
 }
 
 LoweredBias lower(const PagedBlockDiagonalPaddedKeysMask& bias) {
@@ -162,8 +118,8 @@ void check_block_tables(const at::Tensor& block_tables, int64_t page_size, at::I
                "[" + std::to_string(ends.size()) + ", pages]", "give one row of page numbers per sequence");
   }
   if (block_tables.scalar_type() != at::kInt) {
-    bias_error("block_tables.dtype is " + c10::str(block_tables.scalar_type()), "Int",
-               "convert with block_tables.to(at::kInt)");
+    bias_error(std::string("block_tables.dtype is ") + describe_dtype(block_tables.scalar_type()), "int32",
+               "convert block_tables with to()");
   }
   const int64_t room = block_tables.size(1) * page_size;
   for (const int64_t end : ends) {

@@ -1,7 +1,5 @@
 #include "xformers/ops/attention/attn_bias/whole_matrix.h"
 
-#include <ATen/TensorOperators.h>
-
 #include "xformers/ops/attention/attn_bias/bias_error.h"
 
 namespace xformers::ops {
@@ -25,7 +23,7 @@ LowerTriangularMaskWithTensorBias LowerTriangularMaskWithTensorBias::to(at::Devi
 
 at::Tensor LowerTriangularMaskWithTensorBias::materialize(at::IntArrayRef sizes, at::ScalarType dtype,
                                                           at::Device device) const {
-  return LowerTriangularMask{}.materialize(sizes, dtype, device) + bias.detach().to(device, dtype);
+  return ops::materialize(lower(*this), sizes, dtype, device);
 }
 
 LowerTriangularMaskWithTensorBias LowerTriangularMask::add_bias(const at::Tensor& bias) const {
@@ -44,11 +42,7 @@ LowerTriangularFromBottomRightLocalAttentionMask LowerTriangularFromBottomRightM
 
 LocalAttentionFromBottomRightMask::LocalAttentionFromBottomRightMask(int64_t left, int64_t right)
     : window_left(left), window_right(right) {
-  for (const auto& [name, window] : {std::pair{"window_left", left}, std::pair{"window_right", right}}) {
-    if (window < 0) {
-      bias_error(std::string(name) + " is " + std::to_string(window), "0 or more", "0 sees the diagonal alone");
-    }
-  }
+  check_windows(left, right);
 }
 
 LoweredBias lower(const at::Tensor& bias) { return {.name = bias.defined() ? "Tensor" : "None", .scores = bias}; }

@@ -10,8 +10,7 @@ namespace xformers::ops {
 template <class Mask>
 struct BandMask {
   at::Tensor materialize(at::IntArrayRef sizes, at::ScalarType dtype = at::kFloat, at::Device device = at::kCPU) const {
-    const MaskBand band = static_cast<const Mask&>(*this).band();
-    return materialize_band(sizes[sizes.size() - 2], sizes.back(), band, dtype, device).expand(sizes);
+    return ops::materialize(LoweredBias{}.with(static_cast<const Mask&>(*this).band()), sizes, dtype, device);
   }
   Mask to(at::Device) const { return static_cast<const Mask&>(*this); }
 };

@@ -1,7 +1,8 @@
 // The operators that users select by name ("cutlass", "flash", "flash3", "triton_splitk", ...) are contracts: which
 // inputs they take and in which form they return the log-sum-exp. All of them are served by the same kernels.
 //
-// To change or add one: its row in contract_table.cpp; a check that the row cannot say: operator_reasons.cpp.
+// To change or add one, or a bias: its row in contract_table.cpp; a check that the row cannot say:
+// operator_reasons.cpp.
 #pragma once
 
 #include <c10/core/ScalarType.h>
@@ -13,7 +14,7 @@
 #include <string>
 #include <string_view>
 
-#include "xformers/ops/attention/contracts/bias_kind.h"
+#include "xformers/ops/attention/contracts/bias_row.h"
 
 namespace xformers::ops {
 
@@ -41,7 +42,7 @@ struct Contract {
   CudaCapability min_capability{5, 0};
   bool takes_fp32 = true, takes_fp64 = false;  // fp16 and bf16 are taken by all
   int64_t max_head_dim = 65536;
-  BiasSet biases{BiasKind::kNone};
+  Takers biases_of = kEvery;  // which biases it takes: those whose row names it
   bool dropout = true;
   bool different_value_head_dim = true;
   bool output_dtype = false;
@@ -58,6 +59,7 @@ struct Contract {
 
   std::string name() const { return *version ? std::string(key) + "@" + version : key; }
   bool takes(at::ScalarType dtype) const;
+  bool takes(const BiasRow& bias) const { return (bias.taken_by & biases_of) != 0; }
 };
 
 std::span<const Contract> contracts();

@@ -32,9 +32,8 @@ std::string contract_json(const Contract& c) {
                                     std::pair{at::kBFloat16, "bfloat16"}, std::pair{at::kDouble, "float64"}}) {
     if (c.takes(dtype)) dtypes.push_back(in_quotes(name));
   }
-  for (int i = 0; i < static_cast<int>(BiasKind::kCount); ++i) {
-    const auto kind = static_cast<BiasKind>(i);
-    if (c.biases.has(kind)) biases.push_back(in_quotes(bias_name(kind)));
+  for (const BiasRow& bias : bias_rows()) {
+    if (c.takes(bias)) biases.push_back(in_quotes(bias.name));
   }
   const std::pair<const char*, std::string> attributes[] = {
       {"KEY", in_quotes(c.key)},

@@ -1,3 +1,5 @@
+// What the named operators take: a row per bias, and a row per operator.
+#include <algorithm>
 #include <sstream>
 
 #include "xformers/kernels/base/error.h"
@@ -6,50 +8,31 @@
 namespace xformers::ops {
 namespace {
 
-using enum BiasKind;
-
-// Gradients of the cutlass operator; its forward takes more.
-constexpr BiasSet kCutlassBackwardBiases{kNone,
-                                         kTensor,
-                                         kLowerTriangularMask,
-                                         kLowerTriangularMaskWithTensorBias,
-                                         kLowerTriangularFromBottomRightMask,
-                                         kBlockDiagonalMask,
-                                         kBlockDiagonalCausalMask,
-                                         kBlockDiagonalCausalFromBottomRightMask,
-                                         kBlockDiagonalCausalLocalAttentionMask};
-constexpr BiasSet kCutlassForwardBiases =
-    kCutlassBackwardBiases |
-    BiasSet{kLowerTriangularFromBottomRightLocalAttentionMask, kBlockDiagonalCausalLocalAttentionFromBottomRightMask,
-            kBlockDiagonalCausalWithOffsetPaddedKeysMask};
-
-constexpr BiasSet kFlash3BackwardBiases{
-    kNone,
-    kLowerTriangularMask,
-    kLowerTriangularFromBottomRightMask,
-    kBlockDiagonalMask,
-    kBlockDiagonalCausalMask,
-    kBlockDiagonalCausalFromBottomRightMask,
+// Who takes which bias. The generic operators take every one, also those that users define.
+constexpr uint32_t kCutlassAndFlash = kCutlassF | kCutlassB | kFlashF | kFlashB | kCkF | kCkB;
+constexpr uint32_t kDecoding = kFlashF | kFlash3F | kSplitKF;
+constexpr BiasRow kBiases[] = {
+    {"None", kEvery},
+    {"Tensor", kCutlassF | kCutlassB | kSplitKF | kCkF | kCkB},
+    {"LowerTriangularMask", kCutlassAndFlash | kFlash3F | kFlash3B, kTopLeft},
+    {"LowerTriangularMaskWithTensorBias", kCutlassF | kCutlassB | kCkF | kCkB},
+    {"LowerTriangularFromBottomRightMask", kCutlassAndFlash | kFlash3F | kFlash3B},
+    {"LowerTriangularFromBottomRightLocalAttentionMask", kCutlassF | kFlashF | kFlashB | kCkF | kCkB},
+    {"LocalAttentionFromBottomRightMask", kFlashF | kFlashB},
+    {"BlockDiagonalMask", kCutlassAndFlash | kFlash3F | kFlash3B, kPackedKeys},
+    {"BlockDiagonalCausalMask", kCutlassAndFlash | kFlash3F | kFlash3B, kTopLeft | kPackedKeys},
+    {"BlockDiagonalCausalFromBottomRightMask", kCutlassAndFlash | kFlash3F | kFlash3B, kPackedKeys},
+    {"BlockDiagonalCausalLocalAttentionMask", kCutlassAndFlash, kTopLeft | kPackedKeys},
+    {"BlockDiagonalCausalLocalAttentionFromBottomRightMask", kCutlassF | kFlashF | kFlashB | kCkF, kPackedKeys},
+    {"BlockDiagonalPaddedKeysMask", kDecoding},
+    {"BlockDiagonalCausalWithOffsetPaddedKeysMask", kDecoding | kCutlassF | kCkF | kCkDecoderF},
+    {"BlockDiagonalCausalLocalAttentionPaddedKeysMask", kFlashF},
+    {"BlockDiagonalGappyKeysMask", kDecoding | kCkF},
+    {"BlockDiagonalCausalWithOffsetGappyKeysMask", kDecoding | kCkF},
+    {"PagedBlockDiagonalPaddedKeysMask", kFlashF | kSplitKF, kPaged},
+    {"PagedBlockDiagonalCausalWithOffsetPaddedKeysMask", kFlashF | kSplitKF, kPaged},
+    {"PagedBlockDiagonalGappyKeysMask", kSplitKF, kPaged},
 };
-constexpr BiasSet kFlashBackwardBiases =
-    kFlash3BackwardBiases | BiasSet{kLowerTriangularFromBottomRightLocalAttentionMask,
-                                    kLocalAttentionFromBottomRightMask, kBlockDiagonalCausalLocalAttentionMask,
-                                    kBlockDiagonalCausalLocalAttentionFromBottomRightMask};
-
-constexpr BiasSet kPaddedAndGappyBiases{
-    kBlockDiagonalPaddedKeysMask,
-    kBlockDiagonalCausalWithOffsetPaddedKeysMask,
-    kBlockDiagonalGappyKeysMask,
-    kBlockDiagonalCausalWithOffsetGappyKeysMask,
-};
-constexpr BiasSet kFlash3ForwardBiases = kFlash3BackwardBiases | kPaddedAndGappyBiases;
-constexpr BiasSet kFlashForwardBiases =
-    kFlashBackwardBiases | kPaddedAndGappyBiases |
-    BiasSet{kBlockDiagonalCausalLocalAttentionPaddedKeysMask, kPagedBlockDiagonalPaddedKeysMask,
-            kPagedBlockDiagonalCausalWithOffsetPaddedKeysMask};
-constexpr BiasSet kSplitKBiases = kPaddedAndGappyBiases | kPagedBiases | BiasSet{kNone, kTensor};
-
-constexpr BiasSet kCkDecoderBiases{kNone, kBlockDiagonalCausalWithOffsetPaddedKeysMask};
 
 constexpr const char* kNeedsRocm = "it exists for ROCm alone";
 
@@ -59,7 +42,7 @@ constexpr Contract kContracts[] = {
     {.key = "cutlassF",
      .module = "cutlass",
      .backend = Backend::kCutlass,
-     .biases = kCutlassForwardBiases,
+     .biases_of = kCutlassF,
      .groups = true,
      .packed_lse = false,
      .lse_pad_to = 32},
@@ -67,7 +50,7 @@ constexpr Contract kContracts[] = {
      .module = "cutlass",
      .backend = Backend::kCutlass,
      .backward = true,
-     .biases = kCutlassBackwardBiases,
+     .biases_of = kCutlassB,
      .bias_gradient = true,
      .packed_lse = false,
      .lse_pad_to = 32,
@@ -80,7 +63,7 @@ constexpr Contract kContracts[] = {
      .min_capability = {8, 0},
      .takes_fp32 = false,
      .max_head_dim = 256,
-     .biases = kFlashForwardBiases,
+     .biases_of = kFlashF,
      .different_value_head_dim = false,
      .groups = true},
     {.key = "fa2B",
@@ -91,7 +74,7 @@ constexpr Contract kContracts[] = {
      .min_capability = {8, 0},
      .takes_fp32 = false,
      .max_head_dim = 256,
-     .biases = kFlashBackwardBiases,
+     .biases_of = kFlashB,
      .different_value_head_dim = false,
      .deterministic = false,
      .atol = kBackwardAtol,
@@ -103,7 +86,7 @@ constexpr Contract kContracts[] = {
      .min_capability = {9, 0},
      .takes_fp32 = false,
      .max_head_dim = 256,
-     .biases = kFlash3ForwardBiases,
+     .biases_of = kFlash3F,
      .dropout = false,
      .different_value_head_dim = false,
      .groups = true},
@@ -115,7 +98,7 @@ constexpr Contract kContracts[] = {
      .min_capability = {9, 0},
      .takes_fp32 = false,
      .max_head_dim = 128,
-     .biases = kFlash3BackwardBiases,
+     .biases_of = kFlash3B,
      .dropout = false,
      .different_value_head_dim = false,
      .deterministic = false,
@@ -127,7 +110,7 @@ constexpr Contract kContracts[] = {
      .min_capability = {8, 0},
      .takes_fp32 = false,
      .max_head_dim = 512,
-     .biases = kSplitKBiases,
+     .biases_of = kSplitKF,
      .dropout = false,
      .different_value_head_dim = false,
      .output_dtype = true,
@@ -141,8 +124,7 @@ constexpr Contract kContracts[] = {
      .runs_on_cpu = false,
      .takes_fp32 = false,
      .max_head_dim = 256,
-     .biases =
-         kCutlassForwardBiases | BiasSet{kBlockDiagonalGappyKeysMask, kBlockDiagonalCausalWithOffsetGappyKeysMask},
+     .biases_of = kCkF,
      .partial = false,
      .groups = true,
      .atol = {3e-4, 6e-3, 2.8e-2},
@@ -155,7 +137,7 @@ constexpr Contract kContracts[] = {
      .runs_on_cpu = false,
      .takes_fp32 = false,
      .max_head_dim = 256,
-     .biases = kCutlassBackwardBiases | BiasSet{kLowerTriangularFromBottomRightLocalAttentionMask},
+     .biases_of = kCkB,
      .bias_gradient = true,
      .atol = kBackwardAtol,
      .rtol = kBackwardRtol},
@@ -165,7 +147,7 @@ constexpr Contract kContracts[] = {
      .not_built = kNeedsRocm,
      .runs_on_cpu = false,
      .max_head_dim = 256,
-     .biases = kCkDecoderBiases,
+     .biases_of = kCkDecoderF,
      .dropout = false,
      .different_value_head_dim = false,
      .partial = false},
@@ -175,7 +157,7 @@ constexpr Contract kContracts[] = {
      .not_built = kNeedsRocm,
      .runs_on_cpu = false,
      .max_head_dim = 256,
-     .biases = kCkDecoderBiases,
+     .biases_of = kCkDecoderF,
      .dropout = false,
      .different_value_head_dim = false,
      .partial = false},
@@ -184,7 +166,7 @@ constexpr Contract kContracts[] = {
      .module = "generic",
      .backend = Backend::kGeneric,
      .takes_fp64 = true,
-     .biases = BiasSet::all(),
+     .biases_of = kEvery,
      .output_dtype = true,
      .groups = true,
      .quantized_keys = true,
@@ -194,7 +176,7 @@ constexpr Contract kContracts[] = {
      .backend = Backend::kGeneric,
      .backward = true,
      .takes_fp64 = true,
-     .biases = BiasSet::all(),
+     .biases_of = kEvery,
      .output_dtype = true,
      .groups = true,
      .bias_gradient = true,
@@ -213,6 +195,13 @@ bool Contract::takes(at::ScalarType dtype) const {
     case at::kDouble: return takes_fp64;
     default: return false;
   }
+}
+
+std::span<const BiasRow> bias_rows() { return kBiases; }
+
+const BiasRow* find_bias(std::string_view name) {
+  const BiasRow* row = std::find(std::begin(kBiases), std::end(kBiases), name);
+  return row == std::end(kBiases) ? nullptr : row;
 }
 
 std::span<const Contract> contracts() { return kContracts; }

@@ -112,7 +112,7 @@ std::vector<const Contract*> dispatch_order(const AttentionRequest& request, con
   }
   const char* flash3 = options.use_fa3 ? "fa3F" : nullptr;
   if (!options.needs_gradient && !request.partial && is_decoding(request)) {
-    if (request.bias_in(kPackedKeysBiases)) return by_keys({"triton_splitKF", flash3, "fa2F", "cutlassF", "genericF"});
+    if (request.bias_is(kPackedKeys)) return by_keys({"triton_splitKF", flash3, "fa2F", "cutlassF", "genericF"});
     return by_keys({"fa2F", "triton_splitKF", "cutlassF", "genericF"});
   }
   return by_keys({flash3, "fa2F", "cutlassF", "triton_splitKF", "genericF"});

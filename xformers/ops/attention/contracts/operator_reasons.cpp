@@ -25,7 +25,7 @@ void add_cutlass_reasons(Reasons& reasons, const Contract& contract, const Atten
 
 // Causal from the top-left corner is what flash computes only where both corners coincide.
 void check_equal_lengths(Reasons& reasons, const AttentionRequest& request) {
-  if (!request.bias_in(kTopLeftCausalBiases)) return;
+  if (!request.bias_is(kTopLeft)) return;
   if (request.packed() ? request.seqlens_q == request.seqlens_k : request.query.size(1) == request.key.size(1)) return;
   reasons.push_back(request.bias +
                     " is causal from the top-left corner, which this operator takes only where every sequence has as "
@@ -42,7 +42,7 @@ void check_collapsible(Reasons& reasons, const char* name, const at::Tensor& x) 
 }
 
 void check_pages(Reasons& reasons, const AttentionRequest& request, int64_t multiple) {
-  if (!request.bias_in(kPagedBiases)) return;
+  if (!request.bias_is(kPaged)) return;
   const int64_t size = request.page_size;
   if (size < 1 || size % multiple != 0) {
     add_reason(reasons, "page_size", std::to_string(size),
@@ -111,7 +111,7 @@ void add_split_k_reasons(Reasons& reasons, const AttentionRequest& request) {
                std::to_string(total) + ", the sum of the lengths");
   }
   check_pages(reasons, request, 1);
-  if (request.bias_kind() == BiasKind::kTensor && request.dense_bias && request.dense_bias->dim() != 4 &&
+  if (request.bias == "Tensor" && request.dense_bias && request.dense_bias->dim() != 4 &&
       request.dense_bias->dim() != 5) {
     add_reason(reasons, "attn_bias.ndim", std::to_string(request.dense_bias->dim()), "4 or 5");
   }

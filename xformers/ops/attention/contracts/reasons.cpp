@@ -65,13 +65,11 @@ void add_layout_reasons(Reasons& reasons, const Contract& contract, const Attent
 }
 
 void add_bias_reasons(Reasons& reasons, const Contract& contract, const AttentionRequest& request) {
-  const auto kind = request.bias_kind();
-  if (kind ? !contract.biases.has(*kind) : !contract.derived_biases) {
+  const BiasRow* row = find_bias(request.bias);
+  if (row ? !contract.takes(*row) : !contract.derived_biases) {
     std::string expected;
-    for (int i = 0; i < static_cast<int>(BiasKind::kCount); ++i) {
-      const auto supported = static_cast<BiasKind>(i);
-      if (contract.biases.has(supported))
-        expected += (expected.empty() ? "" : ", ") + std::string(bias_name(supported));
+    for (const BiasRow& taken : bias_rows()) {
+      if (contract.takes(taken)) expected += (expected.empty() ? "" : ", ") + std::string(taken.name);
     }
     add(reasons, "the type of attn_bias", request.bias, "exactly one of " + expected);
   }

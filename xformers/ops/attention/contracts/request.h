@@ -29,10 +29,10 @@ struct AttentionRequest {
   // Of the query's CUDA device. Unknown, or another device: what depends on it is not checked.
   std::optional<CudaCapability> capability{};
 
-  std::optional<BiasKind> bias_kind() const { return find_bias_kind(bias); }
-  bool bias_in(BiasSet set) const {
-    const auto kind = bias_kind();
-    return kind && set.has(*kind);
+  // A fact of its row; false of a class that users define.
+  bool bias_is(BiasFacts fact) const {
+    const BiasRow* row = find_bias(bias);
+    return row && (row->facts & fact) != 0;
   }
   bool packed() const { return !seqlens_q.empty(); }
   bool quantized() const { return key.scalar_type() == at::kInt; }

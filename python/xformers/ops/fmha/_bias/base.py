@@ -1,75 +1,88 @@
-"""What all biases share: a band (who sees whom) and how they reach the operator.
+"""What all biases share: what they come down to, how it is shown, and the device that they are on.
 
-With query i and key j counted from the start of their sequence of nq queries and nk keys, and the diagonal d(i) = i
-(top-left) or i + nk - nq (bottom-right), key j is visible iff ``d(i) - window_left <= j <= d(i) + window_right``; -1
-lifts a side.
+Rules, texts and `materialize` are the library's (torch.ops.xformers._bias_*); the classes here are fields and
+factories.
 """
+
+from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 
+__all__ = ["AttentionBias", "LoweredBias"]
+
 Device = str | int | torch.device | None
 Band = tuple[int, int, bool]  # window_left, window_right, bottom_right
+T = TypeVar("T")
 
 FULL: Band = (-1, -1, False)
 CAUSAL: Band = (-1, 0, False)
 CAUSAL_BOTTOM_RIGHT: Band = (-1, 0, True)
 
 
+class LoweredBias(NamedTuple):
+    """What every bias comes down to, all that operators and kernels know: scores x band x layout, as in C++.
+
+    Query i and key j count from the start of their sequence of nq queries and nk keys; key j is visible iff
+    ``d(i) - window_left <= j <= d(i) + window_right`` (-1 lifts a side), where d(i) is i, or i + nk - nq if
+    `bottom_right`.
+    """
+
+    scores: torch.Tensor | None = None  # [batch, (groups, heads,) seqlen_q, seqlen_k], added; bool: True attends
+    window_left: int = -1
+    window_right: int = -1
+    bottom_right: bool = False
+    cu_seqlens_q: torch.Tensor | None = None  # int32 [sequences + 1]: packed queries
+    cu_seqlens_k: torch.Tensor | None = None  # the same of keys, or with seqused_k where each sequence's keys start
+    seqused_k: torch.Tensor | None = None  # int32 [sequences]: keys in use
+    page_table: torch.Tensor | None = None  # int32 [sequences, pages]: keys are in pages
+    page_size: int = 0
+
+
 class AttentionBias:
-    """Base class of all biases."""
+    """Base class of all biases. To define one, derive from it, or from a class of its layout, and write `lower`."""
 
     HOLDS_DENSE_TENSOR: ClassVar[bool] = False
     _TAKES_3D: ClassVar[bool] = False  # inputs [batch, seqlen, head_dim]
     _BAND: ClassVar[Band] = FULL
 
-    def _operands(self, device: torch.device) -> tuple[Any, ...]:
-        """Arguments of the operator after query, key and value, as far as they are not the defaults."""
+    def lower(self, device: torch.device) -> LoweredBias:
+        """What is hidden and added, for inputs on `device`; called once per attention call. NotImplementedError for a
+        class that does not say it."""
         raise NotImplementedError(
-            f"attention: no operator knows what a bias of class {type(self).__name__} hides, expected None, a tensor "
-            "or a class of xformers.ops.fmha.attn_bias.  Fix: derive it from one of these, or pass what it "
-            "materializes."
+            f"attention: no operator knows what a bias of class {type(self).__name__} hides, expected None, a tensor, "
+            "a class of xformers.ops.fmha.attn_bias, or one with a method `lower`.  Fix: derive it from one of these, "
+            "or pass what it materializes."
         )
-
-    def _paging(self, device: torch.device) -> dict[str, Any]:
-        """Further arguments, by name: page_table and page_size."""
-        return {}
 
     def materialize(
         self, shape: Sequence[int], dtype: torch.dtype = torch.float32, device: Device = "cpu"
     ) -> torch.Tensor:
-        """The bias as a tensor of `shape` ([..., seqlen_q, seqlen_k]): 0 where attended, -inf elsewhere. For tests."""
-        raise NotImplementedError(f"{type(self).__name__} has no materialize")
+        """The bias as a tensor of `shape` ([..., seqlen_q, seqlen_k]; packed: their totals): 0 where attended, or what
+        is added, -inf elsewhere. Keys in pages are asked for as sequences * pages * page_size and shown as key has
+        them, (largest page + 1) * page_size. For tests and for looking: waits for the device. ValueError for other
+        totals."""
+        lowered = self.lower(torch.device("cpu"))
+        device = torch.device(device) if device is not None else torch.get_default_device()
+        return torch.ops.xformers._bias_materialize(list(shape), dtype, device, *lowered, self._total_keys())
+
+    def _total_keys(self) -> int | None:
+        """The length of key, where the lowered bias does not say it."""
+        return None
 
 
-def altered(bias: Any, **fields: Any) -> Any:
+def altered(bias: T, **fields: Any) -> T:
     """A copy of the same type, subclasses included, with all fields kept but these."""
     result = copy.copy(bias)
     result.__dict__.update(fields)
     return result
 
 
-def materialize_band(nq: int, nk: int, band: Band, dtype: torch.dtype, device: Device) -> torch.Tensor:
-    """[nq, nk]: 0 where visible, -inf elsewhere."""
-    left, right, bottom_right = band
-    diagonal = torch.arange(nq, device=device)[:, None] + (nk - nq if bottom_right else 0)
-    key = torch.arange(nk, device=device)[None, :]
-    hidden = torch.zeros(nq, nk, dtype=torch.bool, device=device)
-    if left >= 0:
-        hidden |= key < diagonal - left
-    if right >= 0:
-        hidden |= key > diagonal + right
-    return torch.zeros(nq, nk, dtype=dtype, device=device).masked_fill_(hidden, -torch.inf)
-
-
 def check_window(window_size: int) -> None:
-    if window_size <= 0:
-        raise ValueError(
-            f"attn_bias: the window size is {window_size}, expected 1 or more.  Fix: 1 sees the diagonal alone."
-        )
+    torch.ops.xformers._bias_check_window(window_size)
 
 
 def default_device() -> torch.device:

@@ -1,14 +1,27 @@
 """Packed sequences: queries and keys of all sequences lie one after the other, without gaps."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from .base import CAUSAL, CAUSAL_BOTTOM_RIGHT, Band, Device, check_window
 from .seqinfo import _SeqLenInfo, check_same_count
 from .sequences import SequencesBias
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = [
+    "BlockDiagonalCausalFromBottomRightMask",
+    "BlockDiagonalCausalLocalAttentionFromBottomRightMask",
+    "BlockDiagonalCausalLocalAttentionMask",
+    "BlockDiagonalCausalMask",
+    "BlockDiagonalMask",
+]
 
 
 @dataclass(eq=False)
@@ -23,7 +36,7 @@ class BlockDiagonalMask(SequencesBias):
     @classmethod
     def from_seqlens(
         cls, q_seqlen: Sequence[int], kv_seqlen: Sequence[int] | None = None, *, device: Device = None
-    ) -> Any:
+    ) -> Self:
         """One block per pair of lengths; keys have the lengths of the queries unless `kv_seqlen` is given. Without a
         device the bias works with inputs on any."""
         q_seqinfo = k_seqinfo = _SeqLenInfo.from_seqlens(q_seqlen, device=device)
@@ -34,13 +47,13 @@ class BlockDiagonalMask(SequencesBias):
         return cls(q_seqinfo=q_seqinfo, k_seqinfo=k_seqinfo)
 
     @classmethod
-    def from_tensor_list(cls, tensors: Sequence[torch.Tensor]) -> tuple[Any, torch.Tensor]:
+    def from_tensor_list(cls, tensors: Sequence[torch.Tensor]) -> tuple[Self, torch.Tensor]:
         """Tensors [batch_i, seqlen_i, *] -> the bias, with a block per row, and their concatenation
-        [1, sum of batch_i * seqlen_i, *]."""
-        seqlens = [x.shape[1] for x in tensors for _ in range(x.shape[0])]
-        bias = cls.from_seqlens(seqlens, device=_device_of(tensors))
+        [1, sum of batch_i * seqlen_i, *]. ValueError without tensors."""
+        packed = torch.ops.xformers._bias_concatenate(tensors)
+        bias = cls.from_seqlens(_seqlens_of(tensors), device=packed.device)
         bias._batch_sizes = [x.shape[0] for x in tensors]
-        return bias, _concatenate(tensors)
+        return bias, packed
 
     @classmethod
     def from_tensor_lists_qkv(
@@ -48,25 +61,15 @@ class BlockDiagonalMask(SequencesBias):
         tensors_q: Sequence[torch.Tensor],
         tensors_k: Sequence[torch.Tensor],
         tensors_v: Sequence[torch.Tensor] | None = None,
-    ) -> tuple[Any, torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """The same for queries and keys of different lengths; returns (bias, query, key, value or None)."""
-        batch_sizes = [x.shape[0] for x in tensors_q]
-        if batch_sizes != [x.shape[0] for x in tensors_k]:
-            raise ValueError(
-                f"attn_bias: the queries' batch sizes are {batch_sizes}, the keys' {[x.shape[0] for x in tensors_k]}, "
-                "expected the same.  Fix: give one key tensor per query tensor, with its batch size."
-            )
-        if tensors_v is not None and [v.shape[:2] for v in tensors_v] != [k.shape[:2] for k in tensors_k]:
-            raise ValueError(
-                "attn_bias: keys and values differ in batch size or length, expected the same.  "
-                "Fix: give one value tensor per key tensor, with its first two sizes."
-            )
-        q_seqlens = [x.shape[1] for x in tensors_q for _ in range(x.shape[0])]
-        k_seqlens = [x.shape[1] for x in tensors_k for _ in range(x.shape[0])]
-        bias = cls.from_seqlens(q_seqlens, k_seqlens, device=_device_of(tensors_q))
-        bias._batch_sizes = batch_sizes
-        value = _concatenate(tensors_v) if tensors_v is not None else None
-        return bias, _concatenate(tensors_q), _concatenate(tensors_k), value
+    ) -> tuple[Self, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """The same for queries and keys of different lengths; returns (bias, query, key, value or None). ValueError
+        unless keys have the queries' batch sizes, and values the keys' sizes."""
+        torch.ops.xformers._bias_check_lists(tensors_q, tensors_k, tensors_v or [])
+        query, key = (torch.ops.xformers._bias_concatenate(tensors) for tensors in (tensors_q, tensors_k))
+        value = torch.ops.xformers._bias_concatenate(tensors_v) if tensors_v is not None else None
+        bias = cls.from_seqlens(_seqlens_of(tensors_q), _seqlens_of(tensors_k), device=query.device)
+        bias._batch_sizes = [x.shape[0] for x in tensors_q]
+        return bias, query, key, value
 
     def split_queries(self, tensor: torch.Tensor) -> list[torch.Tensor]:
         """The inverse of the concatenation of the queries."""
@@ -77,7 +80,7 @@ class BlockDiagonalMask(SequencesBias):
         return self.k_seqinfo.split(tensor, self._batch_sizes)
 
     def split(self, tensor: torch.Tensor) -> list[torch.Tensor]:
-        """The inverse of the concatenation, where queries and keys have the same lengths."""
+        """The inverse of the concatenation, where queries and keys have the same lengths: a ValueError where not."""
         if self.q_seqinfo is not self.k_seqinfo and self.q_seqinfo.seqstart_py != self.k_seqinfo.seqstart_py:
             raise ValueError(
                 "attn_bias: queries and keys have different lengths, expected the same.  "
@@ -85,25 +88,29 @@ class BlockDiagonalMask(SequencesBias):
             )
         return self.split_queries(tensor)
 
-    def make_causal(self) -> "BlockDiagonalCausalMask":
+    def make_causal(self) -> BlockDiagonalCausalMask:
         """The same blocks, causal inside, aligned top-left."""
         return BlockDiagonalCausalMask(self.q_seqinfo, self.k_seqinfo, self._batch_sizes)
 
-    def make_causal_from_bottomright(self) -> "BlockDiagonalCausalFromBottomRightMask":
+    def make_causal_from_bottomright(self) -> BlockDiagonalCausalFromBottomRightMask:
         """The same blocks, causal inside, the last query of each seeing all its keys."""
         return BlockDiagonalCausalFromBottomRightMask(self.q_seqinfo, self.k_seqinfo, self._batch_sizes)
 
-    def make_local_attention(self, window_size: int) -> "BlockDiagonalCausalLocalAttentionMask":
+    def make_local_attention(self, window_size: int) -> BlockDiagonalCausalLocalAttentionMask:
         """Causal from the top-left corner, and no further back than the last `window_size` keys."""
         return BlockDiagonalCausalLocalAttentionMask(self.q_seqinfo, self.k_seqinfo, self._batch_sizes, window_size)
 
     def make_local_attention_from_bottomright(
         self, window_size: int
-    ) -> "BlockDiagonalCausalLocalAttentionFromBottomRightMask":
+    ) -> BlockDiagonalCausalLocalAttentionFromBottomRightMask:
         """Causal from the bottom-right corner, and no further back than the last `window_size` keys."""
         return BlockDiagonalCausalLocalAttentionFromBottomRightMask(
             self.q_seqinfo, self.k_seqinfo, self._batch_sizes, window_size
         )
+
+    def _check_blocks(self) -> None:
+        """An error where the band hides every key from a query."""
+        torch.ops.xformers._bias_check_blocks(self.q_seqinfo.seqstart_py, self.k_seqinfo.seqstart_py, *self._BAND)
 
 
 @dataclass(eq=False)
@@ -121,12 +128,7 @@ class BlockDiagonalCausalFromBottomRightMask(BlockDiagonalMask):
     _BAND = CAUSAL_BOTTOM_RIGHT
 
     def __post_init__(self) -> None:
-        for block, (nq, nk) in enumerate(_lengths(self)):
-            if nk < nq:
-                raise ValueError(
-                    f"attn_bias: block {block} has {nk} keys, expected at least its number of queries, {nq}.  "
-                    "Fix: the first queries would see no key; use make_causal, or give more keys."
-                )
+        self._check_blocks()
 
 
 @dataclass(eq=False)
@@ -137,13 +139,7 @@ class BlockDiagonalCausalLocalAttentionMask(BlockDiagonalCausalMask):
 
     def __post_init__(self) -> None:
         check_window(self._window_size)
-        for block, (nq, nk) in enumerate(_lengths(self)):
-            if nq - self._window_size >= nk:
-                raise RuntimeError(
-                    f"attn_bias: block {block} has {nk} keys, expected more than {nq - self._window_size} for {nq} "
-                    f"queries and a window of {self._window_size}.  Fix: the last queries would see no key; give more "
-                    "keys or a larger window."
-                )
+        self._check_blocks()
 
     @property
     def _BAND(self) -> Band:  # type: ignore[override]
@@ -158,26 +154,14 @@ class BlockDiagonalCausalLocalAttentionFromBottomRightMask(BlockDiagonalCausalFr
     _window_size: int = 0
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         check_window(self._window_size)
+        self._check_blocks()
 
     @property
     def _BAND(self) -> Band:  # type: ignore[override]
         return (self._window_size - 1, 0, True)
 
 
-def _lengths(bias: BlockDiagonalMask) -> list[tuple[int, int]]:
-    """(queries, keys) of every block."""
-    return list(zip(bias.q_seqinfo._lengths_py(), bias.k_seqinfo._lengths_py(), strict=False))
-
-
-def _device_of(tensors: Sequence[torch.Tensor]) -> torch.device:
-    if not tensors:
-        raise ValueError(
-            "attn_bias: the list of tensors is empty, expected at least one.  Fix: pass [batch, seqlen, ...]."
-        )
-    return tensors[0].device
-
-
-def _concatenate(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    return torch.cat([x.reshape(1, -1, *x.shape[2:]) for x in tensors], dim=1)
+def _seqlens_of(tensors: Sequence[torch.Tensor]) -> list[int]:
+    """Of every row of tensors [batch, seqlen, *]."""
+    return [x.shape[1] for x in tensors for _ in range(x.shape[0])]

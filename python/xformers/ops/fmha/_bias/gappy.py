@@ -1,15 +1,21 @@
 """Keys anywhere: each sequence has a start and a length."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .base import CAUSAL_BOTTOM_RIGHT, Device, altered
-from .paged import check_tables, make_paged
 from .seqinfo import _GappySeqInfo, _SeqLenInfo, check_same_count, to_int32
-from .sequences import SequencesBias
+from .sequences import SequencesBias, make_paged
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["BlockDiagonalCausalWithOffsetGappyKeysMask", "BlockDiagonalGappyKeysMask"]
 
 
 @dataclass(eq=False)
@@ -23,7 +29,7 @@ class BlockDiagonalGappyKeysMask(SequencesBias):
     @classmethod
     def from_seqlens(
         cls, q_seqlen: Sequence[int], kv_seqstarts: Sequence[int], kv_seqlen: Sequence[int], *, device: Device = None
-    ) -> Any:
+    ) -> Self:
         """`kv_seqstarts` has one entry more than there are sequences: the total length of the keys."""
         check_same_count(q_seqlen, kv_seqlen)
         return cls(
@@ -33,29 +39,17 @@ class BlockDiagonalGappyKeysMask(SequencesBias):
 
     def make_paged(self, block_tables: torch.Tensor, page_size: int, notional_padding: int, paged_type: type) -> Any:
         """The same sequences with their keys in pages. Sequence b's start counts from b * `notional_padding` here, and
-        from the start of its own pages there."""
-        room = check_tables(block_tables, page_size, len(self.k_seqinfo.seqlen_py))
-        starts = []
-        for b, length in enumerate(self.k_seqinfo.seqlen_py):
-            start = self.k_seqinfo.seqstart_py[b] - b * notional_padding
-            if start < 0 or start + length > room or (start == room and room):
-                raise ValueError(
-                    f"attn_bias: the keys of sequence {b} are [{start}, {start + length}) of its own pages, expected a "
-                    f"range inside [0, {room}).  Fix: notional_padding is the distance of the sequences here."
-                )
-            starts.append(start)
-        k_seqinfo = altered(
-            self.k_seqinfo,
-            seqstart=to_int32(starts, self.k_seqinfo.seqstart.device),
-            seqstart_py=starts,
-        )
-        return make_paged(self, paged_type, block_tables, page_size, k_seqinfo, [])
+        from the start of its own pages there. ValueError for starts or a table that do not hold them."""
+        k = self.k_seqinfo
+        lengths = list(k.seqlen_py)
+        torch.ops.xformers._bias_check_paged_starts(k.seqstart_py, lengths, block_tables, page_size, notional_padding)
+        starts = [start - b * notional_padding for b, (start, _) in enumerate(k.intervals())]
+        seqstart = to_int32(starts, k.seqstart.device)
+        k_seqinfo = altered(k, seqstart=seqstart, seqstart_py=starts, _shares_keys=False)
+        return make_paged(self, paged_type, block_tables, page_size, k_seqinfo)
 
-    def _operands(self, device: torch.device) -> tuple[Any, ...]:
-        *others, starts = super()._operands(device)
-        if not self.k_seqinfo._disjoint:
-            starts = starts[:-1]  # without the total: the operator's way to hear that keys may be shared
-        return (*others, starts, self.k_seqinfo._on(self.k_seqinfo.seqlen, device))
+    def _total_keys(self) -> int:
+        return self.k_seqinfo.seqstart_py[-1]
 
 
 @dataclass(eq=False)

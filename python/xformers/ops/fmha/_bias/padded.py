@@ -1,15 +1,25 @@
 """Keys in slots of equal size, as a cache for decoding has them."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .base import CAUSAL_BOTTOM_RIGHT, Band, Device, altered, check_window
-from .paged import check_tables, make_paged
-from .seqinfo import _PaddedSeqLenInfo, _SeqLenInfo, check_same_count, to_int32
-from .sequences import SequencesBias
+from .base import CAUSAL_BOTTOM_RIGHT, Band, Device, check_window
+from .seqinfo import _PaddedSeqLenInfo, _SeqLenInfo, check_same_count
+from .sequences import SequencesBias, make_paged
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = [
+    "BlockDiagonalCausalLocalAttentionPaddedKeysMask",
+    "BlockDiagonalCausalWithOffsetPaddedKeysMask",
+    "BlockDiagonalPaddedKeysMask",
+]
 
 
 @dataclass(eq=False)
@@ -29,25 +39,17 @@ class BlockDiagonalPaddedKeysMask(SequencesBias):
         causal_diagonal: Any = None,
         *,
         device: Device = None,
-    ) -> Any:
+    ) -> Self:
         """One sequence per pair of lengths; key lengths are at most `kv_padding` and may be 0. `causal_diagonal` has no
         effect."""
         return cls(**_seqinfos(q_seqlen, kv_padding, kv_seqlen, device))
 
     def make_paged(self, block_tables: torch.Tensor, page_size: int, paged_type: type) -> Any:
         """The same sequences with their keys in pages (see `PagedBlockDiagonalPaddedKeysMask`). This bias stays as it
-        is."""
-        k = self.k_seqinfo
-        room = check_tables(block_tables, page_size, len(k.seqlen_py))
-        starts = [room * i for i in range(len(k.seqlen_py) + 1)]
-        k_seqinfo = altered(k, padding=room, seqstart=to_int32(starts, k.seqstart.device), seqstart_py=starts)
-        return make_paged(self, paged_type, block_tables, page_size, k_seqinfo, k.seqlen_py)
-
-    def _operands(self, device: torch.device) -> tuple[Any, ...]:
-        k = self.k_seqinfo
-        if k.seqlen.is_cpu and not torch.compiler.is_compiling():
-            _check_fits(k)
-        return (*super()._operands(device), k._on(k.seqlen, device))
+        is. ValueError for a table that does not hold them."""
+        torch.ops.xformers._bias_check_tables(block_tables, page_size, list(self.k_seqinfo.seqlen_py))
+        k_seqinfo = self.k_seqinfo.with_padding(block_tables.shape[1] * page_size)
+        return make_paged(self, paged_type, block_tables, page_size, k_seqinfo)
 
 
 @dataclass(eq=False)
@@ -82,7 +84,7 @@ class BlockDiagonalCausalLocalAttentionPaddedKeysMask(BlockDiagonalPaddedKeysMas
         *,
         window_size: int = 0,
         device: Device = None,
-    ) -> Any:
+    ) -> Self:
         """As `from_seqlens_local`."""
         return cls.from_seqlens_local(q_seqlen, kv_padding, kv_seqlen, window_size, device=device)
 
@@ -95,25 +97,14 @@ class BlockDiagonalCausalLocalAttentionPaddedKeysMask(BlockDiagonalPaddedKeysMas
         window_size: int,
         *,
         device: Device = None,
-    ) -> Any:
+    ) -> Self:
         """One sequence per pair of lengths; `window_size` counts the diagonal."""
         return cls(**_seqinfos(q_seqlen, kv_padding, kv_seqlen, device), _window_size=window_size)
 
 
-def _seqinfos(
-    q_seqlen: Sequence[int], kv_padding: int, kv_seqlen: Sequence[int], device: Device
-) -> dict[str, _SeqLenInfo]:
+def _seqinfos(q_seqlen: Sequence[int], kv_padding: int, kv_seqlen: Sequence[int], device: Device) -> dict[str, Any]:
     check_same_count(q_seqlen, kv_seqlen)
     return {
         "q_seqinfo": _SeqLenInfo.from_seqlens(q_seqlen, device=device),
         "k_seqinfo": _PaddedSeqLenInfo.from_seqlens_padded(kv_seqlen, kv_padding, device=device),
     }
-
-
-def _check_fits(k: _PaddedSeqLenInfo) -> None:
-    longest = max(k.seqlen.tolist(), default=0)
-    if longest > k.padding:
-        raise ValueError(
-            f"attn_bias: the longest sequence of keys (k_seqinfo.seqlen) is {longest}, expected at most the padding, "
-            f"{k.padding}.  Fix: it would run into the next sequence's slot; give a longer cache."
-        )

@@ -4,27 +4,28 @@ Results follow the device tensors (`seqstart`, `seqlen`), which a decoding loop 
 `min_seqlen` are the numbers from the time of building.
 """
 
+from __future__ import annotations
+
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .base import Device, altered, default_device, is_at
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["_GappySeqInfo", "_PaddedSeqLenInfo", "_SeqLenInfo"]
+
 
 def to_ints(numbers: Iterable[int], what: str) -> list[int]:
-    """Python ints, or a ValueError that says which is none or negative."""
+    """Python ints; ValueError for a tensor, TypeError for other numbers."""
     if isinstance(numbers, torch.Tensor):
         raise ValueError(f"attn_bias: the {what}s are a tensor, expected Python ints.  Fix: pass tensor.tolist().")
-    result = [operator.index(number) for number in numbers]
-    for number in result:
-        if number < 0:
-            raise ValueError(
-                f"attn_bias: a {what} is {number}, expected 0 or more.  Fix: count from the first position."
-            )
-    return result
+    return [operator.index(number) for number in numbers]
 
 
 def to_int32(numbers: list[int], device: Device) -> torch.Tensor:
@@ -36,11 +37,15 @@ def to_int32(numbers: list[int], device: Device) -> torch.Tensor:
 
 
 def check_same_count(q_seqlen: Sequence[int], kv_seqlen: Sequence[int]) -> None:
-    if len(kv_seqlen) != len(q_seqlen):
-        raise ValueError(
-            f"attn_bias: there are {len(q_seqlen)} query lengths and {len(kv_seqlen)} key lengths, expected as many of "
-            "each.  Fix: give one pair of lengths per sequence; 0 is a length."
-        )
+    torch.ops.xformers._bias_check_count(len(q_seqlen), len(kv_seqlen))
+
+
+def _share_keys(seqstart_py: Sequence[int], seqlen_py: Sequence[int]) -> bool:
+    return torch.ops.xformers._bias_share_keys(list(seqstart_py), list(seqlen_py))
+
+
+# As torch.compiler.assume_constant_result does, without its import of Dynamo, which takes no bool from an operator.
+_share_keys._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @dataclass(eq=False)
@@ -55,49 +60,41 @@ class _SeqLenInfo:
     _device_given = False  # else the tensors follow the inputs to their device
 
     @classmethod
-    def from_seqlens(cls, seqlens: Iterable[int], *, device: Device = None) -> "_SeqLenInfo":
+    def from_seqlens(cls, seqlens: Iterable[int], *, device: Device = None) -> Self:
         lengths = to_ints(seqlens, "sequence length")
+        torch.ops.xformers._bias_check_lengths(lengths)
         seqstart_py = [0]
         for seqlen in lengths:
             seqstart_py.append(seqstart_py[-1] + seqlen)
-        return cls(
+        return cls._build(device, lengths, seqstart_py)
+
+    @classmethod
+    def _build(cls, device: Device, lengths: list[int], seqstart_py: list[int], **fields: Any) -> Self:
+        info = cls(
             seqstart=to_int32(seqstart_py, device),
             max_seqlen=max(lengths, default=-1),
             min_seqlen=min(lengths, default=-1),
             seqstart_py=seqstart_py,
-        )._built_for(device)
+            **fields,
+        )
+        if device is not None:
+            info._device_given = True
+        return info
 
     def intervals(self) -> Iterable[tuple[int, int]]:
-        """(start, end) of every sequence."""
+        """(start, end) of every sequence, from the time of building."""
         return zip(self.seqstart_py, self.seqstart_py[1:], strict=False)
 
-    def to(self, device: Device) -> Any:
+    def to(self, device: Device) -> Self:
         """The same on another device; itself if it is there already."""
         if is_at(self.seqstart, device):
             return self
         return altered(self, seqstart=self.seqstart.to(device), _device_given=True)
 
     def split(self, x: torch.Tensor, batch_sizes: Sequence[int] | None = None) -> list[torch.Tensor]:
-        """[1, total, *] -> one [1, seqlen, *] per sequence, or [batch_size, seqlen, *] per run of `batch_sizes`."""
-        if x.ndim < 2 or x.shape[0] != 1 or x.shape[1] != self.seqstart_py[-1]:
-            raise ValueError(
-                f"attn_bias: the tensor to split has shape {list(x.shape)}, "
-                f"expected [1, {self.seqstart_py[-1]}, ...].  Fix: split what was concatenated for this bias."
-            )
-        if batch_sizes is None:
-            batch_sizes = [1] * (len(self.seqstart_py) - 1)
-        parts, sequence = [], 0
-        for count in batch_sizes:
-            begin, end = self.seqstart_py[sequence], self.seqstart_py[sequence + count]
-            seqlen = (end - begin) // count if count else 0
-            parts.append(x[0, begin:end].reshape(count, seqlen, *x.shape[2:]))
-            sequence += count
-        return parts
-
-    def _built_for(self, device: Device) -> Any:
-        if device is not None:
-            self._device_given = True
-        return self
+        """[1, total, *] -> one [1, seqlen, *] per sequence, or [batch_size, seqlen, *] per run of `batch_sizes`.
+        ValueError for another shape, or runs of sequences of different lengths."""
+        return torch.ops.xformers._bias_split(x, self.seqstart_py, batch_sizes or [])
 
     def _on(self, tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
         """One of its tensors, for inputs on `device`."""
@@ -105,14 +102,13 @@ class _SeqLenInfo:
             return tensor
         return tensor.to(device)
 
+    def _keys(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """cu_seqlens_k and seqused_k of a lowered bias, where these are the keys."""
+        return self._on(self.seqstart, device), None
+
     def _lengths_py(self) -> list[int]:
         """Host lengths, for what is decided without the device."""
         return [end - start for start, end in self.intervals()]
-
-    def _ranges(self) -> list[tuple[int, int]]:
-        """(start, end) of every sequence as the device has them now; waits for it."""
-        starts = self.seqstart_py if self.seqstart.is_meta else self.seqstart.tolist()
-        return list(zip(starts, starts[1:], strict=False))
 
 
 @dataclass(eq=False)
@@ -123,22 +119,20 @@ class _UsedSeqLenInfo(_SeqLenInfo):
     seqlen_py: Sequence[int]
 
     def intervals(self) -> Iterable[tuple[int, int]]:
-        """(start, end) of the used part of every sequence."""
+        """(start, end) of the used part of every sequence, from the time of building."""
         return [(start, start + used) for start, used in zip(self.seqstart_py, self.seqlen_py, strict=False)]
 
-    def to(self, device: Device) -> Any:
+    def to(self, device: Device) -> Self:
         moved = super().to(device)
         if moved is self and is_at(self.seqlen, device):
             return self
         return altered(moved, seqlen=self.seqlen.to(device), _device_given=True)
 
+    def _keys(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return self._on(self.seqstart, device), self._on(self.seqlen, device)
+
     def _lengths_py(self) -> list[int]:
         return list(self.seqlen_py)
-
-    def _ranges(self) -> list[tuple[int, int]]:
-        starts = self.seqstart_py if self.seqstart.is_meta else self.seqstart.tolist()
-        lengths = self.seqlen_py if self.seqlen.is_meta else self.seqlen.tolist()
-        return [(start, start + used) for start, used in zip(starts, lengths, strict=False)]
 
 
 @dataclass(eq=False)
@@ -149,28 +143,21 @@ class _PaddedSeqLenInfo(_UsedSeqLenInfo):
     # seqstart: 0, padding, ..., sequences * padding
 
     @classmethod
-    def from_seqlens(cls, seqlens: Iterable[int], *, device: Device = None) -> "_SeqLenInfo":
+    def from_seqlens(cls, seqlens: Iterable[int], *, device: Device = None) -> Self:
         raise RuntimeError("attn_bias: from_seqlens lacks the padding.  Fix: use from_seqlens_padded.")
 
     @classmethod
-    def from_seqlens_padded(cls, seqlens: Sequence[int], padding: int, *, device: Device = None) -> "_PaddedSeqLenInfo":
-        seqlen_py = to_ints(seqlens, "sequence length")
-        padding = operator.index(padding)
-        if padding < 0 or any(seqlen > padding for seqlen in seqlen_py):
-            raise ValueError(
-                f"attn_bias: the longest sequence is {max(seqlen_py, default=0)}, expected at most the padding, "
-                f"{padding}.  Fix: give longer slots."
-            )
-        seqstart_py = [padding * i for i in range(len(seqlen_py) + 1)]
-        return cls(
-            seqstart=to_int32(seqstart_py, device),
-            max_seqlen=max(seqlen_py, default=-1),
-            min_seqlen=min(seqlen_py, default=-1),
-            seqstart_py=seqstart_py,
-            seqlen=to_int32(seqlen_py, device),
-            seqlen_py=seqlen_py,
-            padding=padding,
-        )._built_for(device)
+    def from_seqlens_padded(cls, seqlens: Sequence[int], padding: int, *, device: Device = None) -> Self:
+        seqlen_py, padding = to_ints(seqlens, "sequence length"), operator.index(padding)
+        torch.ops.xformers._bias_check_padded(seqlen_py, padding)
+        starts = [padding * i for i in range(len(seqlen_py) + 1)]
+        seqlen = to_int32(seqlen_py, device)
+        return cls._build(device, seqlen_py, starts, seqlen=seqlen, seqlen_py=seqlen_py, padding=padding)
+
+    def with_padding(self, padding: int) -> Self:
+        """The same lengths in other slots; the tensor of lengths is shared."""
+        starts = [padding * i for i in range(len(self.seqlen_py) + 1)]
+        return altered(self, padding=padding, seqstart=to_int32(starts, self.seqstart.device), seqstart_py=starts)
 
     def split(self, x: torch.Tensor, batch_sizes: Sequence[int] | None = None) -> list[torch.Tensor]:
         raise NotImplementedError("attn_bias: padded sequences are not concatenated, so there is nothing to split.")
@@ -183,41 +170,25 @@ class _GappySeqInfo(_UsedSeqLenInfo):
     # seqstart: int32 [sequences + 1], the last one the total; paged: [sequences], counted in a sequence's own pages
 
     def __post_init__(self) -> None:
-        ranges = sorted((start, end) for start, end in self.intervals() if start < end)
-        self._disjoint = all(end <= start for (_, end), (start, _) in zip(ranges, ranges[1:], strict=False))
+        has_total = len(self.seqstart_py) > len(self.seqlen_py)
+        self._shares_keys = has_total and _share_keys(self.seqstart_py, self.seqlen_py)
 
     @classmethod
-    def from_seqlens(cls, seqlens: Iterable[int], *, device: Device = None) -> "_SeqLenInfo":
+    def from_seqlens(cls, seqlens: Iterable[int], *, device: Device = None) -> Self:
         raise NotImplementedError("attn_bias: from_seqlens lacks the starts.  Fix: use from_seqlens_gappy.")
 
     @classmethod
     def from_seqlens_gappy(
         cls, seqstarts: Sequence[int], seqlens: Sequence[int], paged: bool, *, device: Device = None
-    ) -> "_GappySeqInfo":
-        seqlen_py = to_ints(seqlens, "sequence length")
-        seqstart_py = to_ints(seqstarts, "sequence start")
-        if not seqlen_py:
-            raise ValueError("attn_bias: there are no sequences, expected at least one.  Fix: give their lengths.")
-        expected = len(seqlen_py) if paged else len(seqlen_py) + 1
-        if len(seqstart_py) != expected:
-            raise ValueError(
-                f"attn_bias: there are {len(seqstart_py)} starts, expected {expected} for {len(seqlen_py)} sequences.  "
-                f"Fix: give one start per sequence{'' if paged else ', and the total length of the keys last'}."
-            )
-        for start, length in zip(seqstart_py, seqlen_py, strict=False):
-            if not paged and start + length > seqstart_py[-1]:
-                raise ValueError(
-                    f"attn_bias: a sequence of keys is [{start}, {start + length}), expected a range inside "
-                    f"[0, {seqstart_py[-1]}).  Fix: the last start is the total length of the keys."
-                )
-        return cls(
-            seqstart=to_int32(seqstart_py, device),
-            max_seqlen=max(seqlen_py),
-            min_seqlen=min(seqlen_py),
-            seqstart_py=seqstart_py,
-            seqlen=to_int32(seqlen_py, device),
-            seqlen_py=seqlen_py,
-        )._built_for(device)
+    ) -> Self:
+        seqlen_py, seqstart_py = to_ints(seqlens, "sequence length"), to_ints(seqstarts, "sequence start")
+        torch.ops.xformers._bias_check_gappy(seqstart_py, seqlen_py, paged)
+        return cls._build(device, seqlen_py, seqstart_py, seqlen=to_int32(seqlen_py, device), seqlen_py=seqlen_py)
 
     def split(self, x: torch.Tensor, batch_sizes: Sequence[int] | None = None) -> list[torch.Tensor]:
         raise NotImplementedError("attn_bias: ranges that overlap or leave gaps cannot be split.")
+
+    def _keys(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
+        starts, used = super()._keys(device)
+        # Without the total: the operator's way to hear that sequences share keys.
+        return (starts[:-1] if self._shares_keys else starts), used

@@ -1,27 +1,33 @@
 """One band over the whole of every batch element."""
 
-from collections.abc import Sequence
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from .base import CAUSAL_BOTTOM_RIGHT, AttentionBias, Band, Device, check_window, materialize_band
+from .base import CAUSAL_BOTTOM_RIGHT, AttentionBias, Band, Device, LoweredBias, check_window
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = [
+    "LocalAttentionFromBottomRightMask",
+    "LowerTriangularFromBottomRightLocalAttentionMask",
+    "LowerTriangularFromBottomRightMask",
+]
 
 
 class BandMask(AttentionBias):
     """A band and nothing else: holds no tensor."""
 
-    def to(self, device: Device) -> Any:
+    def to(self, device: Device) -> Self:
+        """Itself: there is nothing to move."""
         return self
 
-    def _operands(self, device: torch.device) -> tuple[Any, ...]:
-        return (None, *self._BAND)
-
-    def materialize(
-        self, shape: Sequence[int], dtype: torch.dtype = torch.float32, device: Device = "cpu"
-    ) -> torch.Tensor:
-        return materialize_band(shape[-2], shape[-1], self._BAND, dtype, device).expand(*shape)
+    def lower(self, device: torch.device) -> LoweredBias:
+        return LoweredBias(None, *self._BAND)
 
 
 class LowerTriangularFromBottomRightMask(BandMask):
@@ -29,8 +35,8 @@ class LowerTriangularFromBottomRightMask(BandMask):
 
     _BAND = CAUSAL_BOTTOM_RIGHT
 
-    def make_local_attention(self, window_size: int) -> "LowerTriangularFromBottomRightLocalAttentionMask":
-        """The same, and no further back than the `window_size` last keys."""
+    def make_local_attention(self, window_size: int) -> LowerTriangularFromBottomRightLocalAttentionMask:
+        """The same, and no further back than the `window_size` last keys. ValueError unless it is 1 or more."""
         return LowerTriangularFromBottomRightLocalAttentionMask(window_size)
 
 
@@ -50,17 +56,14 @@ class LowerTriangularFromBottomRightLocalAttentionMask(LowerTriangularFromBottom
 
 @dataclass(eq=False)
 class LocalAttentionFromBottomRightMask(BandMask):
-    """A window around the bottom-right diagonal: i + nk - nq - window_left <= j <= i + nk - nq + window_right."""
+    """A window around the bottom-right diagonal: i + nk - nq - window_left <= j <= i + nk - nq + window_right.
+    ValueError for a negative one."""
 
     window_left: int
     window_right: int
 
     def __post_init__(self) -> None:
-        for name in ("window_left", "window_right"):
-            if getattr(self, name) < 0:
-                raise ValueError(
-                    f"attn_bias: {name} is {getattr(self, name)}, expected 0 or more.  Fix: 0 sees the diagonal alone."
-                )
+        torch.ops.xformers._bias_check_windows(self.window_left, self.window_right)
 
     @property
     def _BAND(self) -> Band:  # type: ignore[override]
