@@ -68,8 +68,6 @@ def functions():
             thing = getattr(module, name)
             if name.startswith("_") or not getattr(thing, "__module__", "").startswith("xformers"):
                 continue
-            if thing.__module__ == fmha.attn_bias.__name__:
-                continue
             if inspect.isfunction(thing):
                 yield f"{module.__name__}.{name}", thing
             elif inspect.isclass(thing):

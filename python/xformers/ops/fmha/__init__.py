@@ -1,6 +1,7 @@
 """Memory-efficient attention: `softmax(scale * query key^T + attn_bias) value`, without the score matrix in memory."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -212,7 +213,6 @@ def _parts(split: torch.Tensor | Sequence[torch.Tensor]) -> list[torch.Tensor]:
 
 
 __all__ = [
-    *(name for name in attn_bias.__all__ if not name.startswith("_")),
     "ALL_BW_OPS",
     "ALL_FW_OPS",
     "AttentionBwOpBase",
@@ -247,3 +247,5 @@ __all__ = [
     "merge_attentions",
     "triton_splitk",
 ]
+if not TYPE_CHECKING:
+    __all__ += [name for name in attn_bias.__all__ if not name.startswith("_")]

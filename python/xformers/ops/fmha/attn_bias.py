@@ -4,6 +4,8 @@ A class of your own derives from one of these and says in `lower` what it hides 
 one to the library: CONTRIBUTING.md.
 """
 
+from typing import TYPE_CHECKING
+
 from ._bias import base, block_diagonal, gappy, padded, paged, seqinfo, subtensor, whole
 from ._bias.base import *  # noqa: F403
 from ._bias.block_diagonal import *  # noqa: F403
@@ -22,16 +24,17 @@ VARLEN_BIASES = (
     paged.PagedBlockDiagonalGappyKeysMask,
 )
 
-__all__ = ["VARLEN_BIASES"]
-__all__ += base.__all__
-__all__ += block_diagonal.__all__
-__all__ += gappy.__all__
-__all__ += padded.__all__
-__all__ += paged.__all__
-__all__ += seqinfo.__all__
-__all__ += subtensor.__all__
-__all__ += whole.__all__
+if not TYPE_CHECKING:  # checkers see what is imported above: they read no sums of lists
+    __all__ = ["VARLEN_BIASES"]
+    __all__ += base.__all__
+    __all__ += block_diagonal.__all__
+    __all__ += gappy.__all__
+    __all__ += padded.__all__
+    __all__ += paged.__all__
+    __all__ += seqinfo.__all__
+    __all__ += subtensor.__all__
+    __all__ += whole.__all__
 
-for _name in __all__:  # pickles name the public address
-    if _name != "VARLEN_BIASES":
-        globals()[_name].__module__ = __name__
+    for _name in __all__:  # pickles name the public address
+        if _name != "VARLEN_BIASES":
+            globals()[_name].__module__ = __name__

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from .base import CAUSAL_BOTTOM_RIGHT, Device, altered
+from .base import CAUSAL_BOTTOM_RIGHT, Device, T, altered
 from .seqinfo import _GappySeqInfo, _SeqLenInfo, check_same_count, to_int32
 from .sequences import SequencesBias, make_paged
 
@@ -37,7 +37,7 @@ class BlockDiagonalGappyKeysMask(SequencesBias):
             k_seqinfo=_GappySeqInfo.from_seqlens_gappy(kv_seqstarts, kv_seqlen, paged=False, device=device),
         )
 
-    def make_paged(self, block_tables: torch.Tensor, page_size: int, notional_padding: int, paged_type: type) -> Any:
+    def make_paged(self, block_tables: torch.Tensor, page_size: int, notional_padding: int, paged_type: type[T]) -> T:
         """The same sequences with their keys in pages. Sequence b's start counts from b * `notional_padding` here, and
         from the start of its own pages there. ValueError for starts or a table that do not hold them."""
         k = self.k_seqinfo

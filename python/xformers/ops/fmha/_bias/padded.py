@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .base import CAUSAL_BOTTOM_RIGHT, Band, Device, check_window
+from .base import CAUSAL_BOTTOM_RIGHT, Band, Device, T, check_window
 from .seqinfo import _PaddedSeqLenInfo, _SeqLenInfo, check_same_count
 from .sequences import SequencesBias, make_paged
 
@@ -44,7 +44,7 @@ class BlockDiagonalPaddedKeysMask(SequencesBias):
         effect."""
         return cls(**_seqinfos(q_seqlen, kv_padding, kv_seqlen, device))
 
-    def make_paged(self, block_tables: torch.Tensor, page_size: int, paged_type: type) -> Any:
+    def make_paged(self, block_tables: torch.Tensor, page_size: int, paged_type: type[T]) -> T:
         """The same sequences with their keys in pages (see `PagedBlockDiagonalPaddedKeysMask`). This bias stays as it
         is. ValueError for a table that does not hold them."""
         torch.ops.xformers._bias_check_tables(block_tables, page_size, list(self.k_seqinfo.seqlen_py))
