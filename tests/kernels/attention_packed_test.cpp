@@ -1,4 +1,7 @@
 // Packed sequences: block-diagonal masks with and without a band, empty sequences, gaps, hostile offsets.
+#include <algorithm>
+#include <cmath>
+
 #include "tests/kernels/attention_check.h"
 
 namespace xformers::testing {
@@ -22,6 +25,43 @@ TEST(PackedSequences, Many) {
   for (const std::string head : {"attention:fp32,q", "attention:bf16,q"}) {
     for (const AttentionCase& c : parse_attention_cases({head + q + ",k" + k + ",h2,d64,causal_br"})) {
       EXPECT_TRUE(matches_reference(c));
+    }
+  }
+}
+
+// So many short sequences, of 0 to 23 rows and some of a tile and more, that the tiles of each by itself would be more
+// than a GPU works on at a time.
+std::string short_sequences(const std::string& rest) {
+  std::string q, k;
+  for (int i = 0; i < 60; ++i) {
+    q += (i ? "+" : "") + std::to_string(i % 20 == 7 ? 140 : i * 7 % 24);
+    k += (i ? "+" : "") + std::to_string(i % 20 == 3 ? 90 : i * 5 % 24);
+  }
+  return "attention:*,q" + q + ",k" + k + rest;
+}
+TEST(ShortSequences, ShareTiles) {
+  for (const AttentionCase& c : parse_attention_cases(
+           {short_sequences(",h8,d32"), short_sequences(",h8,d64,causal"), short_sequences(",h8,d128,causal_br,dlse"),
+            short_sequences(",h10,kv5,d64"), short_sequences(",h8,d96,band5_3_br"), short_sequences(",h8,d64,wide")})) {
+    EXPECT_TRUE(matches_reference(c));
+  }
+}
+
+// Offsets that begin late, run out, and descend: rows of no sequence are empty, nothing else is written.
+TEST(ShortSequences, MayLieAnywhere) {
+  for (const AttentionCase& c : parse_attention_cases({short_sequences(",h8,d64")})) {
+    AttentionRun run(c);
+    for (std::vector<int32_t>* offsets : {&run.cu_seqlens_q, &run.cu_seqlens_k}) {
+      const int32_t last = offsets->back();
+      for (int32_t& offset : *offsets) offset = std::min(offset + 5, last - 9);
+      (*offsets)[30] = (*offsets)[25];
+    }
+    run.cu_seqlens_k[45] = 2000000000;
+    run.forward();
+    EXPECT_EQ(run.damaged_output(), "") << to_text(c);
+    for (int64_t query : {int64_t{0}, int64_t{4}, c.seqlen_q - 9, c.seqlen_q - 1}) {
+      EXPECT_EQ(run.lse.get({0, 0, 0, query, 0}), -INFINITY) << to_text(c) << " query " << query;
+      EXPECT_EQ(run.out.get({0, query, 0, 0, 3}), 0) << to_text(c) << " query " << query;
     }
   }
 }

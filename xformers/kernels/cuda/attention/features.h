@@ -10,8 +10,9 @@ enum class RowAccess : int {
   kAny,     // element by element where they don't
 };
 
-// What keys may be beside rows one after the other: a set.
-enum KeyForm : int { kPagedKeys = 1, kQuantisedKeys = 2 };
+// What keys may be beside rows one after the other: a set. The last is no kernel's of the lists, but an instance's that
+// the plain one has for packed sequences so short that its row tiles would be mostly empty.
+enum KeyForm : int { kPagedKeys = 1, kQuantisedKeys = 2, kShortSequences = 4 };
 
 // What may happen to a score: a set.
 enum ScoreOp : int { kBiasOp = 1, kDropoutOp = 2, kSignedScaleOp = 4 };  // the last: softmax_scale <= 0
@@ -22,7 +23,7 @@ struct Features {
   int keys = 0;       // KeyForm
   int score_ops = 0;  // ScoreOp
 
-  static const Features kPlain, kScored, kGeneral;
+  static const Features kPlain, kScored, kGeneral, kShort;
 
   // As a number, for kernels: nvcc's host stub of a kernel can't be a template over a struct.
   constexpr int code() const { return static_cast<int>(rows) | keys << 4 | score_ops << 8; }
@@ -32,6 +33,7 @@ struct Features {
 
 inline constexpr Features Features::kPlain = {};
 inline constexpr Features Features::kScored = {.score_ops = kAllScoreOps};
+inline constexpr Features Features::kShort = {.keys = kShortSequences};
 inline constexpr Features Features::kGeneral = {RowAccess::kAny, kPagedKeys | kQuantisedKeys, kAllScoreOps};
 
 }  // namespace xformers::cuda

@@ -66,4 +66,17 @@ __device__ __forceinline__ void multiply(Fragment<kRowTiles, kColumnTiles>& x, f
       for (int i = 0; i < 4; ++i) x[r][n][i] *= factor;
 }
 
+// Of this lane.
+template <int kRowTiles, int kColumnTiles>
+__device__ __forceinline__ bool has_nan(const Fragment<kRowTiles, kColumnTiles>& x) {
+  bool any = false;
+#pragma unroll
+  for (int r = 0; r < kRowTiles; ++r)
+#pragma unroll
+    for (int n = 0; n < kColumnTiles; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) any |= isnan(x[r][n][i]);
+  return any;
+}
+
 }  // namespace xformers::cuda

@@ -35,6 +35,23 @@ __device__ inline SequenceTile find_tile(int64_t index, int64_t sequences, int t
   return {};
 }
 
+// The last of the numbers [0, count) that `before` holds for, as it does for all those before it; -1: it holds for
+// none. 32 of them are asked at a time. All lanes of a warp call it.
+template <class Before>
+__device__ inline int64_t search_last(int64_t count, const Before& before) {
+  const int lane = threadIdx.x % 32;
+  int64_t first = 0, left = count;  // it is among these
+  while (left > 0) {
+    const int64_t step = ceil_div<int64_t>(left, 32), mine = lane * step;
+    const unsigned holds = __ballot_sync(0xffffffffu, mine < left && before(first + mine));
+    if (holds == 0) break;
+    const int64_t found = (31 - __clz(static_cast<int>(holds))) * step;
+    first += found, left = step == 1 ? 0 : min(step, left - found);
+    if (left <= 1) return first;
+  }
+  return -1;
+}
+
 // The same with a search in place of a sum, for any number of sequences: the tiles of sequence s come from
 // offset(s) / tile_rows + s on, where offset(s) counts the rows before it. Places between sequences stay empty; all of
 // them are at most max_tiles().
@@ -52,6 +69,13 @@ __device__ inline SequenceTile search_tile(int64_t index, int64_t sequences, int
     if (left <= 1) return {first, static_cast<int>(min((index - place(first)) * tile_rows, kMaxSeqlen))};
   }
   return {};
+}
+
+// The packed sequence that has a query, if any has, not before sequence `first`.
+__device__ inline int64_t sequence_of_query(const SeqLayout& seq, int64_t query, int64_t first = 0) {
+  const int64_t found =
+      search_last(seq.num_sequences - first, [&](int64_t s) { return seq.cu_seqlens_q[first + s] <= query; });
+  return first + max(found, int64_t{0});
 }
 
 // Rows of one sequence that a block works on. All lanes of a warp ask for their tile together.

@@ -25,7 +25,11 @@ std::optional<ForwardPlan> plan_forward(const AttentionFwdParams& p, const FwdFa
       [&](const ForwardInstance& each) { return fwd_policy(each.head_dim, features).smem_bytes(); }, reasons);
   if (reasons.any()) return {};
   ForwardPlan plan{.instance = instance, .features = features};
-  plan.split = plan_splits(p, facts, instance->head_dim, features);
+  if (has_short_sequences(p, facts, instance->head_dim, features)) {
+    plan.features = Features::kShort;
+  } else {
+    plan.split = plan_splits(p, facts, instance->head_dim, features);
+  }
   plan.workspace = partial_bytes(p, facts.total_rows, plan.split.splits);
   return plan;
 }
@@ -36,7 +40,7 @@ void run_forward(const AttentionFwdParams& p, const FwdFacts& facts, const Forwa
   args.part_steps = plan.split.part_steps;
   if (args.out_partial) {
     if (p.seq.packed()) clear_partial_stats(args, to_stream(stream));  // the merge writes what no sequence covers
-  } else {
+  } else if (plan.features != Features::kShort) {                      // which writes every row
     clear_uncovered_results(p, to_stream(stream));
   }
   plan.instance->launch(args, plan.features, to_stream(stream));

@@ -14,6 +14,7 @@
 #include "xformers/kernels/cuda/attention/sm80/fwd_output.cuh"
 #include "xformers/kernels/cuda/attention/sm80/fwd_scores.cuh"
 #include "xformers/kernels/cuda/attention/sm80/fwd_softmax.cuh"
+#include "xformers/kernels/cuda/attention/sm80/fwd_span.cuh"
 
 namespace xformers::cuda::sm80 {
 
@@ -73,8 +74,13 @@ __device__ __forceinline__ void accumulate_step(typename WarpPart<kPolicy>::Outp
   accumulate_all<T, kPolicy>(out, probabilities, v, memory.shared_scores, warp, meanwhile);
 }
 
-template <class T, FwdPolicy kPolicy>
-__device__ __forceinline__ void forward(const FwdGrid& args, const FwdTile& tile, const FwdMemory<kPolicy>& memory) {
+struct NoSpan {};
+
+// Whether the tile is done, which one of several sequences is not if its results have a NaN. `sight`: what its rows see
+// (SpanSight), or, of a tile of one sequence, NoSpan: warp_keys works it out where it is asked for.
+template <class T, FwdPolicy kPolicy, class Sight>
+__device__ __forceinline__ bool forward(const FwdGrid& args, const FwdTile& tile, const FwdMemory<kPolicy>& memory,
+                                        const Sight& sight) {
   constexpr int kKeys = kPolicy.block_n;
   constexpr bool kScored = kPolicy.features == Features::kScored, kGeneral = kPolicy.features == Features::kGeneral;
   const AttentionFwdParams& p = args.p;
@@ -123,7 +129,15 @@ __device__ __forceinline__ void forward(const FwdGrid& args, const FwdTile& tile
     __syncthreads();  // V is there; everybody is done with K
 
     // Warps that share rows stay in step with the others: their own barriers are passed by all or by none.
-    if (kEdge && kPolicy.sharers == 1 && !warp_keys<kPolicy>(args, tile, warp).sees(block)) {
+    bool sees = true;
+    if constexpr (kEdge && kPolicy.sharers == 1) {
+      if constexpr (kPolicy.spans) {
+        sees = sight.sees(warp, block);
+      } else {
+        sees = warp_keys<kPolicy>(args, tile, warp).sees(block);
+      }
+    }
+    if (!sees) {
       load_next();
       return;  // this warp's rows see none of these keys
     }
@@ -137,8 +151,16 @@ __device__ __forceinline__ void forward(const FwdGrid& args, const FwdTile& tile
       }
     }
     if constexpr (kEdge) {
-      const Range full = warp_keys<kPolicy>(args, tile, warp).full;
-      if (key < full.begin || key + kKeys > full.end) mask<kPolicy>(s, args, tile, warp, key + warp.key());
+      if constexpr (kPolicy.spans) {
+        const Range full = sight.full(warp);
+        if (key < full.begin || key + kKeys > full.end) {
+          cuda::mask<kPolicy.row_tiles, kPolicy.warp_keys() / 8>(s, key + warp.key(),
+                                                                 [&](int row) { return sight.visible(warp, row); });
+        }
+      } else {
+        const Range full = warp_keys<kPolicy>(args, tile, warp).full;
+        if (key < full.begin || key + kKeys > full.end) mask<kPolicy>(s, args, tile, warp, key + warp.key());
+      }
     }
     softmax.template step<kPolicy.warp_keys() / 8, kPolicy.warp_dims() / 8>(s, out, unit, exchange);
     accumulate_step<T, kPolicy>(out, s, args, tile, warp, memory, key + warp.key(), load_next);
@@ -146,7 +168,7 @@ __device__ __forceinline__ void forward(const FwdGrid& args, const FwdTile& tile
 #pragma unroll 1
   for (int block = blocks.begin; block < blocks.end; ++block) {
     // Twice the code pays where a step is little but products.
-    constexpr bool kApart = kPolicy.features == Features::kPlain && kPolicy.sharers == 1;
+    constexpr bool kApart = kPolicy.features == Features::kPlain && kPolicy.sharers == 1 && !kPolicy.spans;
     if (kApart && block >= tile.full.begin && block < tile.full.end) {
       step(block, std::bool_constant<!kApart>());
     } else {
@@ -154,7 +176,12 @@ __device__ __forceinline__ void forward(const FwdGrid& args, const FwdTile& tile
     }
   }
   softmax.finish(exchange);
+  bool done = true;
+  if constexpr (kPolicy.spans) {
+    done = !__syncthreads_or(sight.several() && has_nan<kPolicy.row_tiles, kPolicy.warp_dims() / 8>(out));
+  }
   OutputWriter<T, kPolicy>(args, tile, warp).write(out, softmax, unit, memory.q);
+  return done;
 }
 
 // (nvcc's host stub of a kernel can't be a template over a struct, so the policy is made here.)
@@ -165,12 +192,26 @@ __global__ void __launch_bounds__(fwd_policy(kHeadDim, Features::of(kFeatures)).
   constexpr FwdPolicy kPolicy = fwd_policy(kHeadDim, Features::of(kFeatures));
   extern __shared__ __align__(128) unsigned char smem[];
   __shared__ FwdTile tile;  // not in registers, which the accumulators fill
-  if (threadIdx.x < 32) {
-    const FwdTile found = fwd_tile<kPolicy>(args);
-    if (threadIdx.x == 0) tile = found;
+  if constexpr (kPolicy.spans) {
+    __shared__ FwdSpan<kPolicy> span;
+    if (threadIdx.x < 32) find_span<kPolicy>(tile, span, args);
+    __syncthreads();
+    bool done = true;
+    do {
+      if (tile.rows <= 0) continue;
+      find_visible_keys<kPolicy>(tile, span, args);
+      done &= forward<T, kPolicy>(args, tile, FwdMemory<kPolicy>(shared_address(smem)), SpanSight<kPolicy>{span});
+    } while (!done && next_sequence<kPolicy>(tile, span, args));
+  } else {
+    if (threadIdx.x < 32) {
+      const FwdTile found = fwd_tile<kPolicy>(args);
+      if (threadIdx.x == 0) tile = found;
+    }
+    __syncthreads();
+    if (tile.rows > 0) {
+      forward<T, kPolicy>(args, tile, FwdMemory<kPolicy>(shared_address(smem)), NoSpan());
+    }
   }
-  __syncthreads();
-  if (tile.rows > 0) forward<T, kPolicy>(args, tile, FwdMemory<kPolicy>(shared_address(smem)));
 }
 
 }  // namespace xformers::cuda::sm80

@@ -12,14 +12,18 @@ template <class T, int kHeadDim, int kFeatures>
 void launch_forward_as(FwdArgs args, cudaStream_t stream) {
   constexpr FwdPolicy kPolicy = fwd_policy(kHeadDim, Features::of(kFeatures));
   const AttentionShape& shape = args.p.shape;
-  args.tiles = max_tiles(shape.seqlen_q * args.packed_heads, args.p.seq, kPolicy.block_m());
+  const int64_t rows = shape.seqlen_q * args.packed_heads;
   const int64_t heads = shape.batch * shape.num_heads() / args.packed_heads;
+  args.tiles = kPolicy.spans ? spanning_tiles(rows, kPolicy.block_m()) : max_tiles(rows, args.p.seq, kPolicy.block_m());
   launch<kPolicy.smem_bytes()>(attention_fwd_sm80<T, kHeadDim, kFeatures>, heads * args.tiles, args.num_splits,
                                kPolicy.threads(), stream, FwdGrid(args, heads_at_a_time(heads, args)));
 }
 
 template <class T, int kHeadDim>
 void launch_forward(const FwdArgs& args, Features features, cudaStream_t stream) {
+  if constexpr (may_span(kHeadDim)) {
+    if (features == Features::kShort) return launch_forward_as<T, kHeadDim, Features::kShort.code()>(args, stream);
+  }
   dispatch<Features::kPlain.code(), Features::kScored.code(), Features::kGeneral.code()>(
       "attention: features", features.code(),
       [&]<int kFeatures>() { launch_forward_as<T, kHeadDim, kFeatures>(args, stream); });

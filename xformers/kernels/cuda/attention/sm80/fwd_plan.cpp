@@ -105,4 +105,13 @@ SplitPlan plan_splits(const AttentionFwdParams& p, const FwdFacts& facts, int he
   return best;
 }
 
+bool has_short_sequences(const AttentionFwdParams& p, const FwdFacts& facts, int head_dim, Features features) {
+  if (features != Features::kPlain || !sm80::may_span(head_dim) || !p.seq.packed() || p.seq.seqused_k) return false;
+  const sm80::FwdPolicy policy = sm80::fwd_policy(head_dim, features);
+  const int64_t block_m = policy.block_m(), at_work = int64_t{facts.device.multiprocessors} * policy.blocks_per_sm;
+  return p.num_splits <= 1 && row_tiles(p, facts, policy.block_m()) > at_work &&
+         p.shape.seqlen_q * facts.packed_heads * 4 <= facts.sequences * block_m * 3 &&
+         p.shape.seqlen_k <= facts.sequences * block_m;
+}
+
 }  // namespace xformers::cuda

@@ -15,4 +15,8 @@ struct SplitPlan {
 // `head_dim`: of the instance.
 SplitPlan plan_splits(const AttentionFwdParams& p, const FwdFacts& facts, int head_dim, Features features);
 
+// Packed sequences that fill less than a row tile in the mean: their tiles would be mostly empty, or too many. Keys
+// must lie as queries do, one sequence behind the other, and be few: a tile reads those of all its sequences.
+bool has_short_sequences(const AttentionFwdParams& p, const FwdFacts& facts, int head_dim, Features features);
+
 }  // namespace xformers::cuda

@@ -14,6 +14,7 @@ struct FwdPolicy {
   int block_n = 64;   // keys per step
   int sharers = 1;    // warps that share rows: each takes a part of the keys in the scores, of the dims in the output
   int blocks_per_sm = 2;
+  bool spans = false;  // row tiles go on where a packed sequence ends (fwd_span.cuh)
 
   constexpr int threads() const { return 32 * warps; }
   constexpr int warp_rows() const { return 16 * row_tiles; }
@@ -35,6 +36,11 @@ struct FwdPolicy {
 // heads need two warps for that. Scored: fewer keys per step leave room for what bias and dropout need. (What else was
 // tried: docs/design/cuda-attention.md.)
 constexpr FwdPolicy fwd_policy(int head_dim, Features features) {
+  if (features == Features::kShort) {
+    FwdPolicy policy = fwd_policy(head_dim, Features::kPlain);
+    policy.spans = true;
+    return policy;
+  }
   FwdPolicy policy{.head_dim = head_dim, .features = features};
   if (features == Features::kGeneral) {
     policy.row_tiles = 1;
@@ -45,5 +51,8 @@ constexpr FwdPolicy fwd_policy(int head_dim, Features features) {
   }
   return policy;
 }
+
+// Whether there is an instance kShort beside the plain one. (Warps that share rows would have to wait for each other.)
+constexpr bool may_span(int head_dim) { return fwd_policy(head_dim, Features::kPlain).sharers == 1; }
 
 }  // namespace xformers::cuda::sm80

@@ -104,38 +104,55 @@ __device__ __forceinline__ Range key_blocks(const FwdGrid& args, const FwdTile& 
   return blocks;
 }
 
-template <FwdPolicy kPolicy>
-__device__ __forceinline__ FwdTile fwd_tile(const FwdGrid& args) {
-  const AttentionShape& shape = args.p.shape;
+// Finds out the thread block's group and heads. What is left: which row tile, of which batch row.
+struct FwdPlace {
+  int row_tile;
+  int64_t batch;
+};
+__device__ __forceinline__ FwdPlace take_place(FwdTile& tile, const FwdGrid& args) {
   int index = static_cast<int>(blockIdx.x);
   const int in_bundle = args.by_bundle.split(index);
-  const int tile = static_cast<int>(args.tiles) - 1 - args.by_tiles.split(index);
+  const int row_tile = static_cast<int>(args.tiles) - 1 - args.by_tiles.split(index);
   index = index * args.bundle + in_bundle;
-  FwdTile result;
-  result.first_head = args.by_heads.split(index);
-  result.group = args.by_groups.split(index);
-  const RowTile rows = query_tile(shape, args.p.seq, index, tile, kPolicy.block_m(), args.packed_heads);
-  result.sequence = rows.sequence;
-  result.first_row = rows.first;
-  result.rows = rows.rows;
-  if (result.rows <= 0) return result;
+  tile.first_head = args.by_heads.split(index);
+  tile.group = args.by_groups.split(index);
+  return {row_tile, index};
+}
+
+// The rest of a tile whose group, heads, sequence and rows are known.
+template <FwdPolicy kPolicy>
+__device__ __forceinline__ void complete(FwdTile& tile, const FwdGrid& args) {
+  const AttentionShape& shape = args.p.shape;
   const auto origin = [&](const auto& t) {
-    return result.sequence.batch * t.batch_stride + result.group * t.group_stride + result.first_head * t.head_stride;
+    return tile.sequence.batch * t.batch_stride + tile.group * t.group_stride + tile.first_head * t.head_stride;
   };
-  result.k_origin = origin(args.p.k), result.v_origin = origin(args.p.v), result.bias_origin = origin(args.p.mods.bias);
-  result.band = Band(args.p.band, result.sequence);
-  result.blocks = key_blocks<kPolicy>(args, result);
-  result.full = {0, 0};
-  if (result.rows == kPolicy.block_m()) {
-    const Range keys = result.band.full_range(queries_of(args, result.first_row, result.rows));
-    result.full = {ceil_div(max(keys.begin, 0), kPolicy.block_n), keys.end / kPolicy.block_n};
+  tile.k_origin = origin(args.p.k), tile.v_origin = origin(args.p.v), tile.bias_origin = origin(args.p.mods.bias);
+  tile.band = Band(args.p.band, tile.sequence);
+  tile.blocks = key_blocks<kPolicy>(args, tile);
+  tile.full = {0, 0};
+  if (tile.rows == kPolicy.block_m()) {
+    const Range keys = tile.band.full_range(queries_of(args, tile.first_row, tile.rows));
+    tile.full = {ceil_div(max(keys.begin, 0), kPolicy.block_n), keys.end / kPolicy.block_n};
   }
   if (kPolicy.features != Features::kPlain && args.p.dropout.p > 0) {
-    result.philox = dropout_key(args.p.dropout);
-    result.drop_head = static_cast<uint32_t>(result.sequence.index * shape.num_heads() +
-                                             result.group * shape.heads_per_group + result.first_head);
+    tile.philox = dropout_key(args.p.dropout);
+    tile.drop_head = static_cast<uint32_t>(tile.sequence.index * shape.num_heads() +
+                                           tile.group * shape.heads_per_group + tile.first_head);
   }
-  return result;
+}
+
+template <FwdPolicy kPolicy>
+__device__ __forceinline__ FwdTile fwd_tile(const FwdGrid& args) {
+  FwdTile tile;
+  const FwdPlace place = take_place(tile, args);
+  const RowTile rows =
+      query_tile(args.p.shape, args.p.seq, place.batch, place.row_tile, kPolicy.block_m(), args.packed_heads);
+  tile.sequence = rows.sequence;
+  tile.first_row = rows.first;
+  tile.rows = rows.rows;
+  if (tile.rows <= 0) return tile;
+  complete<kPolicy>(tile, args);
+  return tile;
 }
 
 // What a warp holds of a step: scores of warp_rows rows and warp_keys keys, outputs of those rows and warp_dims dims.
