@@ -98,7 +98,7 @@ std::string compare(const Sizes& sizes, double unit, const Values& got, const Va
 
 }  // namespace
 
-::testing::AssertionResult matches_reference(const AttentionRun& run) {
+::testing::AssertionResult matches_reference(const AttentionRun& run, bool gradients) {
   const AttentionCase& c = run.attention_case();
   const reference::AttentionProblem problem = run.problem();
   const AttentionResult got = run.result(), expected = exact(problem, c.dtype),
@@ -109,7 +109,7 @@ std::string compare(const Sizes& sizes, double unit, const Values& got, const Va
   for (size_t i = 0; i < std::size(kQuantities); ++i) {
     const auto& [name, member] = kQuantities[i];
     if ((expected.*member).empty() && (got.*member).empty()) continue;
-    if (c.forward_only() && i >= kForwardQuantities) continue;
+    if ((c.forward_only() || !gradients) && i >= kForwardQuantities) continue;
     const double unit = reference::unit_roundoff(tensors[i]->dtype());
     const std::string kernel = i < kForwardQuantities ? last_forward_kernel() : last_backward_kernel();
     const std::string text = compare(tensors[i]->sizes(), unit, got.*member, expected.*member, plain.*member,

@@ -19,8 +19,8 @@ namespace xformers::testing {
 // Runs forward and backward and checks everything they wrote.
 ::testing::AssertionResult matches_reference(const AttentionCase& c);
 
-// The same for a run that has been made; `run` holds the outputs.
-::testing::AssertionResult matches_reference(const AttentionRun& run);
+// The same for a run that has been made, of forward alone where not `gradients`; `run` holds the outputs.
+::testing::AssertionResult matches_reference(const AttentionRun& run, bool gradients = true);
 
 // Prints the largest error / budget of each kernel and quantity, or adds lines "<kernel> <quantity> <ratio>" to the
 // file that XFORMERS_TEST_RATIOS names.

@@ -14,16 +14,21 @@
 
 namespace xformers::testing {
 
-// What a test makes of each case: prepare(run) before it runs, check(run) behind. The kernel is of forward or of
-// backward; the other direction runs its own choice. Cases go to forward alone where `only_forward`. A kernel that has
-// `subject`, a word of its objections, against every case is no subject of the test.
+// What runs of a case where a kernel of forward is forced, and where one of backward is: both directions, the other one
+// by its own choice; the forced one and what it needs; forward, and nothing.
+enum class Runs { kBoth, kItsOwn, kForward };
+
+// What a test makes of each case: prepare(run) before it runs, check(run) behind. A kernel that has `subject`, a word
+// of its objections, against every case is no subject of the test.
 class EachKernel : public ::testing::TestWithParam<std::string> {
  protected:
+  static bool forces_backward() { return GetParam().starts_with("bwd"); }
+
   template <class Prepare, class Check>
-  void force(const std::vector<std::string>& texts, const Prepare& prepare, const Check& check,
-             bool only_forward = false, const std::string& subject = "") {
-    const bool backward = GetParam().starts_with("bwd");
-    if (backward && only_forward) GTEST_SKIP() << "of forward alone";
+  void force(const std::vector<std::string>& texts, const Prepare& prepare, const Check& check, Runs runs = Runs::kBoth,
+             const std::string& subject = "") {
+    const bool backward = forces_backward();
+    if (backward && runs == Runs::kForward) GTEST_SKIP() << "of forward alone";
     int taken = 0, others = 0;
     for (const AttentionCase& c : parse_attention_cases(texts)) {
       if (backward && c.forward_only()) continue;
@@ -42,7 +47,7 @@ class EachKernel : public ::testing::TestWithParam<std::string> {
       }
       ++taken;
       EXPECT_EQ(backward ? last_backward_kernel() : last_forward_kernel(), GetParam());
-      if (!backward && !only_forward && !c.forward_only()) run.backward();
+      if (!backward && runs == Runs::kBoth && !c.forward_only()) run.backward();
       check(run);
     }
     if (taken == 0 && others == 0) GTEST_SKIP() << GetParam() << " takes no " << subject;

@@ -62,7 +62,7 @@ TEST_P(Parts, WithANaNMakeTheRowOne) {
             EXPECT_TRUE(std::isnan(run.out.get({0, query, 0, 0, 3}))) << to_text(c) << " query " << query;
           }
         },
-        true);
+        Runs::kForward);
   }
 }
 INSTANTIATE_TEST_SUITE_P(Kernels, Parts, ::testing::ValuesIn(each_kernel()), kernel_name);
