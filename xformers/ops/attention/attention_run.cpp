@@ -159,7 +159,6 @@ AttentionResult run_forward(AttentionArgs& args, ForwardKernel kernel) {
     return args.need_lse ? at::empty(concrete(lse_sizes(args.query)), wide_options) : without_elements(wide_options);
   };
   at::Tensor lse = rows(), lse_low = rows();
-  if (args.need_lse) lse_low.zero_();  // for kernels that leave it alone
   if (out.numel() > 0) {
     const HeadDims dims = head_dims_of(args);
     AttentionFwdParams params;

@@ -1,7 +1,7 @@
 #include "xformers/kernels/cuda/attention/arguments.h"
 
-#include "xformers/kernels/cuda/attention/bwd_passes.h"
-#include "xformers/kernels/cuda/attention/passes.h"
+#include "xformers/kernels/cuda/attention/prepare_backward.h"
+#include "xformers/kernels/cuda/attention/uncovered.h"
 
 namespace xformers::cuda {
 namespace {
@@ -54,6 +54,7 @@ size_t statistics_bytes(const AttentionBwdParams& p) {
 BwdArgs backward_args(const AttentionBwdParams& p, const Stream& stream) {
   BwdArgs args;
   args.p = p;
+  args.scale = static_cast<float>(p.softmax_scale);
   args.scale_log2 = static_cast<float>(p.softmax_scale * kLog2eDouble);
   args.kept = p.dropout.p < 1 ? 1 / (1 - p.dropout.p) : 0;
   args.drop_rule = drop_rule(p.dropout.p);
@@ -67,7 +68,7 @@ void begin_backward(const BwdArgs& args, double lse_factor, const Stream& stream
   prepare_backward(args, lse_factor, zeros, zero_bytes, to_stream(stream));
   const bool sees_all = p.band.window_left == kUnbounded && p.band.window_right == kUnbounded;
   if (p.dbias.data && !sees_all) clear_bias_gradient(p, to_stream(stream));  // else every element is written
-  clear_uncovered_gradients(p, to_stream(stream));
+  if (!args.key_queries) clear_uncovered_gradients(p, to_stream(stream));    // else tiles cover all rows
 }
 
 }  // namespace xformers::cuda

@@ -4,7 +4,7 @@
 
 #include "xformers/kernels/cuda/attention/arguments.h"
 #include "xformers/kernels/cuda/attention/kernels.h"
-#include "xformers/kernels/cuda/attention/passes.h"
+#include "xformers/kernels/cuda/attention/uncovered.h"
 #include "xformers/kernels/params/attention_check.h"
 #include "xformers/kernels/params/sequence.h"
 

@@ -3,8 +3,20 @@
 
 #include "xformers/kernels/base/philox.h"
 #include "xformers/kernels/params/attention.h"
+#include "xformers/kernels/params/band.h"
 
 namespace xformers::cuda {
+
+// Of tiles of keys that add to a block of queries: one alone, which has their gradient whole.
+XFORMERS_INLINE bool one_tile(RangeOf<int> tiles) { return tiles.end - tiles.begin == 1; }
+
+inline constexpr int kStatisticsRows = 64;  // queries that a block of prepare_backward works on
+
+// What is largest among kStatisticsRows queries of a head; rows of it that are NaN count for nothing.
+struct RowExtremes {
+  float lse;   // |lse|, natural
+  float dout;  // fp16: the sum over |dout|, plus |delta|
+};
 
 struct BwdArgs {
   AttentionBwdParams p;
@@ -14,16 +26,23 @@ struct BwdArgs {
   int splits = 1;            // parts in which the queries of a key tile are worked on
   bool aligned = false;      // rows of q, k, v and dout in units of 16 bytes
   bool aligned_dq = false, aligned_dkv = false, aligned_dbias = false;  // and those of the gradients
+  int block_n = 0, dq_rows = 0, head_dim = 0;  // of the instance: keys per tile; queries per block of dq_sum; its dim
   // Row statistics of prepare_backward, [batch, num_heads, seqlen_q], float, or double for fp64.
-  void* lse = nullptr;        // in units of log2(e) for tensor cores; +inf where a query sees no key
-  void* delta = nullptr;      // rowsum(dout * out) - dlse
+  void* lse = nullptr;              // in units of log2(e) for tensor cores; +inf where a query sees no key
+  void* delta = nullptr;            // rowsum(dout * out) - dlse
+  RowExtremes* extremes = nullptr;  // [batch, num_heads, blocks of kStatisticsRows]; or null
   float* dq_sum = nullptr;    // [batch, num_heads, query_blocks, dq_rows * head_dim], a block in the order of DqOrder
   int* turns = nullptr;       // [batch, num_heads, query_blocks], zeros; null: sums in any order
   int* tiles_done = nullptr;  // [batch, num_heads], zeros: key tiles (in parts, where split) that have added to dq_sum
   float* partial = nullptr;   // splits > 1: [batch, num_heads, tiles, splits][dk, dv][block_n * head_dim]
-  float scale_log2 = 0;       // softmax_scale * log2(e)
-  double kept = 1;            // 1 / (1 - p); where p is 1, 0
-  DropRule drop_rule = {};    // of p
+  // Every block of queries is seen by one tile, which writes dq itself; there is no dq_sum then.
+  bool one_tile = false;
+  // Tiles that span sequences (prepare_backward.h), else null. Rows count from the first one of the tensors.
+  RangeOf<int>* key_queries = nullptr;  // [seqlen_k]: queries that see the key
+  RangeOf<int>* block_tiles = nullptr;  // [query_blocks]: tiles with keys that any query of the block sees
+  float scale = 0, scale_log2 = 0;      // softmax_scale; times log2(e)
+  double kept = 1;                      // 1 / (1 - p); where p is 1, 0
+  DropRule drop_rule = {};              // of p
   // What dropout makes of the row statistics: lse - lse_shift (in the units above), delta * delta_factor.
   double lse_shift = 0, delta_factor = 1;
 };

@@ -37,6 +37,11 @@ __device__ __forceinline__ float sum_of_row(float x) {
   return x + __shfl_xor_sync(kAllLanes, x, 2);
 }
 
+// Of all lanes' numbers, none of which is below 0 or NaN: these have the order of their bits.
+__device__ __forceinline__ float max_of_warp(float x) {
+  return __uint_as_float(__reduce_max_sync(kAllLanes, __float_as_uint(x)));
+}
+
 // visit(row tile, half) for each row of a lane.
 template <int kRowTiles, class Visit>
 __device__ __forceinline__ void for_each_row(const Visit& visit) {

@@ -78,6 +78,16 @@ __device__ inline int64_t sequence_of_query(const SeqLayout& seq, int64_t query,
   return first + max(found, int64_t{0});
 }
 
+// The last of the ascending `offsets` that is at most `row`, by one thread; -1: none is.
+__device__ inline int64_t last_at_or_before(const int32_t* offsets, int64_t count, int64_t row) {
+  int64_t low = 0, high = count;  // offsets[low - 1] <= row < offsets[high]
+  while (low < high) {
+    const int64_t middle = (low + high) / 2;
+    (offsets[middle] <= row ? low : high) = offsets[middle] <= row ? middle + 1 : middle;
+  }
+  return low - 1;
+}
+
 // Rows of one sequence that a block works on. All lanes of a warp ask for their tile together.
 struct RowTile {
   Sequence sequence = {};

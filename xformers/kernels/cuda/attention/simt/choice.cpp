@@ -2,7 +2,7 @@
 
 #include "xformers/kernels/cuda/attention/arguments.h"
 #include "xformers/kernels/cuda/attention/instances.h"
-#include "xformers/kernels/cuda/attention/passes.h"
+#include "xformers/kernels/cuda/attention/uncovered.h"
 
 namespace xformers::cuda::simt {
 

@@ -1,16 +1,18 @@
 // The gradient of the bias: dS, out of the tile in shared memory that dq is computed from.
 #pragma once
 
+#include "xformers/kernels/cuda/attention/sm80/bwd_exponents.cuh"
 #include "xformers/kernels/cuda/attention/sm80/bwd_loads.cuh"
 #include "xformers/kernels/cuda/attention/sm80/bwd_products.cuh"
 
 namespace xformers::cuda::sm80 {
 
-// dS^T [block_n, block_m] -> rows of queries. A warp has eight queries and takes 32 keys at once: matrix j of ldmatrix
-// has the keys 8 i + 2 j, + 1, i < 4, as its rows, so that lane 4 r + c gets eight neighbours, 8 c ... 8 c + 7, of
-// query r. Nothing of it is read again soon (st.cs).
+// dS^T * factor [block_n, block_m] -> rows of queries. A warp has eight queries and takes 32 keys at once: matrix j
+// of ldmatrix has the keys 8 i + 2 j, + 1, i < 4, as its rows, so that lane 4 r + c gets eight neighbours, 8 c ... 8 c
+// + 7, of query r. Nothing of it is read again soon (st.cs).
 template <class T, BwdPolicy kPolicy>
-__device__ __forceinline__ void store_dbias(const BwdArgs& args, const BwdTile& tile, int first_query, uint32_t ds) {
+__device__ __forceinline__ void store_dbias(const BwdArgs& args, const BwdTile& tile, int first_query, uint32_t ds,
+                                            float factor) {
   static_assert(kPolicy.block_m == 8 * kPolicy.warps);
   constexpr int kPieces = kPolicy.block_n() / 32;
   const int thread = thread_again(), warp = thread / 32, lane = thread % 32;
@@ -19,6 +21,10 @@ __device__ __forceinline__ void store_dbias(const BwdArgs& args, const BwdTile& 
   for (int n = 0; n < kPieces; ++n) {
     const int key = n * 32 + lane % 8 / 2 * 8 + lane / 8 * 2 + lane % 2;
     load_matrices_transposed(pieces[n], ds + ScoreLayout<kPolicy>::offset(key, warp));
+    if (kMayOverflow<T> && factor != 1) {
+#pragma unroll
+      for (uint32_t& pair : pieces[n]) pair = scale_pair(pair, 1 / factor);
+    }
   }
   const int query = first_query + warp * 8 + lane / 4, first_key = lane % 4 * 8;
   if (query >= tile.sequence.seqlen_q) return;

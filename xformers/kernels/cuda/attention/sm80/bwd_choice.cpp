@@ -48,8 +48,9 @@ void run_backward(const AttentionBwdParams& p, const BwdFacts& facts, const Back
   args.aligned_dkv = facts.dkv == RowAccess::kChunks;
   args.aligned_dbias = facts.dbias == RowAccess::kChunks;
   char* const memory = static_cast<char*>(stream.workspace) + 2 * statistics_bytes(p);
-  apply_plan(plan.blocks, memory, args);
+  apply_plan(plan.blocks, p, memory, args);
   begin_backward(args, kLog2eDouble, stream, memory, plan.blocks.zero_bytes());
+  if (plan.blocks.spans) args.p.seq = {};  // from here on all sequences are as one
   plan.instance->launch(args, plan.features, to_stream(stream));
 }
 

@@ -1,8 +1,11 @@
 // dq_sum += dS K, in fp32 in global memory: key tiles add in any order, or, where args.turns is given, one after the
-// other. Afterwards dq = softmax_scale * dq_sum.
+// other. Afterwards dq = softmax_scale * dq_sum. Where all the keys that a block of queries sees are in one tile, this
+// writes dq.
 #pragma once
 
 #include "xformers/kernels/cuda/arch/mma.cuh"
+#include "xformers/kernels/cuda/attention/sm80/bwd_exponents.cuh"
+#include "xformers/kernels/cuda/attention/sm80/bwd_outputs.cuh"
 #include "xformers/kernels/cuda/attention/sm80/bwd_products.cuh"
 #include "xformers/kernels/cuda/attention/sm80/bwd_scores.cuh"
 #include "xformers/kernels/cuda/base/launch.h"
@@ -33,20 +36,21 @@ struct DqOrder {
 template <BwdPolicy kPolicy>
 __device__ __forceinline__ void await_turn(const BwdStep<kPolicy>& step, const int* turn) {
   const int end = min(step.first_query + kPolicy.block_m, step.tile.sequence.seqlen_q);
-  const int first_tile = step.band.key_range({step.first_query, end}).begin / kPolicy.block_n();
+  const int first_tile = step.tile.band.key_range({step.first_query, end}).begin / kPolicy.block_n();
   const int mine = step.tile.first_key / kPolicy.block_n() - first_tile;
   while (*static_cast<const volatile int*>(turn) < mine) __nanosleep(20);
   __threadfence();
 }
 
-// Queries from `part` dq_rows() on. dS^T [block_n, block_m] and K [block_n, dim] are in shared memory. `block`: of
-// dq_sum.
-template <class T, BwdPolicy kPolicy>
-__device__ __forceinline__ void add_dq(const BwdArgs& args, int part, uint32_t ds, uint32_t k, int64_t block) {
+// dq_rows() queries, the `part`-th so many of the step's dS. dS^T [block_n, block_m] and K [block_n, dim] are in shared
+// memory, dS times factor(). `block`: which queries of the sequence. whole: this is all of their dq.
+template <class T, BwdPolicy kPolicy, class Factor>
+__device__ __forceinline__ void add_dq(const BwdArgs& args, const BwdTile& tile, int part, uint32_t ds, uint32_t k,
+                                       const Factor& factor, int block, bool whole) {
   using Order = DqOrder<kPolicy>;
   const int thread = thread_again(), lane = thread % 32, warp = thread / 32, dim_warp = warp / Order::kRowWarps;
   const int row_tile = part * (kPolicy.dq_rows() / 16) + warp % Order::kRowWarps * Order::kRowTiles;
-  float acc[Order::kRowTiles][Order::kDimTiles][4] = {};
+  Fragment<Order::kRowTiles, Order::kDimTiles> acc = {};
 #pragma unroll
   for (int n = 0; n < kPolicy.block_n() / 16; ++n) {
     uint32_t a[Order::kRowTiles][4];
@@ -64,7 +68,16 @@ __device__ __forceinline__ void add_dq(const BwdArgs& args, int part, uint32_t d
       }
     }
   }
-  float* const to = args.dq_sum + block * (kPolicy.dq_rows() * kPolicy.head_dim) + thread * 4;
+  if (const float by = factor(); by != 1) multiply(acc, 1 / by);
+  if (whole) {
+    const HeadsTensor& dq = args.p.dq;
+    const int first = block * kPolicy.dq_rows();
+    T* const to = static_cast<T*>(dq.data) + heads_offset(dq, tile) + (tile.sequence.q_begin + first) * dq.seq_stride;
+    write_sums(to, dq.seq_stride, tile.sequence.seqlen_q - first, args.p.shape.head_dim, args.aligned_dq, acc,
+               warp % Order::kRowWarps * Order::kRowTiles * 16, dim_warp * Order::kDimTiles, args.scale);
+    return;
+  }
+  float* const to = args.dq_sum + (tile.dq_block + block) * (kPolicy.dq_rows() * kPolicy.head_dim) + thread * 4;
 #pragma unroll
   for (int r = 0; r < Order::kRowTiles; ++r)
 #pragma unroll
@@ -97,15 +110,16 @@ __global__ void __launch_bounds__(bwd_policy(kHeadDim, Features::of(kFeatures), 
              per_group = static_cast<unsigned>(p.shape.heads_per_group);
   const unsigned head_of_all = blockIdx.x / blocks, head = head_of_all % heads;
   if (blockIdx.x == gridDim.x - 1) wait_for_kernel_before();  // what comes next on the stream waits for this one alone
-  await_tiles(args, head_of_all);
+  // One tile has written dq.
+  if (args.block_tiles && one_tile(args.block_tiles[blockIdx.x % blocks])) return;
   const RowTile tile = query_tile(p.shape, p.seq, head_of_all / heads, blockIdx.x % blocks, kPolicy.dq_rows());
   if (tile.rows <= 0) return;
   const Sequence& sequence = tile.sequence;
   const int64_t first_query = tile.first, place = int64_t{head_of_all} * blocks +
                                                   first_query_block(p.seq, sequence, kPolicy.dq_rows()) +
                                                   first_query / kPolicy.dq_rows();
+  await_tiles(args, head_of_all);
   const float* const from = args.dq_sum + place * (kPolicy.dq_rows() * kHeadDim);
-  const float scale = static_cast<float>(p.softmax_scale);
   const int64_t dims = p.shape.head_dim;
   T* const to = static_cast<T*>(p.dq.data) + sequence.batch * p.dq.batch_stride + head / per_group * p.dq.group_stride +
                 head % per_group * p.dq.head_stride + (sequence.q_begin + first_query) * p.dq.seq_stride;
@@ -117,8 +131,8 @@ __global__ void __launch_bounds__(bwd_policy(kHeadDim, Features::of(kFeatures), 
     for (int i = 0; i < 4; ++i) {
       const float4 sums =
           *reinterpret_cast<const float4*>(from + DqOrder<kPolicy>::of_lane(row_tile, dim_tile, row * 4 + i));
-      packed[0][i] = pack<T>(sums.x * scale, sums.y * scale);
-      packed[1][i] = pack<T>(sums.z * scale, sums.w * scale);
+      packed[0][i] = pack<T>(sums.x * args.scale, sums.y * args.scale);
+      packed[1][i] = pack<T>(sums.z * args.scale, sums.w * args.scale);
     }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {

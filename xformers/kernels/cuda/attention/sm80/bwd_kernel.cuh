@@ -10,8 +10,12 @@
 // through shared memory for dq. Where few heads leave the GPU idle, several blocks share a tile and part its queries.
 // With one stage, the next Q is loaded when dK has used this one, and the next dO when dV has. `behind`: half of the
 // warps add dq of the step before ahead of this step's scores, the others after them, so that one half's exponentials
-// run beside the other's products. Shared memory: K, V, [stages] Q, [stages] dO, [ds_tiles] dS^T, (P^T where warps
-// share keys), ([stages] bias), [stages] lse and delta.
+// run beside the other's products. Shared memory: BwdShared.
+//
+// What is rare has a copy of the loop for itself (kRare), so that ordinary tiles pay nothing for it: sequences shorter
+// than a tile, which lie in one tile beside each other (`spans`; who sees whom is then a range of queries per key), dq
+// that a tile has whole and writes itself, scores so large that P wants exact differences, dS beyond fp16. Where there
+// may be a bias or dropout one loop does all.
 #pragma once
 
 #include <type_traits>
@@ -34,54 +38,57 @@ class Backward {
   static constexpr bool kScored = kPolicy.features == Features::kScored;
   static constexpr int kDqParts = kBlockM / kPolicy.dq_rows();
 
+  static constexpr bool kGeneral = kPolicy.features == Features::kGeneral;
+  static constexpr bool kTwoLoops = kPolicy.features == Features::kPlain;
+
+  using Shared = BwdShared<kPolicy>;
+  static_assert(!kPolicy.behind || (kPolicy.sharing > 1 && kStages == 2),
+                "dS of the step before is not kept elsewhere");
+  static_assert(kStages == 2 || kPolicy.sharing > 1, "Q and dO are loaded anew between other barriers");
+
   const BwdArgs& args_;
   const AttentionBwdParams& p_;
+  Shared& shared_;
   const BwdTile& tile_;
   const Warp warp_;
-  uint32_t smem_k_, smem_v_, smem_q_, smem_dout_, smem_ds_, smem_p_, smem_bias_, smem_rows_;
-  const float* rows_;  // smem_rows_ as a pointer: [stages][lse, delta][block_m]
+  uint32_t smem_k_, smem_v_, smem_q_, smem_dout_, smem_ds_, smem_p_, smem_bias_;
   typename Warp::Sums acc_dk_ = {}, acc_dv_ = {};
 
  public:
-  __device__ __forceinline__ Backward(const BwdArgs& args, const BwdTile& tile, unsigned char* smem)
-      : args_(args), p_(args.p), tile_(tile) {
-    smem_k_ = shared_address(smem);
-    smem_v_ = smem_k_ + kKeyBytes;
-    smem_q_ = smem_v_ + kKeyBytes;
-    smem_dout_ = smem_q_ + kStages * kQueryBytes;
-    smem_ds_ = smem_dout_ + kStages * kQueryBytes;
+  __device__ __forceinline__ Backward(const BwdArgs& args, Shared& shared)
+      : args_(args), p_(args.p), shared_(shared), tile_(shared.tile) {
+    smem_k_ = shared_address(shared.k), smem_v_ = shared_address(shared.v);
+    smem_q_ = shared_address(shared.q), smem_dout_ = shared_address(shared.dout);
+    smem_ds_ = shared_address(shared.scores);
     smem_p_ = smem_ds_ + kPolicy.ds_tiles() * kPolicy.scores_bytes();
     smem_bias_ = smem_ds_ + kPolicy.score_tiles() * kPolicy.scores_bytes();
-    smem_rows_ = smem_bias_ + kPolicy.bias_bytes();
-    rows_ = reinterpret_cast<const float*>(smem + (smem_rows_ - smem_k_));
   }
 
   __device__ __forceinline__ void run() {
-    int block = down() ? tile_.last_block - 1 : tile_.first_block;
+    const int block = down() ? tile_.last_block - 1 : tile_.first_block;
+    bool rare = !kTwoLoops;
     if (is_mine(block)) {
       load_keys(smem_k_, p_.k, p_.shape.head_dim);
-      load_q(block, 0);
+      load_q<true>(block, 0);
       copy_async_commit();
       load_keys(smem_v_, p_.v, p_.shape.head_dim_v);
       load_dout(block, 0);
       copy_async_commit();
-      int stage = 0;
-#pragma unroll 1
-      while (is_mine(block)) {
-        const int next = down() ? block - 1 : block + 1;
-        copy_async_wait<kStages == 1 ? 1 : 0>();
-        __syncthreads();  // this block (one stage: its Q) is there; everybody is done with the one before
-        if (kStages > 1) {
-          if (is_mine(next)) load_q(next, stage ^ 1), load_dout(next, stage ^ 1);
-          copy_async_commit();
-        }
-        step(block, stage, next);
-        if (kStages > 1) stage ^= 1;
-        block = next;
-      }
-      if (kPolicy.behind) add_dq_behind(block, stage);
-      if (args_.turns) end_turn(tile_.dq_block + tile_.first_block * kDqParts);
+      rare |= is_rare();
     }
+    if (rare) {
+      Backward(args_, shared_).template work<true>(block);
+    } else {
+      Backward(args_, shared_).template work<false>(block);
+    }
+  }
+
+ private:
+  template <bool kRare>
+  __device__ __forceinline__ void work(int block) {
+    loop<kRare>(block);
+    if (kRare && is_mine(block) && ds_factor<kRare>() != 1) multiply(acc_dk_, 1 / ds_factor<kRare>());
+    if (args_.turns && tile_.first_block < tile_.last_block) end_turn(tile_.dq_block + tile_.first_block * kDqParts);
     __threadfence();  // before tile_is_done()
     __syncthreads();
     tile_is_done(args_, tile_);
@@ -90,17 +97,91 @@ class Backward {
       store_partial<kPolicy>(to, acc_dk_);
       store_partial<kPolicy>(to + Warp::kKeyTiles * Warp::kDimTiles * Warp::kThreads, acc_dv_);
     } else {
-      write_keys<T>(args_, tile_, p_.dk, p_.shape.head_dim, warp_, acc_dk_, static_cast<float>(p_.softmax_scale));
+      write_keys<T>(args_, tile_, p_.dk, p_.shape.head_dim, warp_, acc_dk_, args_.scale);
       write_keys<T>(args_, tile_, p_.dv, p_.shape.head_dim_v, warp_, acc_dv_, 1.0f);
     }
   }
-
- private:
   // Where turns are taken, from the last queries to the first: under a causal mask a tile would else wait for all of
   // those before it, which have more to do.
   __device__ __forceinline__ bool down() const { return args_.turns != nullptr; }
   __device__ __forceinline__ bool is_mine(int block) const {
     return block >= tile_.first_block && block < tile_.last_block;
+  }
+  // Finds out whether any row that the tile sees may want exact scores, and whether any dS may be beyond the range of
+  // fp16: dS is at most P (|dout|_1 max|v| + |delta|), and P, but for rounding, what dropout makes of 1. Asked where
+  // the first loads are waited for anyway.
+  __device__ __forceinline__ bool is_rare() {
+    const int begin = static_cast<int>(tile_.sequence.q_begin);
+    const int first = begin + tile_.first_block * kBlockM;
+    const int last = begin + min(tile_.last_block * kBlockM, tile_.sequence.seqlen_q) - 1;
+    const RowExtremes* const rows =
+        args_.extremes + int64_t{tile_.head_of_all} * ceil_div<int64_t>(p_.shape.seqlen_q, kStatisticsRows);
+    float lse = 0, dout = 0, v = 0;
+#pragma unroll 1
+    for (int i = first / kStatisticsRows + threadIdx.x; i <= last / kStatisticsRows; i += Warp::kThreads) {
+      lse = fmaxf(lse, rows[i].lse), dout = fmaxf(dout, rows[i].dout);
+    }
+    if constexpr (kMayOverflow<T>) {
+      copy_async_wait<0>();
+      __syncthreads();
+      v = max_of_warp(largest_of<Warp::kThreads>(shared_.v));
+      dout = max_of_warp(dout);
+    }
+    lse = max_of_warp(lse);
+    float(&mine)[3] = shared_.warp_extremes[threadIdx.x / 32];
+    if (threadIdx.x % 32 == 0) mine[0] = lse, mine[1] = dout, mine[2] = v;
+    __syncthreads();
+#pragma unroll
+    for (const float(&one)[3] : shared_.warp_extremes) {
+      lse = fmaxf(lse, one[0]), dout = fmaxf(dout, one[1]), v = fmaxf(v, one[2]);
+    }
+    const bool large = lse >= kLargeScore;
+    const float most_prob = fmaxf(static_cast<float>(args_.kept), 1),
+                factor = kMayOverflow<T> ? factor_of(2 * most_prob * dout * fmaxf(v, 1)) : 1;
+    if (threadIdx.x == 0) shared_.large_rows = large, shared_.ds_factor = factor;
+    return large || factor != 1 || spans() || args_.one_tile;
+  }
+  template <bool kRare>
+  __device__ __forceinline__ void loop(int block) {
+    if (!is_mine(block)) return;
+    if (spans<kRare>()) {
+      copy_async_wait<1>();
+      __syncthreads();
+      make_finite<T, kPolicy.head_dim, kPolicy.threads()>(shared_.k, [](int) {});
+    }
+    int stage = 0;
+#pragma unroll 1
+    while (is_mine(block)) {
+      const int next = down() ? block - 1 : block + 1;
+      copy_async_wait<kStages == 1 ? 1 : 0>();
+      __syncthreads();  // this block (one stage: its Q) is there; everybody is done with the one before
+      if (kStages > 1) {
+        if (is_mine(next)) load_q<kRare>(next, stage ^ 1), load_dout(next, stage ^ 1);
+        copy_async_commit();
+      }
+      if (spans<kRare>()) {
+        make_finite_rows(shared_.q[stage], stage);
+        if (kStages > 1) make_finite_rows(shared_.dout[stage], stage);
+        __syncthreads();
+      }
+      step<kRare>(block, stage, next);
+      if (kStages > 1) stage ^= 1;
+      block = next;
+    }
+    if (kPolicy.behind) add_dq_behind<kRare>(block, stage);
+  }
+  template <bool kRare>
+  __device__ __forceinline__ float ds_factor() const {
+    return kRare && kMayOverflow<T> ? shared_.ds_factor : 1;
+  }
+  template <bool kRare = true>
+  __device__ __forceinline__ bool spans() const {
+    return kRare && may_span(kPolicy) && args_.key_queries != nullptr;
+  }
+  // A query that is not finite, or its dO, has no numbers as gradients: nor has then what is left of it.
+  __device__ __forceinline__ void make_finite_rows(unsigned char (&rows)[kQueryBytes], int stage) {
+    make_finite<T, kPolicy.head_dim, kPolicy.threads()>(rows,
+                                                        [&](int row) { shared_.statistics[stage][0][row] = NAN; });
   }
   __device__ __forceinline__ bool has_bias() const { return kScored && p_.mods.bias.data; }
   __device__ __forceinline__ void load_keys(uint32_t to, const HeadsTensor& tensor, int64_t dim) {
@@ -115,11 +196,13 @@ class Backward {
     const T* from = static_cast<const T*>(tensor.data) + at + first * tensor.seq_stride;
     load_heads<kBlockM, T, kPolicy>(to, args_, from, tensor.seq_stride, tile_.sequence.seqlen_q - first, dim);
   }
+  template <bool kRare>
   __device__ __forceinline__ void load_q(int block, int stage) {  // and what else belongs to these queries
     const int first = block * kBlockM;
     load_queries(smem_q_ + stage * kQueryBytes, p_.q, tile_.q, p_.shape.head_dim, block);
-    load_statistics<kPolicy>(smem_rows_ + stage * 2 * 4 * kBlockM, args_, tile_.row + first,
+    load_statistics<kPolicy>(shared_address(shared_.statistics[stage]), args_, tile_.row + first,
                              tile_.sequence.seqlen_q - first);
+    if (spans<kRare>()) load_block_tiles(shared_.block_tiles[block % 4], args_, int64_t{block} * kDqParts);
     if (has_bias()) load_bias<T, kPolicy>(bias_of(stage), p_.mods.bias, tile_, first);
   }
   __device__ __forceinline__ uint32_t bias_of(int stage) const { return smem_bias_ + stage * kPolicy.scores_bytes(); }
@@ -127,30 +210,36 @@ class Backward {
     load_queries(smem_dout_ + stage * kQueryBytes, p_.dout, tile_.dout, p_.shape.head_dim_v, block);
   }
 
+  template <bool kRare>
   __device__ __forceinline__ void step(int block, int stage, int next) {
     const uint32_t q = smem_q_ + stage * kQueryBytes, dout = smem_dout_ + stage * kQueryBytes;
     const int first_query = block * kBlockM;
-    const Band& band = tile_.band;
-    const Step step{args_, tile_, warp_, band, first_query, rows_ + stage * 2 * kBlockM, bias_of(stage)};
+    const Step step{args_,         tile_, warp_, first_query, spans<kRare>(), shared_, shared_.statistics[stage][0],
+                    bias_of(stage)};
     const uint32_t smem_ds = ds_of(stage);
     const bool early = args_.turns || threadIdx.x < kPolicy.threads() / 2;
-    if (kPolicy.behind && early) add_dq_behind(block, stage);
+    if (kPolicy.behind && early) add_dq_behind<kRare>(block, stage);
     typename Warp::Scores scores = {}, dprobs = {};
     if constexpr (kStages > 1) {
-      with_features([&](auto bias, auto drops) {
-        multiply_transposed<T>(scores, warp_, smem_k_, q);
-        multiply_and_differentiate<bias.value, drops.value>(dprobs, scores, step, dout);
+      with_features<kRare>(step, [&](auto bias, auto drops, auto exact) {
+        multiply_transposed<T, exact.value && !kGeneral>(scores, warp_, smem_k_, q);
+        multiply_and_differentiate<bias.value, drops.value, exact.value>(dprobs, scores, step, dout);
       });
     } else {
       multiply_transposed<T>(scores, warp_, smem_k_, q);
       copy_async_wait<0>();
       __syncthreads();  // dO is there
-      with_features([&](auto bias, auto drops) {
-        multiply_and_differentiate<bias.value, drops.value>(dprobs, scores, step, dout);
+      if (spans<kRare>()) {
+        make_finite_rows(shared_.dout[stage], stage);
+        __syncthreads();
+      }
+      with_features<kRare>(step, [&](auto bias, auto drops, auto exact) {
+        multiply_and_differentiate<bias.value, drops.value, exact.value>(dprobs, scores, step, dout);
       });
     }
     typename Warp::Packed p, ds;
     pack_all<T>(p, warp_, scores);
+    if (const float factor = ds_factor<kRare>(); factor != 1) multiply(dprobs, factor);
     pack_all<T>(ds, warp_, dprobs);
     store_scores(smem_ds, warp_, ds);
     if constexpr (kPolicy.sharing == 1) {
@@ -159,12 +248,12 @@ class Backward {
       sync_in_turn(step, block);  // dS is there
     } else {
       store_scores(smem_p_, warp_, p);
-      if (kPolicy.behind && !early) add_dq_behind(block, stage);
+      if (kPolicy.behind && !early) add_dq_behind<kRare>(block, stage);
       sync_in_turn(step, block);  // P and dS are there
       accumulate<T>(acc_dk_, warp_, smem_ds, q);
       if (kStages == 1) {
         __syncthreads();  // everybody is done with Q
-        if (is_mine(next)) load_q(next, 0);
+        if (is_mine(next)) load_q<kRare>(next, 0);
         copy_async_commit();
       }
       accumulate<T>(acc_dv_, warp_, smem_p_, dout);
@@ -174,59 +263,86 @@ class Backward {
         copy_async_commit();
       }
     }
-    if (!kPolicy.behind) add_dq(block, smem_ds);
+    if (!kPolicy.behind) add_dq<kRare>(block, smem_ds);
   }
   __device__ __forceinline__ uint32_t ds_of(int stage) const {
     return smem_ds_ + (kPolicy.behind ? stage * kPolicy.scores_bytes() : 0);
   }
   // And the gradient of the bias, of the same dS.
+  template <bool kRare>
   __device__ __forceinline__ void add_dq(int block, uint32_t ds) {
+    const auto factor = [this] { return ds_factor<kRare>(); };
     if constexpr (kScored) {
-      if (p_.dbias.data) store_dbias<T, kPolicy>(args_, tile_, block * kBlockM, ds);
+      if (p_.dbias.data) store_dbias<T, kPolicy>(args_, tile_, block * kBlockM, ds, factor());
     }
 #pragma unroll 1
     for (int part = 0; part < kDqParts; ++part) {
-      if (block * kBlockM + part * kPolicy.dq_rows() < tile_.sequence.seqlen_q)
-        sm80::add_dq<T, kPolicy>(args_, part, ds, smem_k_, tile_.dq_block + block * kDqParts + part);
+      if (block * kBlockM + part * kPolicy.dq_rows() >= tile_.sequence.seqlen_q) continue;
+      bool whole = kRare && args_.one_tile;
+      if (spans<kRare>()) {
+        const Range tiles = shared_.block_tiles[block % 4][part];
+        if (tile_.index < tiles.begin || tile_.index >= tiles.end) continue;  // no key of this one is seen
+        whole = one_tile(tiles);
+      }
+      sm80::add_dq<T, kPolicy>(args_, tile_, part, ds, smem_k_, factor, block * kDqParts + part, whole);
     }
   }
   // Of the step before this one.
+  template <bool kRare>
   __device__ __forceinline__ void add_dq_behind(int block, int stage) {
     const int before = down() ? block + 1 : block - 1;
-    if (is_mine(before)) add_dq(before, ds_of(stage ^ 1));
+    if (is_mine(before)) add_dq<kRare>(before, ds_of(stage ^ 1));
   }
 
-  // fn(bias, drops): what this call asks for, as constants. One branch around both products: these then overlap.
-  template <class Fn>
-  __device__ __forceinline__ void with_features(const Fn& fn) {
+  // fn(bias, drops, exact): what this call asks for, and these scores need, as constants. One branch around both
+  // products: these then overlap.
+  template <bool kRare, class Fn>
+  __device__ __forceinline__ void with_features(const Step& step, const Fn& fn) {
     constexpr std::bool_constant<kPolicy.features != Features::kPlain> kMaybe;
+    constexpr std::true_type kYes;
     constexpr std::false_type kNo;
-    if (kPolicy.features == Features::kPlain || !(p_.dropout.p > 0)) {
-      fn(kMaybe, kNo);
+    const bool drops = kPolicy.features != Features::kPlain && p_.dropout.p > 0;
+    if constexpr (kGeneral) {  // one form for all scores: registers are short
+      if (drops) {
+        fn(kYes, kYes, kYes);
+      } else {
+        fn(kYes, kNo, kYes);
+      }
+    } else if (kRare && shared_.large_rows && step.has_large_rows()) {
+      fn(kMaybe, kMaybe, kYes);
+    } else if (!drops) {
+      fn(kMaybe, kNo, kNo);
     } else if (kScored && !has_bias()) {
-      fn(kNo, kMaybe);
+      fn(kNo, kMaybe, kNo);
     } else {
-      fn(kMaybe, kMaybe);
+      fn(kMaybe, kMaybe, kNo);
     }
   }
   // dP, and between the slices of this product scores -> P; then what dropout keeps, and dS.
-  template <bool kBias, bool kDrops>
+  template <bool kBias, bool kDrops, bool kExact>
   __device__ __forceinline__ void multiply_and_differentiate(typename Warp::Scores& dprobs,
                                                              typename Warp::Scores& scores, const Step& step,
                                                              uint32_t dout) {
-    constexpr bool kLate = kPolicy.features == Features::kGeneral;  // bias elements are read one by one
     constexpr int kSlices = Warp::kDim / 16, kPairs = Warp::kQueryTiles / 2;
-    multiply_transposed<T>(dprobs, warp_, smem_v_, dout, [&](int d) {
+    if constexpr (kExact && !kGeneral) {
 #pragma unroll
-      for (int pair = 0; pair < kPairs; ++pair) {
-        if (d == (kLate ? kSlices - 1 : pair * kSlices / kPairs)) exponentiate<kBias, T>(step, scores, 2 * pair);
-      }
-    });
-    if (!step.is_full()) mask(step, scores);
+      for (int pair = 0; pair < kPairs; ++pair) exponentiate<kBias, true, T>(step, scores, 2 * pair);
+      multiply_transposed<T, true>(dprobs, warp_, smem_v_, dout);
+    } else {
+      multiply_transposed<T>(dprobs, warp_, smem_v_, dout, [&](int d) {
+#pragma unroll
+        for (int pair = 0; pair < kPairs; ++pair) {
+          if (d == (kGeneral ? kSlices - 1 : pair * kSlices / kPairs))  // bias elements are read one by one
+            exponentiate<kBias, kExact, T>(step, scores, 2 * pair);
+        }
+      });
+    }
     KeptScores<Warp::kQueryTiles> kept;
     if constexpr (kDrops)
       kept.draw(tile_.dropout, args_.drop_rule, tile_.first_key + warp_.key, step.first_query + warp_.query);
-    differentiate<kDrops, T>(step, kept, scores, dprobs);
+    differentiate<kDrops>(step, kept, scores, dprobs);
+    if (!step.is_full()) mask(step, scores, dprobs);
+    if (kGeneral && p_.dbias.data) store_dbias_elements<T>(step, dprobs);
   }
 
   // __syncthreads(). Where turns are taken, this step's has come then, and that of the step before ends: what it added
@@ -252,15 +368,15 @@ __global__ void __launch_bounds__(bwd_policy(kHeadDim, Features::of(kFeatures), 
     attention_bwd_sm80(const __grid_constant__ BwdArgs args) {
   constexpr BwdPolicy kPolicy = bwd_policy(kHeadDim, Features::of(kFeatures), kLargeSmem);
   extern __shared__ __align__(128) unsigned char smem[];
-  __shared__ BwdTile tile;  // not in registers
+  auto& shared = reinterpret_cast<BwdShared<kPolicy>&>(smem);
   const BlockPlace place = block_place(args);
   BwdTile found = bwd_tile_at<kPolicy.block_n()>(args, place.head_of_all, place.tile);
   let_next_kernel_start();
   if (found.keys <= 0) return tile_is_done(args, found);
-  find_queries<kPolicy>(args, place.split, found);
-  if (threadIdx.x == 0) tile = found;
+  find_queries<kPolicy>(args, place.split, found, shared);
+  if (threadIdx.x == 0) shared.tile = found;
   __syncthreads();
-  Backward<T, kPolicy> backward(args, tile, smem);
+  Backward<T, kPolicy> backward(args, shared);
   backward.run();
 }
 

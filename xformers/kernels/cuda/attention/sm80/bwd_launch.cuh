@@ -12,13 +12,14 @@ template <class T, int kHeadDim, int kFeatures>
 void launch_backward_as(const BwdArgs& args, cudaStream_t stream) {
   constexpr BwdPolicy kLarge = bwd_policy(kHeadDim, Features::of(kFeatures), true),
                       kSmall = bwd_policy(kHeadDim, Features::of(kFeatures), false);
+  static_assert(sizes_agree(kHeadDim, Features::of(kFeatures)));
+  static_assert(sizeof(BwdShared<kLarge>) == kLarge.smem_bytes() && sizeof(BwdShared<kSmall>) == kSmall.smem_bytes());
   const int64_t heads = args.p.shape.batch * args.p.shape.num_heads(), blocks = heads * args.tiles * args.splits;
-  // Code that uses less may run on a GPU that has more.
-  if (current_device().smem_per_block >= kLarge.smem_bytes()) {
-    launch<kLarge.smem_bytes()>(attention_bwd_sm80<T, kHeadDim, kFeatures>, blocks, 1, kLarge.threads(), stream, args);
-  } else {
-    launch<kSmall.smem_bytes()>(attention_bwd_sm80<T, kHeadDim, kFeatures>, blocks, 1, kSmall.threads(), stream, args);
-  }
+  const auto kernel = attention_bwd_sm80<T, kHeadDim, kFeatures>;
+  const bool large = starts_early(reinterpret_cast<const void*>(kernel));  // kLargeSmem of its code
+  launch_with(kernel, blocks, 1, kLarge.threads(),
+              static_cast<int>(large ? sizeof(BwdShared<kLarge>) : sizeof(BwdShared<kSmall>)), stream, args);
+  if (args.one_tile) return;
   // Without any query nothing was zeroed by which to count tiles. (Packed sequences still have blocks of queries then.)
   const int64_t query_blocks = args.p.shape.seqlen_q > 0 ? heads * args.query_blocks : 0;
   if (blocks == 0 || args.splits > 1) {

@@ -33,6 +33,40 @@ __device__ __forceinline__ void load_statistics(uint32_t to, const BwdArgs& args
   }
 }
 
+// The tiles that add to the blocks of dq_sum from `block` on.
+template <int kBlocks>
+__device__ __forceinline__ void load_block_tiles(Range (&to)[kBlocks], const BwdArgs& args, int64_t block) {
+  const int word = threadIdx.x;
+  if (word < 2 * kBlocks) {
+    const bool valid = block + word / 2 < args.query_blocks;
+    const int* const from = reinterpret_cast<const int*>(args.block_tiles);
+    copy_async_4(shared_address(to) + 4 * word, valid ? from + 2 * block + word : from, valid);
+  }
+}
+
+// Where a tile spans sequences, what is masked is 0 times a number of another sequence: it must be finite. What is not
+// becomes 0, or the largest number for an infinite one, and its row is told: told(row). By all threads.
+template <class T, int kDim, int kThreads, int kBytes, class Told>
+__device__ __forceinline__ void make_finite(unsigned char (&tile)[kBytes], const Told& told) {
+  constexpr uint32_t kInf = std::is_same_v<T, __half> ? 0x7c00 : 0x7f80;
+  const auto finite = [](uint32_t bits) {
+    return (bits & 0x7fff) > kInf ? 0u : (bits & 0x7fff) == kInf ? bits - 1 : bits;
+  };
+  const uint32_t begin = shared_address(tile);
+#pragma unroll 4
+  for (int i = threadIdx.x; i < kBytes / 16; i += kThreads) {
+    const uint4 four = load_shared_16(begin + i * 16);
+    uint32_t words[4] = {four.x, four.y, four.z, four.w}, carries = 0;
+#pragma unroll
+    for (const uint32_t word : words) carries |= (word & 0x7fff7fffu) + (0x8000u - kInf) * 0x10001u;
+    if ((carries & 0x80008000u) == 0) continue;
+#pragma unroll
+    for (uint32_t& word : words) word = finite(word & 0xffff) | finite(word >> 16) << 16;
+    store_shared_16(begin + i * 16, {words[0], words[1], words[2], words[3]});
+    told(i * 16 / TileLayout<kDim>::kRowBytes);
+  }
+}
+
 __device__ __forceinline__ int64_t bias_offset(const ScoreBias& bias, const BwdTile& tile, int query, int key) {
   return tile.sequence.batch * bias.batch_stride + tile.group * bias.group_stride + tile.head * bias.head_stride +
          query * bias.q_stride + key * bias.k_stride;

@@ -22,41 +22,51 @@ __device__ __forceinline__ void transpose_quad(uint32_t (&words)[4], int lane) {
   }
 }
 
-// factor * acc. The lanes of a quad, which have two columns each of a row, exchange them: each stores eight of one
-// tile.
-template <class T, BwdPolicy kPolicy>
-__device__ __forceinline__ void write_keys(const BwdArgs& args, const BwdTile& tile, const HeadsTensor& tensor,
-                                           int64_t dim, const BwdWarp<kPolicy>& warp,
-                                           const typename BwdWarp<kPolicy>::Sums& acc, float factor) {
-  constexpr int kTiles = BwdWarp<kPolicy>::kDimTiles;
-  T* const to = static_cast<T*>(tensor.data) + heads_offset(tensor, tile) +
-                (tile.sequence.k_begin + tile.first_key) * tensor.seq_stride;
+// factor * acc, rows of `dim` numbers in chunks of kChunk; those of accumulators [rows, dims] begin at (row, chunk).
+// The lanes of a quad, which have two columns each of a row, exchange them: each stores eight of one tile. aligned: in
+// units of 16 bytes.
+template <class T, int kRowTiles, int kDimTiles>
+__device__ __forceinline__ void write_sums(T* to, int64_t stride, int rows, int64_t dim, bool aligned,
+                                           const Fragment<kRowTiles, kDimTiles>& acc, int row, int chunk,
+                                           float factor) {
+  constexpr int kTiles = kRowTiles * kDimTiles;
   const int lane = thread_again() % 32;
 #pragma unroll
   for (int half = 0; half < 2; ++half)
 #pragma unroll
-    for (int first = 0; first < BwdWarp<kPolicy>::kKeyTiles * kTiles; first += 4) {  // of tiles [keys, dims]
+    for (int first = 0; first < kTiles; first += 4) {
       uint32_t words[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const float(&four)[4] = acc[(first + i) / kTiles][(first + i) % kTiles];
+        const int tile = first + i < kTiles ? first + i : 0;
+        const float(&four)[4] = acc[tile / kDimTiles][tile % kDimTiles];
         words[i] = pack<T>(four[half * 2] * factor, four[half * 2 + 1] * factor);
       }
       transpose_quad(words, lane);
       const int mine = first + lane % 4;
-      const int row = warp.key + mine / kTiles * 16 + half * 8 + lane / 4, chunk = 2 * warp.chunk2 + mine % kTiles;
-      if (row >= tile.keys || chunk * kChunk >= dim) continue;
-      T* const at = to + row * tensor.seq_stride + chunk * kChunk;
-      if (args.aligned_dkv) {
+      const int at_row = row + mine / kDimTiles * 16 + half * 8 + lane / 4, at_chunk = chunk + mine % kDimTiles;
+      if (at_row >= rows || at_chunk * kChunk >= dim || mine >= kTiles) continue;
+      T* const at = to + at_row * stride + at_chunk * kChunk;
+      if (aligned) {
         *reinterpret_cast<uint4*>(at) = {words[0], words[1], words[2], words[3]};
       } else {
 #pragma unroll
         for (int i = 0; i < kChunk; ++i) {
           const auto bits = static_cast<uint16_t>(words[i / 2] >> (i % 2 * 16));
-          if (chunk * kChunk + i < dim) reinterpret_cast<uint16_t*>(at)[i] = bits;
+          if (at_chunk * kChunk + i < dim) reinterpret_cast<uint16_t*>(at)[i] = bits;
         }
       }
     }
+}
+
+// A tile's dk or dv.
+template <class T, BwdPolicy kPolicy>
+__device__ __forceinline__ void write_keys(const BwdArgs& args, const BwdTile& tile, const HeadsTensor& tensor,
+                                           int64_t dim, const BwdWarp<kPolicy>& warp,
+                                           const typename BwdWarp<kPolicy>::Sums& acc, float factor) {
+  T* const to = static_cast<T*>(tensor.data) + heads_offset(tensor, tile) +
+                (tile.sequence.k_begin + tile.first_key) * tensor.seq_stride;
+  write_sums(to, tensor.seq_stride, tile.keys, dim, args.aligned_dkv, acc, warp.key, 2 * warp.chunk2, factor);
 }
 
 // The partial sums of one split of a tile: dk, then dv; a thread's fours, the threads of the block side by side.

@@ -1,6 +1,7 @@
 #include "xformers/kernels/cuda/attention/sm80/bwd_plan.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "xformers/kernels/cuda/attention/sm80/bwd_policy.h"
 #include "xformers/kernels/cuda/attention/tiles.h"
@@ -18,36 +19,63 @@ size_t padded(int64_t bytes) { return static_cast<size_t>((bytes + 255) / 256 * 
 }  // namespace
 
 BwdPlan plan_backward(const AttentionBwdParams& p, int head_dim, Features features) {
-  const sm80::BwdPolicy policy = sm80::bwd_policy(head_dim, features, sm80::kLargeSmem);
+  const sm80::BwdPolicy policy = sm80::bwd_policy(head_dim, features, true);
   const int64_t heads = p.shape.batch * p.shape.num_heads();
   const int64_t at_work = int64_t{current_device().multiprocessors} * policy.blocks_per_sm();
+  const bool sees_all = p.band.window_left == kUnbounded && p.band.window_right == kUnbounded;
   BwdPlan plan;
-  plan.tiles = max_tiles(p.shape.seqlen_k, p.seq, policy.block_n());
-  plan.query_blocks = max_tiles(p.shape.seqlen_q, p.seq, policy.dq_rows());
+  plan.block_n = policy.block_n(), plan.dq_rows = policy.dq_rows(), plan.head_dim = head_dim;
+  // Sequences that are shorter than a tile, one with the other. Draws of dropout go by 32 keys of a sequence, and turns
+  // are counted within one; keys with gaps may lie in any order.
+  plan.spans = p.seq.packed() && !p.seq.seqused_k && !p.deterministic && p.dropout.p == 0 && p.shape.seqlen_q > 0 &&
+               p.shape.seqlen_k < p.seq.num_sequences * plan.block_n && features != Features::kScored;
+  const auto tiles_of = [&](int64_t rows, int tile_rows) {
+    return plan.spans ? (rows + tile_rows - 1) / tile_rows : max_tiles(rows, p.seq, tile_rows);
+  };
+  plan.tiles = tiles_of(p.shape.seqlen_k, plan.block_n);
+  plan.query_blocks = tiles_of(p.shape.seqlen_q, plan.dq_rows);
   const int64_t blocks = std::max<int64_t>(heads * plan.tiles, 1);
   // Masks leave tiles unequal work: twice as many blocks even it out.
-  const int64_t wanted = at_work * (p.band.window_left == kUnbounded && p.band.window_right == kUnbounded ? 1 : 2);
-  plan.splits = static_cast<int>(
-      std::clamp<int64_t>(std::min(wanted / blocks, plan.query_blocks / kMinBlocksPerSplit), 1, kMaxSplits));
+  const int64_t wanted = at_work * (sees_all ? 1 : 2);
+  plan.splits = plan.spans ? 1
+                           : static_cast<int>(std::clamp<int64_t>(
+                                 std::min(wanted / blocks, plan.query_blocks / kMinBlocksPerSplit), 1, kMaxSplits));
+  plan.one_tile = !p.seq.packed() && sees_all && plan.tiles == 1 && plan.splits == 1;
+  // What several tiles read stays in the L2 cache where few heads are at work; where hardly anything is read twice,
+  // neighbouring heads, which are neighbours in memory, go together.
   plan.heads_at_once = static_cast<int>(
-      std::clamp<int64_t>(2 * at_work / std::max<int64_t>(plan.tiles, 1), 1, std::max<int64_t>(heads, 1)));
-  plan.dq_bytes = padded(heads * plan.query_blocks * policy.dq_rows() * head_dim * 4);
+      plan.spans ? std::max<int64_t>(heads, 1)
+                 : std::clamp<int64_t>(2 * at_work / std::max<int64_t>(plan.tiles, 1), 1, std::max<int64_t>(heads, 1)));
   plan.turns_bytes = p.deterministic ? padded(heads * plan.query_blocks * 4) : 0;
   plan.done_bytes = padded(heads * 4);
-  plan.partial_bytes = plan.splits > 1 ? padded(blocks * plan.splits * 2 * policy.block_n() * head_dim * 4) : 0;
+  plan.dq_bytes = plan.one_tile ? 0 : padded(heads * plan.query_blocks * plan.dq_rows * head_dim * 4);
+  plan.partial_bytes = plan.splits > 1 ? padded(blocks * plan.splits * 2 * plan.block_n * head_dim * 4) : 0;
+  plan.span_bytes = plan.spans ? padded((p.shape.seqlen_k + plan.query_blocks) * 8) : 0;
+  plan.extremes_bytes = padded(heads * ((p.shape.seqlen_q + kStatisticsRows - 1) / kStatisticsRows) *
+                               static_cast<int64_t>(sizeof(RowExtremes)));
   return plan;
 }
 
-void apply_plan(const BwdPlan& plan, void* memory, BwdArgs& args) {
-  char* const begin = static_cast<char*>(memory);
+void apply_plan(const BwdPlan& plan, const AttentionBwdParams& p, void* memory, BwdArgs& args) {
+  char* at = static_cast<char*>(memory);
+  const auto take = [&](size_t bytes) { return std::exchange(at, at + bytes); };
+  args.block_n = plan.block_n;
+  args.dq_rows = plan.dq_rows;
+  args.head_dim = plan.head_dim;
   args.tiles = plan.tiles;
   args.query_blocks = plan.query_blocks;
   args.heads_at_once = plan.heads_at_once;
   args.splits = plan.splits;
-  args.dq_sum = reinterpret_cast<float*>(begin);
-  if (plan.turns_bytes > 0) args.turns = reinterpret_cast<int*>(begin + plan.dq_bytes);
-  args.tiles_done = reinterpret_cast<int*>(begin + plan.dq_bytes + plan.turns_bytes);
-  if (plan.splits > 1) args.partial = reinterpret_cast<float*>(begin + plan.zero_bytes());
+  args.one_tile = plan.one_tile;
+  if (plan.turns_bytes > 0) args.turns = reinterpret_cast<int*>(take(plan.turns_bytes));
+  args.tiles_done = reinterpret_cast<int*>(take(plan.done_bytes));
+  args.dq_sum = reinterpret_cast<float*>(take(plan.dq_bytes));
+  if (plan.splits > 1) args.partial = reinterpret_cast<float*>(take(plan.partial_bytes));
+  if (plan.spans) {
+    args.block_tiles = reinterpret_cast<RangeOf<int>*>(take(static_cast<size_t>(plan.query_blocks) * 8));
+    args.key_queries = reinterpret_cast<RangeOf<int>*>(take(static_cast<size_t>(p.shape.seqlen_k) * 8));
+  }
+  args.extremes = reinterpret_cast<RowExtremes*>(take(plan.extremes_bytes));
 }
 
 }  // namespace xformers::cuda

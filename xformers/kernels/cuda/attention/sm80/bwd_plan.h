@@ -9,19 +9,22 @@
 namespace xformers::cuda {
 
 struct BwdPlan {
-  int64_t tiles, query_blocks;  // per head; see BwdArgs
+  int block_n, dq_rows, head_dim;  // of the instance
+  bool spans;                      // tiles of keys span sequences
+  bool one_tile;                   // see BwdArgs, as for the rest
+  int64_t tiles, query_blocks;     // per head
   int heads_at_once, splits;
-  size_t dq_bytes, turns_bytes, done_bytes;  // these begin as zeros
-  size_t partial_bytes;
+  size_t turns_bytes, done_bytes, dq_bytes, partial_bytes, span_bytes, extremes_bytes;  // in memory in this order
 
-  size_t zero_bytes() const { return dq_bytes + turns_bytes + done_bytes; }
-  size_t bytes() const { return zero_bytes() + partial_bytes; }
+  // These begin as zeros; where tiles span sequences, dq_sum in parts.
+  size_t zero_bytes() const { return turns_bytes + done_bytes + (spans ? 0 : dq_bytes); }
+  size_t bytes() const { return turns_bytes + done_bytes + dq_bytes + partial_bytes + span_bytes + extremes_bytes; }
 };
 
 // `head_dim`: of the instance.
 BwdPlan plan_backward(const AttentionBwdParams& p, int head_dim, Features features);
 
 // Lets `args` use `memory`, of plan.bytes().
-void apply_plan(const BwdPlan& plan, void* memory, BwdArgs& args);
+void apply_plan(const BwdPlan& plan, const AttentionBwdParams& p, void* memory, BwdArgs& args);
 
 }  // namespace xformers::cuda

@@ -14,7 +14,8 @@ struct BwdPolicy {
   Features features;
   bool behind;  // dq is added a step later, by half of the warps before this step's scores, by the others after them
 
-  static constexpr int kKeyTiles = 2;  // of 16 keys, per warp
+  static constexpr int kKeyTiles = 2;      // of 16 keys, per warp
+  static constexpr int kPlaceBytes = 144;  // of BwdTile
 
   constexpr int block_n() const { return 16 * kKeyTiles * warps / sharing; }
   constexpr int threads() const { return 32 * warps; }
@@ -23,9 +24,12 @@ struct BwdPolicy {
   constexpr int ds_tiles() const { return behind ? 2 : 1; }
   constexpr int score_tiles() const { return ds_tiles() + (sharing > 1 ? 1 : 0); }  // and P
   constexpr int bias_bytes() const { return features == Features::kScored ? stages * scores_bytes() : 0; }
+  // sizeof(BwdShared), for whoever only asks whether it fits.
   constexpr int smem_bytes() const {
-    return 2 * tile_bytes(block_n()) + 2 * stages * tile_bytes(block_m) + score_tiles() * scores_bytes() +
-           bias_bytes() + stages * 2 * 4 * block_m;
+    const int tiles = 2 * tile_bytes(block_n()) + 2 * stages * tile_bytes(block_m);
+    const int rows =
+        stages * 2 * 4 * block_m + 8 * (block_n() + block_n() / 32) + 4 * 8 * block_m / dq_rows() + 12 * warps + 8;
+    return (tiles + score_tiles() * scores_bytes() + bias_bytes() + rows + kPlaceBytes + 127) / 128 * 128;
   }
   // Blocks that share a multiprocessor: what the registers allow.
   constexpr int blocks_per_sm() const { return warps == 4 ? 2 : 1; }
@@ -46,10 +50,21 @@ constexpr BwdPolicy bwd_policy(int head_dim, Features features, bool large) {
   return {head_dim, 8, 4, 64, large ? 2 : 1, features, false};
 }
 
+// Whether tiles may span sequences.
+constexpr bool may_span(const BwdPolicy& policy) { return policy.features != Features::kScored; }
+
+// What is launched, planned and laid out in memory by the host is the same for both sizes of shared memory, and fits.
+constexpr bool sizes_agree(int head_dim, Features features) {
+  const BwdPolicy large = bwd_policy(head_dim, features, true), small = bwd_policy(head_dim, features, false);
+  return large.threads() == small.threads() && large.block_n() == small.block_n() &&
+         large.dq_rows() == small.dq_rows() && small.smem_bytes() <= large.smem_bytes() &&
+         small.smem_bytes() <= 163 * 1024 && large.smem_bytes() <= 227 * 1024;
+}
+
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
 inline constexpr bool kLargeSmem = false;
 #else
-inline constexpr bool kLargeSmem = true;
+inline constexpr bool kLargeSmem = true;  // the host asks starts_early() which of the two the code is for
 #endif
 
 }  // namespace xformers::cuda::sm80

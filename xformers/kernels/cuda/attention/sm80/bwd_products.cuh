@@ -7,17 +7,17 @@
 namespace xformers::cuda::sm80 {
 
 // scores[keys, queries] = left[keys, dim] right[queries, dim]^T of this warp's part. between(d) comes after slice d:
-// other work for the slots that products leave idle.
+// other work for the slots that products leave idle. kRolled: short code, for what is rare.
 struct Nothing {
   __device__ __forceinline__ void operator()(int) const {}
 };
-template <class T, BwdPolicy kPolicy, class Between = Nothing>
+template <class T, bool kRolled = false, BwdPolicy kPolicy, class Between = Nothing>
 __device__ __forceinline__ void multiply_transposed(typename BwdWarp<kPolicy>::Scores& scores,
                                                     const BwdWarp<kPolicy>& warp, uint32_t left, uint32_t right,
                                                     const Between& between = {}) {
   using Warp = BwdWarp<kPolicy>;
   const int lane = lane_of_scores<kPolicy>();
-#pragma unroll
+#pragma unroll(kRolled ? 1 : Warp::kDim / 16)
   for (int d = 0; d < Warp::kDim / 16; ++d) {
     uint32_t a[Warp::kKeyTiles][4];
 #pragma unroll

@@ -1,10 +1,14 @@
 // From scores and dP to P and dS, in registers: scale, bias, mask, dropout.
 #pragma once
 
+#include <cfloat>
+
 #include "xformers/kernels/cuda/arch/fast_math.cuh"
 #include "xformers/kernels/cuda/arch/mma.cuh"
 #include "xformers/kernels/cuda/attention/sm80/bwd_dropout.cuh"
 #include "xformers/kernels/cuda/attention/sm80/bwd_loads.cuh"
+#include "xformers/kernels/cuda/attention/softmax.cuh"
+#include "xformers/kernels/cuda/attention/split_merge.cuh"
 
 namespace xformers::cuda::sm80 {
 
@@ -14,16 +18,34 @@ struct BwdStep {
   const BwdArgs& args;
   const BwdTile& tile;
   const BwdWarp<kPolicy>& warp;
-  const Band& band;
   int first_query;
+  bool spans;  // the tile spans sequences
+  const BwdShared<kPolicy>& shared;
   const float* statistics;  // [lse, delta][block_m]
   uint32_t bias;            // staged, [block_m][block_n] in shared memory
 
   // Every query of the warp's scores sees every key of theirs.
   __device__ __forceinline__ bool is_full() const {
-    using Warp = BwdWarp<kPolicy>;
-    const int query = first_query + warp.query, key = tile.first_key + warp.key;
-    return band.is_full({query, query + Warp::kQueries}, {key, key + Warp::kKeys});
+    const int query = first_query + warp.query, end = query + BwdWarp<kPolicy>::kQueries;
+    if (spans) {
+      const Range all = shared.warp_queries[warp.key / 32];
+      return all.begin <= query && end <= all.end;
+    }
+    const int key = tile.first_key + warp.key;
+    return tile.band.is_full({query, end}, {key, key + BwdWarp<kPolicy>::kKeys});
+  }
+  // Queries that see key `row` of the warp's.
+  __device__ __forceinline__ Range queries_of(int row) const {
+    if (spans) return shared.key_queries[warp.key + row];
+    const int key = tile.first_key + warp.key + row;
+    if (warp.key + row >= tile.keys) return {0, 0};
+    return {tile.band.first_query(key), tile.band.last_query(key) + 1};
+  }
+  // Any query of the warp's scores has an lse (in units of log2(e)) so far from 0 that one rounding of it, or of a
+  // score times log2(e), would show.
+  __device__ __forceinline__ bool has_large_rows() const {
+    const float lse = statistics[warp.query + threadIdx.x % BwdWarp<kPolicy>::kQueries];
+    return __any_sync(0xffffffffu, fabsf(lse) >= kLargeScore * kLog2e && lse <= FLT_MAX);
   }
 };
 
@@ -39,7 +61,7 @@ __device__ __forceinline__ float bias_at(const ScoreBias& bias, const BwdTile& t
 template <class T>
 __device__ __forceinline__ void store_dbias_at(const ScoreBias& dbias, const BwdTile& tile, int query, int key,
                                                float ds) {
-  if (!dbias.data || !inside(tile, query, key)) return;
+  if (!inside(tile, query, key)) return;
   static_cast<T*>(dbias.data)[bias_offset(dbias, tile, query, key)] = to_element<T>(ds);
 }
 
@@ -59,15 +81,15 @@ struct LanePlace {
 };
 
 // scores -> P, as if nothing were masked, of query tiles m2 and m2 + 1. With dropout, P is multiplied by 1 / (1 - p):
-// lse is less by the logarithm of this (run_bwd_sm80).
-template <bool kBias, class T, BwdPolicy kPolicy>
+// lse is less by the logarithm of this (run_bwd_sm80). kExact: where scores are large, the difference to lse is taken
+// first, of numbers as fp32 holds them, and multiplied by log2(e) then; near 0 this rounds no better.
+template <bool kBias, bool kExact, class T, BwdPolicy kPolicy>
 __device__ __forceinline__ void exponentiate(const BwdStep<kPolicy>& step, typename BwdWarp<kPolicy>::Scores& scores,
                                              int m2) {
   using Warp = BwdWarp<kPolicy>;
   constexpr bool kGeneral = kPolicy.features == Features::kGeneral;
-  constexpr float kLog2e = 1.4426950408889634f;
   const LanePlace<kPolicy> place(step);
-  const float scale = step.args.scale_log2;
+  const float scale = kExact ? step.args.scale : step.args.scale_log2;
   uint32_t bias[Warp::kKeyTiles][4];  // keys, keys + 8, then the next eight queries
   if constexpr (kBias && !kGeneral) {
 #pragma unroll
@@ -77,41 +99,60 @@ __device__ __forceinline__ void exponentiate(const BwdStep<kPolicy>& step, typen
   }
 #pragma unroll
   for (int m = m2; m < m2 + 2; ++m) {
-    const float2 lse = *reinterpret_cast<const float2*>(step.statistics + place.local + m * 8);
+    float lse[2], low[2] = {0, 0};
+    if constexpr (kExact) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int query = place.query_of(m, i);
+        RowLse<float> both{};
+        if (query < step.tile.sequence.seqlen_q) {
+          both = load_lse<float>(step.args.p, step.tile.sequence.batch, step.tile.group, step.tile.head,
+                                 step.tile.sequence.q_begin + query);
+        }
+        lse[i] = both.lse, low[i] = both.low - static_cast<float>(step.args.lse_shift) * kLn2;
+      }
+    } else {
+      const float2 both = *reinterpret_cast<const float2*>(step.statistics + place.local + m * 8);
+      lse[0] = both.x, lse[1] = both.y;
+    }
 #pragma unroll
     for (int k = 0; k < Warp::kKeyTiles; ++k) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        float s = fmaf(scores[k][m][i], scale, -(i % 2 ? lse.y : lse.x));
+        float added = 0;
         if constexpr (kBias && kGeneral) {
-          s = fmaf(bias_at<T>(step.args.p.mods.bias, step.tile, place.query_of(m, i), place.key_of(k, i)), kLog2e, s);
+          added = bias_at<T>(step.args.p.mods.bias, step.tile, place.query_of(m, i), place.key_of(k, i));
         } else if constexpr (kBias) {
           const float2 pair = unpack<T>(bias[k][(m - m2) * 2 + i / 2]);
-          s = fmaf(i % 2 ? pair.y : pair.x, kLog2e, s);
+          added = kExact && !step.args.p.mods.bias.data ? 0 : i % 2 ? pair.y : pair.x;
         }
-        scores[k][m][i] = fast_exp2(s);
+        float& s = scores[k][m][i];
+        if constexpr (kExact) {
+          s = kBias ? fmaf(s, scale, added) : __fmul_rn(s, scale);
+          s = ((s - lse[i % 2]) - low[i % 2]) * kLog2e;
+        } else {
+          s = fmaf(s, scale, -lse[i % 2]);
+          if constexpr (kBias) s = fmaf(added, kLog2e, s);
+        }
+        s = fast_exp2(s);
       }
     }
   }
 }
 
-// What is masked -> 0.
+// What is masked -> 0, of P and of dS: neither may have become 0 times something that is not finite.
 template <BwdPolicy kPolicy>
-__device__ __forceinline__ void mask(const BwdStep<kPolicy>& step, typename BwdWarp<kPolicy>::Scores& probs) {
+__device__ __forceinline__ void mask(const BwdStep<kPolicy>& step, typename BwdWarp<kPolicy>::Scores& probs,
+                                     typename BwdWarp<kPolicy>::Scores& ds) {
   using Warp = BwdWarp<kPolicy>;
-  const LanePlace<kPolicy> place(step);
-#pragma unroll
-  for (int m = 0; m < Warp::kQueryTiles; ++m)
-#pragma unroll
-    for (int k = 0; k < Warp::kKeyTiles; ++k)
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        if (!step.band.visible(place.query_of(m, i), place.key_of(k, i))) probs[k][m][i] = 0;
+  const auto queries_of = [&](int row) { return step.queries_of(row); };
+  cuda::mask<Warp::kKeyTiles, Warp::kQueryTiles>(probs, step.first_query + step.warp.query, queries_of, 0);
+  cuda::mask<Warp::kKeyTiles, Warp::kQueryTiles>(ds, step.first_query + step.warp.query, queries_of, 0);
 }
 
 // dprobs -> dS; with dropout, probs -> what is kept of them. Delta, which is multiplied by the same P for dS, has 1 - p
 // as a factor (run_bwd_sm80).
-template <bool kDropout, class T, BwdPolicy kPolicy>
+template <bool kDropout, BwdPolicy kPolicy>
 __device__ __forceinline__ void differentiate(const BwdStep<kPolicy>& step,
                                               const KeptScores<BwdWarp<kPolicy>::kQueryTiles>& kept,
                                               typename BwdWarp<kPolicy>::Scores& probs,
@@ -133,11 +174,24 @@ __device__ __forceinline__ void differentiate(const BwdStep<kPolicy>& step,
         } else {
           ds = prob * (ds - delta_here);
         }
-        if constexpr (kPolicy.features == Features::kGeneral)
-          store_dbias_at<T>(step.args.p.dbias, step.tile, place.query_of(m, i), place.key_of(k, i), ds);
       }
     }
   }
+}
+
+// The gradient of the bias, element by element.
+template <class T, BwdPolicy kPolicy>
+__device__ __forceinline__ void store_dbias_elements(const BwdStep<kPolicy>& step,
+                                                     const typename BwdWarp<kPolicy>::Scores& ds) {
+  using Warp = BwdWarp<kPolicy>;
+  const LanePlace<kPolicy> place(step);
+#pragma unroll
+  for (int m = 0; m < Warp::kQueryTiles; ++m)
+#pragma unroll
+    for (int k = 0; k < Warp::kKeyTiles; ++k)
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        store_dbias_at<T>(step.args.p.dbias, step.tile, place.query_of(m, i), place.key_of(k, i), ds[k][m][i]);
 }
 
 }  // namespace xformers::cuda::sm80

@@ -1,6 +1,8 @@
 // Where a block of the backward works, and where its warps do.
 #pragma once
 
+#include <climits>
+
 #include "xformers/kernels/cuda/attention/bwd_args.h"
 #include "xformers/kernels/cuda/attention/mask.cuh"
 #include "xformers/kernels/cuda/attention/scheduler.cuh"
@@ -56,7 +58,8 @@ __device__ __forceinline__ BlockPlace block_place(const BwdArgs& args) {
   return {static_cast<int>(first_head + rest % heads), static_cast<int>(rest / heads), static_cast<int>(split)};
 }
 
-// The first block of queries of a sequence in dq_sum; blocks of different sequences do not meet.
+// The first block of queries of a sequence in dq_sum. Blocks of different sequences do not meet, unless tiles span
+// these.
 __device__ __forceinline__ int64_t first_query_block(const SeqLayout& seq, const Sequence& sequence, int dq_rows) {
   return seq.packed() ? sequence.q_begin / dq_rows + sequence.index : 0;
 }
@@ -65,12 +68,56 @@ __device__ __forceinline__ int64_t heads_offset(const HeadsTensor& tensor, const
   return tile.sequence.batch * tensor.batch_stride + tile.group * tensor.group_stride + tile.head * tensor.head_stride;
 }
 
+// Where everything lies in shared memory. Numbers of 16 bits are in tiles (tile.cuh).
+template <BwdPolicy kPolicy>
+struct BwdShared {
+  static constexpr int kBlockM = kPolicy.block_m, kBlockN = kPolicy.block_n();
+  alignas(128) unsigned char k[kPolicy.tile_bytes(kBlockN)], v[kPolicy.tile_bytes(kBlockN)];
+  unsigned char q[kPolicy.stages][kPolicy.tile_bytes(kBlockM)], dout[kPolicy.stages][kPolicy.tile_bytes(kBlockM)];
+  // [ds_tiles] dS^T, (P^T where warps share keys), ([stages] bias)
+  unsigned char scores[kPolicy.score_tiles() * kPolicy.scores_bytes() + kPolicy.bias_bytes()];
+  float statistics[kPolicy.stages][2][kBlockM];  // lse, delta
+  // Where tiles span sequences: queries that see a key of the tile, and that see all of a warp's 32; of the last four
+  // blocks of queries, the tiles whose keys these see.
+  Range key_queries[kBlockN], warp_queries[kBlockN / 32], block_tiles[4][kBlockM / kPolicy.dq_rows()];
+  float warp_extremes[kPolicy.warps][3];  // of lse, dout (RowExtremes) and v
+  bool large_rows;                        // whether any row may want exact scores (has_large_rows)
+  float ds_factor;                        // fp16: of dS in 16 bits, and dk (bwd_exponents.cuh)
+  BwdTile tile;                           // not in registers
+};
+
+// key_queries and warp_queries; returns the queries that see any of the tile's keys.
+template <BwdPolicy kPolicy>
+__device__ __forceinline__ Range find_key_queries(const BwdArgs& args, const BwdTile& tile,
+                                                  BwdShared<kPolicy>& shared) {
+  static_assert(kPolicy.block_n() <= kPolicy.threads());
+  const int at = threadIdx.x;
+  if (at < kPolicy.block_n()) {
+    const Range queries = at < tile.keys ? args.key_queries[tile.first_key + at] : Range{0, 0};
+    shared.key_queries[at] = queries;
+    const Range all = {__reduce_max_sync(kAllLanes, queries.begin), __reduce_min_sync(kAllLanes, queries.end)};
+    if (at % 32 == 0) shared.warp_queries[at / 32] = all;
+  }
+  __syncthreads();
+  Range any = {INT_MAX, 0};
+#pragma unroll
+  for (int i = 0; i < kPolicy.block_n(); i += 32) {
+    const Range one = shared.key_queries[i + threadIdx.x % 32];
+    if (!one.empty()) any = {min(any.begin, one.begin), max(any.end, one.end)};
+  }
+  any = {__reduce_min_sync(kAllLanes, any.begin), __reduce_max_sync(kAllLanes, any.end)};
+  return any.empty() ? Range{0, 0} : any;
+}
+
 // A split's part of the blocks of queries that see the tile's keys, and where these queries are.
 template <BwdPolicy kPolicy>
-__device__ __forceinline__ void find_queries(const BwdArgs& args, int split, BwdTile& tile) {
+__device__ __forceinline__ void find_queries(const BwdArgs& args, int split, BwdTile& tile,
+                                             BwdShared<kPolicy>& shared) {
   const AttentionBwdParams& p = args.p;
   tile.band = Band(p.band, tile.sequence);
-  const Range queries = tile.band.query_range({tile.first_key, tile.first_key + tile.keys});
+  const Range queries = may_span(kPolicy) && args.key_queries
+                            ? find_key_queries(args, tile, shared)
+                            : tile.band.query_range({tile.first_key, tile.first_key + tile.keys});
   constexpr int kBlockM = kPolicy.block_m;
   const int first = queries.begin / kBlockM, last = queries.empty() ? first : ceil_div(queries.end, kBlockM);
   const int share = ceil_div(last - first, args.splits);
@@ -110,9 +157,9 @@ struct BwdWarp {
   static constexpr int kDims = kDim / kSharing, kDimTiles = kDims / 8;             // of its dk and dv
   static_assert(kQueryTiles % 2 == 0 && kDimTiles % 2 == 0);
 
-  using Scores = float[kKeyTiles][kQueryTiles][4];     // accumulators [keys, queries]
+  using Scores = Fragment<kKeyTiles, kQueryTiles>;     // [keys, queries]
   using Packed = uint32_t[kKeyTiles][kQueryTiles][2];  // the same in 16 bits, two queries per register
-  using Sums = float[kKeyTiles][kDimTiles][4];         // accumulators [keys, dims]
+  using Sums = Fragment<kKeyTiles, kDimTiles>;         // [keys, dims]
 
   int key, query, chunk2;  // the first ones; of pairs of chunks of dims
   __device__ __forceinline__ BwdWarp() {

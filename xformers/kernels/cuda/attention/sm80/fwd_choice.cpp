@@ -1,9 +1,9 @@
 #include "xformers/kernels/cuda/attention/arguments.h"
 #include "xformers/kernels/cuda/attention/instances.h"
-#include "xformers/kernels/cuda/attention/passes.h"
 #include "xformers/kernels/cuda/attention/sm80/choice.h"
 #include "xformers/kernels/cuda/attention/sm80/fwd_policy.h"
 #include "xformers/kernels/cuda/attention/split_merge.h"
+#include "xformers/kernels/cuda/attention/uncovered.h"
 
 namespace xformers::cuda::sm80 {
 namespace {

@@ -2,9 +2,9 @@
 
 #include "xformers/kernels/cuda/attention/arguments.h"
 #include "xformers/kernels/cuda/attention/instances.h"
-#include "xformers/kernels/cuda/attention/passes.h"
 #include "xformers/kernels/cuda/attention/sm80_fp32/policy.h"
 #include "xformers/kernels/cuda/attention/tiles.h"
+#include "xformers/kernels/cuda/attention/uncovered.h"
 #include "xformers/kernels/cuda/base/cuda_check.h"
 
 namespace xformers::cuda::sm80_fp32 {

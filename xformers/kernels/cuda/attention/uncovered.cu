@@ -1,9 +1,10 @@
 #include <algorithm>
 
-#include "xformers/kernels/cuda/attention/passes.h"
+#include "xformers/kernels/base/dispatch.h"
 #include "xformers/kernels/cuda/attention/quantised_rows.cuh"
-#include "xformers/kernels/cuda/attention/seqlen.cuh"
+#include "xformers/kernels/cuda/attention/scheduler.cuh"
 #include "xformers/kernels/cuda/attention/split_merge.cuh"
+#include "xformers/kernels/cuda/attention/uncovered.h"
 #include "xformers/kernels/cuda/base/cuda_check.h"
 
 namespace xformers::cuda {
@@ -15,16 +16,6 @@ unsigned blocks_for(int64_t items, int64_t per_block) {
   return static_cast<unsigned>(std::min<int64_t>(ceil_div(items, per_block), 1 << 20));
 }
 
-// Calls fn with a value of the element type.
-template <class Fn>
-void with_type(DType dtype, const Fn& fn) {
-  switch (dtype) {
-    case DType::kFloat32: return fn(float{});
-    case DType::kFloat64: return fn(double{});
-    case DType::kBFloat16: return fn(__nv_bfloat16{});
-    case DType::kFloat16: return fn(__half{});
-  }
-}
 struct Place {
   int64_t batch, group, head, row;
 };
@@ -36,16 +27,12 @@ __device__ int64_t offset(const HeadsTensor& t, const Place& at) {
 // stay what they are; nothing is written outside of the tensors.)
 __device__ bool covered(const AttentionShape& shape, const SeqLayout& seq, bool keys, int64_t row) {
   const int32_t* begins = keys ? seq.cu_seqlens_k : seq.cu_seqlens_q;
-  int64_t low = 0, high = seq.num_sequences;  // begins[low - 1] <= row < begins[high]
-  while (low < high) {
-    const int64_t middle = (low + high) / 2;
-    (begins[middle] <= row ? low : high) = begins[middle] <= row ? middle + 1 : middle;
-  }
-  for (int64_t index = low - 1; index >= 0; --index) {
+  const int64_t last = last_at_or_before(begins, seq.num_sequences, row);
+  for (int64_t index = last; index >= 0; --index) {
     const Sequence sequence = sequence_at(shape, seq, index);
     const int64_t begin = keys ? sequence.k_begin : sequence.q_begin;
     if (row < begin + (keys ? sequence.seqlen_k : sequence.seqlen_q)) return true;
-    if (begins[index] < begins[low - 1]) return false;  // only sequences that begin at the same row may hold it too
+    if (begins[index] < begins[last]) return false;  // only sequences that begin at the same row may hold it too
   }
   return false;
 }
@@ -106,7 +93,7 @@ __global__ void __launch_bounds__(kClearThreads) clear_results(const __grid_cons
 void clear_uncovered_gradients(const AttentionBwdParams& p, cudaStream_t stream) {
   const int64_t rows = std::max(p.shape.seqlen_q, p.shape.seqlen_k);
   if (!p.seq.packed() || rows == 0) return;
-  with_type(p.shape.dtype, [&](auto type) {
+  dispatch_dtype<__nv_bfloat16, __half>(p.shape.dtype, [&](auto type) {
     clear_gradients<decltype(type)><<<dim3(blocks_for(rows, kClearThreads), 3), kClearThreads, 0, stream>>>(p);
   });
   XFORMERS_CUDA_CHECK(cudaGetLastError());
@@ -115,7 +102,7 @@ void clear_uncovered_gradients(const AttentionBwdParams& p, cudaStream_t stream)
 void clear_uncovered_results(const AttentionFwdParams& p, cudaStream_t stream) {
   if (!p.seq.packed() || p.shape.seqlen_q == 0) return;
   const bool wide = p.wide_out && p.shape.dtype != DType::kFloat64;
-  with_type(wide ? DType::kFloat32 : p.shape.dtype, [&](auto type) {
+  dispatch_dtype<__nv_bfloat16, __half>(wide ? DType::kFloat32 : p.shape.dtype, [&](auto type) {
     clear_results<decltype(type)><<<blocks_for(p.shape.seqlen_q, kClearThreads), kClearThreads, 0, stream>>>(p);
   });
   XFORMERS_CUDA_CHECK(cudaGetLastError());
