@@ -71,19 +71,26 @@ __device__ __forceinline__ bool is_large(const RowValues<kRowTiles>& row_max, co
   return __any_sync(kAllLanes, large);
 }
 
-// row_max becomes `largest`; what was summed up relative to it becomes less.
-template <int kRowTiles, int kDimTiles>
+// row_max becomes `largest`; what was summed up relative to it becomes less, by `shrink`.
+template <int kRowTiles>
 __device__ __forceinline__ void raise(RowValues<kRowTiles>& row_max, RowValues<kRowTiles>& row_sum,
-                                      Fragment<kRowTiles, kDimTiles>& acc_o, const RowValues<kRowTiles>& largest,
+                                      RowValues<kRowTiles>& shrink, const RowValues<kRowTiles>& largest,
                                       const ScoreUnit& unit, bool exact) {
   for_each_row<kRowTiles>([&](int r, int half) {
     const float before = row_max[r][half], now = softmax_origin(largest[r][half]);
-    const float shrink = fast_exp2(exact ? (before * unit.scale - softmax_origin(now * unit.scale)) * kLog2e
-                                         : before * unit.scale_log2 - now * unit.scale_log2);
+    shrink[r][half] = fast_exp2(exact ? (before * unit.scale - softmax_origin(now * unit.scale)) * kLog2e
+                                      : before * unit.scale_log2 - now * unit.scale_log2);
     row_max[r][half] = largest[r][half];
-    row_sum[r][half] *= shrink;
+    row_sum[r][half] *= shrink[r][half];
+  });
+}
+template <int kRowTiles, int kDimTiles>
+__device__ __forceinline__ void rescale(Fragment<kRowTiles, kDimTiles>& acc_o, const RowValues<kRowTiles>& shrink) {
+  for_each_row<kRowTiles>([&](int r, int half) {
 #pragma unroll
-    for (int d = 0; d < kDimTiles; ++d) acc_o[r][d][half * 2] *= shrink, acc_o[r][d][half * 2 + 1] *= shrink;
+    for (int d = 0; d < kDimTiles; ++d) {
+      acc_o[r][d][half * 2] *= shrink[r][half], acc_o[r][d][half * 2 + 1] *= shrink[r][half];
+    }
   });
 }
 
@@ -149,21 +156,43 @@ struct SoftmaxRows {
   template <int kColumnTiles, int kDimTiles, class Exchange = OneWarp>
   __device__ __forceinline__ void step(Fragment<kRowTiles, kColumnTiles>& x, Fragment<kRowTiles, kDimTiles>& acc_o,
                                        const ScoreUnit& unit, const Exchange& exchange = {}) {
-    RowValues<kRowTiles> largest;
-    row_maxima<kRowTiles, kColumnTiles>(largest, row_max, x);
-    exchange(largest, [](float a, float b) { return fmaxf(a, b); });
-    if (__any_sync(kAllLanes, has_grown<kRowTiles>(largest, row_max, unit) || exact)) {
-      exact = is_large<kRowTiles>(largest, unit);
-      raise<kRowTiles, kDimTiles>(row_max, row_sum, acc_o, largest, unit, exact);
-      if (exact) take_differences<kRowTiles, kColumnTiles>(x, row_max, unit);
-    }
-    exponentiate<0, kRowTiles, kColumnTiles>(x, row_max, row_sum, unit, exact);
+    step_with<kColumnTiles>(x, unit, exchange,
+                            [&](const RowValues<kRowTiles>& shrink) { rescale<kRowTiles, kDimTiles>(acc_o, shrink); });
+  }
+
+  // The same while products still add to acc_o: whether it is to be multiplied by `shrink` afterwards.
+  template <int kColumnTiles>
+  __device__ __forceinline__ bool step_ahead(Fragment<kRowTiles, kColumnTiles>& x, RowValues<kRowTiles>& shrink,
+                                             const ScoreUnit& unit) {
+    bool raised = false;
+    step_with<kColumnTiles>(x, unit, OneWarp(), [&](const RowValues<kRowTiles>& by) {
+      raised = true;
+      for_each_row<kRowTiles>([&](int r, int half) { shrink[r][half] = by[r][half]; });
+    });
+    return raised;
   }
 
   template <class Exchange = OneWarp>
   __device__ __forceinline__ void finish(const Exchange& exchange = {}) {
     for_each_row<kRowTiles>([&](int r, int half) { row_sum[r][half] = sum_of_row(row_sum[r][half]); });
     exchange(row_sum, [](float a, float b) { return a + b; });
+  }
+
+ private:
+  template <int kColumnTiles, class Exchange, class Raised>
+  __device__ __forceinline__ void step_with(Fragment<kRowTiles, kColumnTiles>& x, const ScoreUnit& unit,
+                                            const Exchange& exchange, const Raised& raised) {
+    RowValues<kRowTiles> largest;
+    row_maxima<kRowTiles, kColumnTiles>(largest, row_max, x);
+    exchange(largest, [](float a, float b) { return fmaxf(a, b); });
+    if (__any_sync(kAllLanes, has_grown<kRowTiles>(largest, row_max, unit) || exact)) {
+      exact = is_large<kRowTiles>(largest, unit);
+      RowValues<kRowTiles> shrink;
+      raise<kRowTiles>(row_max, row_sum, shrink, largest, unit, exact);
+      raised(shrink);
+      if (exact) take_differences<kRowTiles, kColumnTiles>(x, row_max, unit);
+    }
+    exponentiate<0, kRowTiles, kColumnTiles>(x, row_max, row_sum, unit, exact);
   }
 };
 

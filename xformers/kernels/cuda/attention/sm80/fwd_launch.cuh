@@ -16,7 +16,7 @@ void launch_forward_as(FwdArgs args, cudaStream_t stream) {
   const int64_t heads = shape.batch * shape.num_heads() / args.packed_heads;
   args.tiles = kPolicy.spans ? spanning_tiles(rows, kPolicy.block_m()) : max_tiles(rows, args.p.seq, kPolicy.block_m());
   launch<kPolicy.smem_bytes()>(attention_fwd_sm80<T, kHeadDim, kFeatures>, heads * args.tiles, args.num_splits,
-                               kPolicy.threads(), stream, FwdGrid(args, heads_at_a_time(heads, args)));
+                               kPolicy.threads(), stream, FwdGrid(args, heads_at_a_time(heads, shape)));
 }
 
 template <class T, int kHeadDim>

@@ -54,16 +54,6 @@ struct FwdGrid : FwdArgs {
         by_packed(args.packed_heads) {}
 };
 
-// The largest divisor of `heads` whose K and V take no more than a third of an L2 cache of 48 MiB.
-inline int heads_at_a_time(int64_t heads, const FwdArgs& args) {
-  constexpr int64_t kBytes = int64_t{16} << 20, kMost = 256;
-  const AttentionShape& shape = args.p.shape;
-  const int64_t each = std::max<int64_t>(shape.seqlen_k * (shape.head_dim + shape.head_dim_v) * 2, 1);
-  int64_t bundle = std::clamp<int64_t>(kBytes / each, 1, std::clamp<int64_t>(heads, 1, kMost));
-  while (heads % bundle != 0) --bundle;
-  return static_cast<int>(bundle);
-}
-
 struct FwdTile {
   Sequence sequence;
   int group, first_head;                    // of the group; all heads of the group if packed

@@ -136,7 +136,9 @@ class ForwardRows {
     row_maxima<kRowTiles, kKeyTiles>(largest, row_max, scores);
     const bool exact = is_large<kRowTiles>(largest, unit);
     if (__any_sync(kAllLanes, has_grown<kRowTiles>(largest, row_max, unit)) || exact) {
-      raise<kRowTiles, kDimTiles>(row_max, row_sum_, acc_o_, largest, unit, exact);
+      RowValues<kRowTiles> shrink;
+      raise<kRowTiles>(row_max, row_sum_, shrink, largest, unit, exact);
+      rescale<kRowTiles, kDimTiles>(acc_o_, shrink);
       for_each_row<kRowTiles>([&](int r, int half) { row_max_of(r, half) = row_max[r][half]; });
       if (exact) take_differences<kRowTiles, kKeyTiles>(scores, row_max, unit);
     }
