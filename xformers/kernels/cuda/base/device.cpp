@@ -41,6 +41,8 @@ const DeviceProperties& current_device() {
     DeviceProperties& p = known[device];
     XFORMERS_CUDA_CHECK(cudaDeviceGetAttribute(&p.multiprocessors, cudaDevAttrMultiProcessorCount, device));
     XFORMERS_CUDA_CHECK(cudaDeviceGetAttribute(&p.smem_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+    XFORMERS_CUDA_CHECK(cudaDeviceGetAttribute(&p.major, cudaDevAttrComputeCapabilityMajor, device));
+    XFORMERS_CUDA_CHECK(cudaDeviceGetAttribute(&p.minor, cudaDevAttrComputeCapabilityMinor, device));
   });
   return known[device];
 }

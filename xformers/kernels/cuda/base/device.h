@@ -7,7 +7,8 @@ namespace xformers::cuda {
 
 struct DeviceProperties {
   int multiprocessors = 0;
-  int smem_per_block = 0;  // bytes, after opting in
+  int smem_per_block = 0;    // bytes, after opting in
+  int major = 0, minor = 0;  // of the compute capability
 };
 const DeviceProperties& current_device();  // read once per device
 
