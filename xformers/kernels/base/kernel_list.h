@@ -17,22 +17,25 @@ namespace xformers {
 // them.
 class Reasons {
  public:
-  enum class Want { kAny, kTexts };
-  explicit Reasons(Want want) : wants_texts_(want == Want::kTexts) {}
+  enum class Want { kAny, kTexts, kPreference };
+  explicit Reasons(Want want) : want_(want) {}
 
   template <class... Parts>
   void add(const Parts&... parts) {
     any_ = true;
-    if (!wants_texts_) return;
+    if (want_ != Want::kTexts) return;
     std::ostringstream text;
     (text << ... << parts);
     texts_.push_back(text.str());
   }
+  // It could, but one behind it in the list is faster: no objection where it is forced, or asked whether it can.
+  void prefer_others() { any_ |= want_ == Want::kPreference; }
   bool any() const { return any_; }
   const std::vector<std::string>& texts() const { return texts_; }
 
  private:
-  bool wants_texts_, any_ = false;
+  Want want_;
+  bool any_ = false;
   std::vector<std::string> texts_;
 };
 
@@ -112,7 +115,7 @@ auto choose(const char* what, const List& list, const PlanOf& plan) {
   if (!has_kernel(list, forced)) forced = "";
   for (const Kernel& kernel : list) {
     if (!forced.empty() && forced != kernel.name) continue;
-    Reasons reasons(Reasons::Want::kAny);
+    Reasons reasons(forced.empty() ? Reasons::Want::kPreference : Reasons::Want::kAny);
     if (auto planned = plan(kernel, reasons)) return Chosen<Kernel, Plan>{kernel, *std::move(planned)};
   }
   refuse(what, list, forced, plan);
