@@ -129,7 +129,7 @@ TEST(KernelList, OnlyKnownNamesAreTaken) {
     const ForcedKernel other("fwd_portable");
     EXPECT_NO_THROW(run.forward());
   }
-  const ForcedKernel wrong("fwd_sm08");
+  const ForcedKernel wrong("fwd_smm80");
   try {
     run.forward();
     FAIL() << "a kernel that does not exist was accepted";

@@ -22,6 +22,8 @@ struct FwdArgs {
   bool aligned_q = false, aligned_kv = false;  // rows in units of 16 bytes
   bool aligned_out = false;                    // rows in units of two elements
   bool chunked_out = false;                    // rows in units of 16 bytes
+  int policy = 0;                              // of sm90: its tile sizes
+  int* next_tile = nullptr;                    // of sm90: where tiles of packed sequences are counted
   int num_splits = 1;
   int part_steps = 0;                  // blocks of keys per split; 0: each row tile's in num_splits equal parts
   int64_t total_rows = 0;              // batch * num_heads * seqlen_q: rows of one split's partial results

@@ -4,6 +4,7 @@
 #include "xformers/kernels/cuda/attention/simt/choice.h"
 #include "xformers/kernels/cuda/attention/sm80/choice.h"
 #include "xformers/kernels/cuda/attention/sm80_fp32/choice.h"
+#include "xformers/kernels/cuda/attention/sm90/choice.h"
 
 namespace xformers::cuda {
 namespace {
@@ -13,6 +14,7 @@ constexpr Features kDecoding = {.keys = kPagedKeys, .score_ops = kSignedScaleOp}
 
 constexpr ForwardKernel kForward[] = {
     {"fwd_decode", kDecoding, decode::plan, decode::run},
+    {"fwd_sm90", Features::kPlain, sm90::plan_forward, sm90::run_forward},
     {"fwd_sm80", Features::kPlain, sm80::plan_forward, sm80::run_forward},
     {"fwd_sm80_scored", Features::kScored, sm80::plan_forward, sm80::run_forward},
     {"fwd_sm80_general", Features::kGeneral, sm80::plan_forward, sm80::run_forward},

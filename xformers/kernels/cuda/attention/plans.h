@@ -19,6 +19,7 @@ struct ForwardPlan {
   const ForwardInstance* instance = nullptr;
   Features features = {};  // of the instance
   SplitPlan split = {};
+  int policy = 0;  // of sm90: its tile sizes
 };
 
 struct BackwardPlan {

@@ -1,0 +1,80 @@
+#include <algorithm>
+#include <iterator>
+
+#include "xformers/kernels/cuda/attention/arguments.h"
+#include "xformers/kernels/cuda/attention/instances.h"
+#include "xformers/kernels/cuda/attention/sm90/choice.h"
+#include "xformers/kernels/cuda/attention/sm90/fwd_policy.h"
+#include "xformers/kernels/cuda/attention/sm90/maps.h"
+#include "xformers/kernels/cuda/attention/tile_count.h"
+#include "xformers/kernels/cuda/attention/uncovered.h"
+
+namespace xformers::cuda::sm90 {
+namespace {
+
+// The included file is written by CMake: the rows of instances.inc that were asked for.
+const std::vector<ForwardInstance> kBuilt = {
+#define XFORMERS_INSTANCE(type, head_dim, head_dim_v) \
+  {kDTypeOf<type>, head_dim, head_dim_v, launch_forward<type, head_dim, head_dim_v>},
+#include "cuda_instances/sm90_fwd.inc"
+#undef XFORMERS_INSTANCE
+};
+
+constexpr size_t kCountBytes = 16;      // of the tiles that are taken, in the workspace
+constexpr int kSmemBytes = 227 * 1024;  // at most, of any policy
+constexpr int64_t kFewestRows = 64;     // of a sequence
+
+// The first that fits; of two, the second for short rows under a band.
+int choose_policy(const ForwardInstance& instance, const AttentionFwdParams& p, const FwdFacts& facts) {
+  constexpr int64_t kShort = 1024;
+  const auto fits = [&](const FwdPolicy& each) {
+    return each.head_dim == instance.head_dim && each.head_dim_v == instance.head_dim_v;
+  };
+  const auto first = std::find_if(std::begin(kFwdPolicies), std::end(kFwdPolicies), fits), second = first + 1;
+  const bool is_short = facts.banded && p.shape.seqlen_q / facts.sequences <= kShort;
+  const auto chosen = is_short && second != std::end(kFwdPolicies) && fits(*second) ? second : first;
+  return static_cast<int>(chosen - std::begin(kFwdPolicies));
+}
+
+}  // namespace
+
+std::optional<ForwardPlan> plan_forward(const AttentionFwdParams& p, const FwdFacts& facts, Features features,
+                                        Reasons& reasons) {
+  if (facts.device.major != 9) {
+    reasons.add("the GPU has compute capability ", facts.device.major, ".", facts.device.minor, ", expected 9.0");
+  }
+  if (kBuilt.empty()) reasons.add("this build has no code for 90a");
+  const ForwardInstance* const instance = find_instance(
+      kBuilt, p.shape, {DType::kBFloat16, DType::kFloat16}, facts.device.smem_per_block,
+      [](const ForwardInstance&) { return kSmemBytes; }, reasons);
+  if (p.num_splits > 1) reasons.add("keys in parts");
+  if (facts.out == RowAccess::kAny) reasons.add("rows of out are not in units of 16 bytes");
+  if (!(has_tensor_map(rows_of_q(p)) && has_tensor_map(rows_of_k(p)) && has_tensor_map(rows_of_v(p)))) {
+    reasons.add("strides of q, k or v are 2^40 bytes or more");
+  }
+  if (reasons.any()) return {};
+  ForwardPlan plan{.instance = instance, .features = features};
+  plan.policy = choose_policy(*instance, p, facts);
+  // Where tiles are few, keys in parts fill the GPU; where rows are, those of many heads or sequences fill a tile.
+  if (plan_splits(p, facts, instance->head_dim, Features::kPlain).splits > 1 ||
+      p.shape.seqlen_q < kFewestRows * facts.sequences) {
+    reasons.prefer_others();
+  }
+  if (reasons.any()) return {};
+  if (p.seq.packed() || facts.banded) plan.workspace = kCountBytes;  // tiles differ
+  return plan;
+}
+
+void run_forward(const AttentionFwdParams& p, const FwdFacts& facts, const ForwardPlan& plan, const Stream& stream) {
+  FwdArgs args = forward_args(p, facts);
+  args.packed_heads = 1;
+  args.policy = plan.policy;
+  clear_uncovered_results(p, to_stream(stream));
+  if (plan.workspace > 0) {
+    args.next_tile = static_cast<int*>(stream.workspace);
+    clear_count(args.next_tile, to_stream(stream));
+  }
+  plan.instance->launch(args, plan.features, to_stream(stream));
+}
+
+}  // namespace xformers::cuda::sm90

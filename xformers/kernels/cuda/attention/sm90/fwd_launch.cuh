@@ -1,0 +1,63 @@
+// Launches one forward instance.
+#pragma once
+
+#include <algorithm>
+#include <iterator>
+
+#include "xformers/kernels/cuda/attention/instances.h"
+#include "xformers/kernels/cuda/attention/sm90/fwd_kernel.cuh"
+#include "xformers/kernels/cuda/attention/sm90/maps.h"
+#include "xformers/kernels/cuda/attention/tiles.h"
+#include "xformers/kernels/cuda/base/launch.h"
+
+namespace xformers::cuda::sm90 {
+
+template <class T, int kPolicyIndex>
+void launch_forward_as(const FwdArgs& args, cudaStream_t stream) {
+  constexpr FwdPolicy kPolicy = kFwdPolicies[kPolicyIndex];
+  static_assert(sizeof(FwdMemory<kPolicyIndex>) <= 227 * 1024);
+  const AttentionFwdParams& p = args.p;
+  FwdGrid grid(args);
+  grid.tiles = max_tiles(p.shape.seqlen_q, p.seq, kPolicy.block_m());
+  const int64_t heads = p.shape.batch * p.shape.num_heads();
+  check_grid(heads * grid.tiles, 1);
+  grid.all_tiles = static_cast<int>(heads * grid.tiles);
+  grid.heads = static_cast<int>(heads);
+  grid.bundle = heads_at_a_time(heads, p.shape);
+  const bool causal = p.band.window_right != kUnbounded && p.band.window_left == kUnbounded;
+  if (causal && !p.seq.packed()) grid.short_tiles = static_cast<int>(grid.tiles / 4);
+  grid.q_map = tensor_map(rows_of_q(p), kPolicy.block_m());
+  grid.k_map = tensor_map(rows_of_k(p), kPolicy.block_n);
+  grid.v_map = tensor_map(rows_of_v(p), kPolicy.block_n);
+  const int64_t blocks = std::min<int64_t>(current_device().multiprocessors, grid.all_tiles);
+  if (grid.next_tile) {
+    launch_after(attention_fwd_sm90<T, kPolicyIndex>, blocks, 1, kPolicy.threads(), stream, grid,
+                 sizeof(FwdMemory<kPolicyIndex>));
+  } else {
+    launch<sizeof(FwdMemory<kPolicyIndex>)>(attention_fwd_sm90<T, kPolicyIndex>, blocks, 1, kPolicy.threads(), stream,
+                                            grid);
+  }
+}
+
+template <class T, int kHeadDim, int kHeadDimV, int kPolicyIndex>
+void launch_forward_of(const FwdArgs& args, cudaStream_t stream) {
+  if constexpr (kPolicyIndex < static_cast<int>(std::size(kFwdPolicies))) {
+    if constexpr (kFwdPolicies[kPolicyIndex].head_dim == kHeadDim &&
+                  kFwdPolicies[kPolicyIndex].head_dim_v == kHeadDimV) {
+      if (args.policy == kPolicyIndex) return launch_forward_as<T, kPolicyIndex>(args, stream);
+    }
+    launch_forward_of<T, kHeadDim, kHeadDimV, kPolicyIndex + 1>(args, stream);
+  }
+}
+
+// args.policy is one of these head dims.
+template <class T, int kHeadDim, int kHeadDimV>
+void launch_forward(const FwdArgs& args, Features, cudaStream_t stream) {
+  launch_forward_of<T, kHeadDim, kHeadDimV, 0>(args, stream);
+}
+
+}  // namespace xformers::cuda::sm90
+
+#define XFORMERS_INSTANCE(type, head_dim, head_dim_v)                                             \
+  template void xformers::cuda::sm90::launch_forward<xformers::cuda::type, head_dim, head_dim_v>( \
+      const FwdArgs&, Features, cudaStream_t);

@@ -1,0 +1,68 @@
+// Shared memory of Hopper's forward kernel, as it is launched: tiles as the copy engine leaves them, barriers by name.
+#pragma once
+
+#include "xformers/kernels/cuda/arch/copy.cuh"
+#include "xformers/kernels/cuda/arch/mbarrier.cuh"
+#include "xformers/kernels/cuda/attention/sm90/fwd_schedule.cuh"
+
+namespace xformers::cuda::sm90 {
+
+inline constexpr int kWorkSlots = 2;  // tiles that are known: the one that is worked on, the one to come
+
+template <int kPolicyIndex>
+struct FwdMemory {
+  static constexpr FwdPolicy kPolicy = kFwdPolicies[kPolicyIndex];
+
+  alignas(1024) unsigned char q[kPolicy.q_stages][kPolicy.q_bytes()];
+  alignas(1024) unsigned char k[kPolicy.stages][kPolicy.k_bytes()];
+  alignas(1024) unsigned char v[kPolicy.stages][kPolicy.v_bytes()];
+  FwdWork work[kWorkSlots];
+  // "full": what was copied (or found out) is there; "empty": those who read it are done.
+  struct Barriers {
+    uint64_t work_full[kWorkSlots], work_empty[kWorkSlots], q_full[kPolicy.q_stages], q_empty[kPolicy.q_stages];
+    uint64_t k_full[kPolicy.stages], k_empty[kPolicy.stages], v_full[kPolicy.stages], v_empty[kPolicy.stages];
+  } barriers;
+
+  // By one thread.
+  __device__ __forceinline__ void init_barriers() {
+    constexpr int kConsumerWarps = 4 * kPolicy.consumers;
+    const auto init = [](uint64_t& barrier, int arrivals) { mbarrier::init(shared_address(&barrier), arrivals); };
+    for (int i = 0; i < kWorkSlots; ++i) {
+      init(barriers.work_full[i], 1), init(barriers.work_empty[i], kConsumerWarps + 1);  // and the loader
+    }
+    for (int i = 0; i < kPolicy.q_stages; ++i) init(barriers.q_full[i], 1), init(barriers.q_empty[i], kConsumerWarps);
+    for (int i = 0; i < kPolicy.stages; ++i) {
+      init(barriers.k_full[i], 1), init(barriers.k_empty[i], kConsumerWarps);
+      init(barriers.v_full[i], 1), init(barriers.v_empty[i], kConsumerWarps);
+    }
+    mbarrier::fence_init();
+  }
+};
+
+// A place in a ring of `kStages`, and the parity of the phase in which it is full for the time at hand.
+template <int kStages>
+struct Stage {
+  int index_ = 0;
+  uint32_t parity_ = 0;
+
+  __device__ __forceinline__ int index() const { return index_; }
+  __device__ __forceinline__ uint32_t parity() const { return parity_; }
+  __device__ __forceinline__ void advance() {
+    if (++index_ == kStages) index_ = 0, parity_ ^= 1;
+  }
+};
+
+// `barriers` is an array; those who fill wait for the phase before ("empty" of the other parity).
+__device__ __forceinline__ void wait_full(uint64_t& barrier, uint32_t parity) {
+  mbarrier::wait(shared_address(&barrier), parity);
+}
+__device__ __forceinline__ void wait_empty(uint64_t& barrier, uint32_t parity) {
+  mbarrier::wait(shared_address(&barrier), parity ^ 1);
+}
+// One arrival per warp.
+__device__ __forceinline__ void arrive_warp(uint64_t& barrier) {
+  __syncwarp();
+  if (threadIdx.x % 32 == 0) mbarrier::arrive(shared_address(&barrier));
+}
+
+}  // namespace xformers::cuda::sm90

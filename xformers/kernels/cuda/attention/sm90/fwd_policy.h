@@ -1,0 +1,40 @@
+// Tile sizes of Hopper's forward kernel: data, chosen on the host, handed to the kernel as one number. Plain C++.
+#pragma once
+
+namespace xformers::cuda::sm90 {
+
+// A tile of rows in shared memory is panels of 64 dims, each `rows` x 128 bytes; of the last one a part may be zeros.
+constexpr int panels_of(int dims) { return (dims + 63) / 64; }
+constexpr int tile_bytes(int rows, int dims) { return 128 * rows * panels_of(dims); }
+
+// One warpgroup copies, `consumers` others have 64 rows each.
+struct FwdPolicy {
+  int head_dim, head_dim_v;  // padded to these
+  int consumers = 2;
+  int block_n = 128;  // keys per step
+  int stages = 2;     // of K, and of V
+  int q_stages = 1;
+
+  constexpr int block_m() const { return 64 * consumers; }
+  constexpr int threads() const { return 128 * (1 + consumers); }
+  // Registers per thread, of 504 (512) for all warpgroups of a block.
+  constexpr int producer_registers() const { return consumers == 3 ? 32 : 40; }
+  constexpr int consumer_registers() const { return consumers == 3 ? 160 : 232; }
+  constexpr int q_bytes() const { return tile_bytes(block_m(), head_dim); }
+  constexpr int k_bytes() const { return tile_bytes(block_n, head_dim); }
+  constexpr int v_bytes() const { return tile_bytes(block_n, head_dim_v); }
+};
+
+// Best first; the second of head_dim 64 is for short rows under a band, where tiles of 192 rows are half empty. In
+// TFLOP/s on an H200, bf16, 16384 tokens, 2048 = heads x head_dim (docs/design/hopper.md):
+inline constexpr FwdPolicy kFwdPolicies[] = {
+    {.head_dim = 64, .head_dim_v = 64, .consumers = 3, .stages = 4},  // S 4096 540; causal S 4096 442, S 1024 274
+    {.head_dim = 64, .head_dim_v = 64, .stages = 4},                  // 437; 392, 287
+    {.head_dim = 96, .head_dim_v = 96, .block_n = 160},               // 570; 128 keys, 3 stages: 556
+    {.head_dim = 128, .head_dim_v = 128, .stages = 3},                // 681; 176 keys, 2 stages: 675
+    {.head_dim = 192, .head_dim_v = 128},                             // 728
+    {.head_dim = 192, .head_dim_v = 192, .block_n = 112},             // 769; 96 keys: 762
+    {.head_dim = 256, .head_dim_v = 256, .block_n = 80},              // 775; 64 keys: 770
+};
+
+}  // namespace xformers::cuda::sm90
