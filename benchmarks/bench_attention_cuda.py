@@ -3,6 +3,7 @@
     PYTHONPATH=<build>/python python benchmarks/bench_attention_cuda.py --out results.json
     ... --only dense,decode --dims 128        parts of it
     ... --dry                                 the script itself, in small, on the CPU
+    FA3_LIB=<_C.so of FlashAttention-3> ...   FlashAttention-3 beside the others
 
 Prints TFLOP/s forward/backward (4 n h d per attending pair; backward 2.5 times that) and ends with the goals: value,
 bar, met or not. docs/benchmarks.md says how it measures.

@@ -30,8 +30,27 @@ class Bars:
         case, ratio = min(self.ratios(cases, direction, rival), key=lambda x: x[1], default=("", None))
         self.add(f"{name}: {direction}, least over {rival} ({case})", ratio, bar)
 
+    def over_best(self, name, cases, direction, bar):
+        """Geometric mean and least of our rate over the best rival that ran."""
+        values = []
+        for case in cases:
+            row = self.rows[case]
+            ours = rate(row, direction, "xformers")
+            best = max((rate(row, direction, side) or 0 for side in row[direction] if side != "xformers"), default=0)
+            if ours and best:
+                values.append((ours / best, case))
+        mean = math.exp(sum(math.log(value) for value, _ in values) / len(values)) if values else None
+        self.add(f"{name}: {direction}, geometric mean of {len(values)} over the best rival", mean, bar)
+        least, case = min(values, default=(None, ""))
+        self.add(f"{name}: {direction}, least over the best rival ({case})", least)
+
     def dense(self):
         table = [case for case in self.rows if case[0] == "D"]
+        for direction, bar in (("forward", 1.04), ("backward", 1.08)):
+            self.over_best("bf16 table", table, direction, bar)
+            for d in (64, 128, 256):
+                self.over_best(f"D {d}", [c for c in table if c.startswith(f"D{d} ")], direction, None)
+            self.over_best("S 1024", [c for c in table if " S1024 " in c], direction, None)
         for direction in ("forward", "backward"):
             self.geometric_mean("bf16 table", table, direction, "flash", 1.0)
             for d in (64, 128, 256):

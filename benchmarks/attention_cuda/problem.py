@@ -6,6 +6,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import xformers.ops as xops
+from attention_cuda import fa3
 from attention_cuda.timing import Bench
 
 BACKENDS = {
@@ -166,6 +167,8 @@ def sides_of(problem: Problem, inputs: Inputs, names: list[str]):
     for name in names:
         if name == "xformers":
             yield name, ours(problem, inputs)
+        elif name == "fa3":
+            yield name, fa3.side(problem, inputs)
         elif problem.window:
             if name == "flash":
                 yield name, flash_window(problem, inputs)
@@ -175,6 +178,8 @@ def sides_of(problem: Problem, inputs: Inputs, names: list[str]):
 
 def run(bench: Bench, problem: Problem, names: list[str], roofs: dict) -> dict:
     """Times and rates of every side; prints one line."""
+    if "flash" in names and fa3.is_given() and fa3.takes(problem):
+        names = [*names, "fa3"]
     problem = problem.shrunk(bench)
     inputs = Inputs(bench, problem)
     sides = dict(sides_of(problem, inputs, names))
