@@ -50,6 +50,16 @@ TEST_P(HopperForward, MatchesTheReference) {
   EXPECT_TRUE(matches_reference(run));
 }
 INSTANTIATE_TEST_SUITE_P(Edges, HopperForward, cases(edges()), test_name);
+// Maxima that later keys exceed by far, again and again.
+INSTANTIATE_TEST_SUITE_P(Growing, HopperForward,
+                         cases({
+                             "attention:bf16,b1,q200,k1500,h2,d128,scale3",
+                             "attention:fp16,b1,q200,k1500,h2,d128,scale3,causal_br",
+                             "attention:bf16,b1,q130,k900,h2,d96,scale2",
+                             "attention:fp16,b1,q130,k900,h2,d192,dv128,scale2",
+                             "attention:bf16,b1,q200,k900,h2,d64,scale4",
+                         }),
+                         test_name);
 INSTANTIATE_TEST_SUITE_P(Packed, HopperForward,
                          cases({
                              "attention:bf16,q1+130+0+64+300+7,k3+130+9+0+301+500,h2,d128",

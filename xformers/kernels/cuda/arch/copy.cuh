@@ -64,6 +64,19 @@ __device__ __forceinline__ uint32_t load_shared_4(uint32_t from) {
 __device__ __forceinline__ void sync_threads(int barrier, int threads) {
   asm volatile("bar.sync %0, %1;\n" ::"r"(barrier), "r"(threads) : "memory");
 }
+// The same, and whether any of them says so.
+__device__ __forceinline__ bool any_of_threads(int barrier, int threads, bool mine) {
+  int any;
+  asm volatile(
+      "{\n.reg .pred p, q;\n"
+      "setp.ne.s32 p, %1, 0;\n"
+      "bar.red.or.pred q, %2, %3, p;\n"
+      "selp.s32 %0, 1, 0, q;\n}\n"
+      : "=r"(any)
+      : "r"(static_cast<int>(mine)), "r"(barrier), "r"(threads)
+      : "memory");
+  return any != 0;
+}
 
 // Four 8x8 matrices of 16-bit elements: lanes 8 i ... 8 i + 7 give the addresses of the rows of matrix i, which arrives
 // in r[i] with row lane / 4 and columns 2 (lane % 4), + 1; transposed: column lane / 4 and those rows.

@@ -147,6 +147,7 @@ template <int kRowTiles>
 struct SoftmaxRows {
   RowValues<kRowTiles> row_max, row_sum;  // row_sum: this lane's and warp's part, until finish()
   bool exact = false;
+  bool near = false;  // row_max are scores that step_near() may count from
 
   __device__ __forceinline__ SoftmaxRows() {
     for_each_row<kRowTiles>([&](int r, int half) { row_max[r][half] = -INFINITY, row_sum[r][half] = 0; });
@@ -167,9 +168,29 @@ struct SoftmaxRows {
     bool raised = false;
     step_with<kColumnTiles>(x, unit, OneWarp(), [&](const RowValues<kRowTiles>& by) {
       raised = true;
-      for_each_row<kRowTiles>([&](int r, int half) { shrink[r][half] = by[r][half]; });
+      bool seen = true;
+      for_each_row<kRowTiles>([&](int r, int half) {
+        shrink[r][half] = by[r][half];
+        seen &= row_max[r][half] > -INFINITY;
+      });
+      near = __all_sync(kAllLanes, seen) && !exact;
     });
     return raised;
+  }
+
+  // A step without looking for the maximum: most rows' first keys tell where the others are. Where a probability turns
+  // out larger than 2^12 or NaN (any(bool): over all who share the products), false: x is lost, row_sum is as it was,
+  // and step_ahead() is due with x anew.
+  template <int kColumnTiles, class Any>
+  __device__ __forceinline__ bool step_near(Fragment<kRowTiles, kColumnTiles>& x, const ScoreUnit& unit,
+                                            const Any& any) {
+    RowValues<kRowTiles> sum = {};
+    bool far = !near;
+    exponentiate<0, kRowTiles, kColumnTiles>(x, row_max, sum, unit, false);
+    for_each_row<kRowTiles>([&](int r, int half) { far |= !(sum[r][half] <= 4096); });
+    if (any(far)) return false;
+    for_each_row<kRowTiles>([&](int r, int half) { row_sum[r][half] += sum[r][half]; });
+    return true;
   }
 
   template <class Exchange = OneWarp>

@@ -3,6 +3,7 @@
 //   S = Q K^T of the first block;  P = softmax step
 //   for the others:  S' = Q K^T issued;  O += P V issued;  wait for S';  P' = softmax step, while P V goes on;  wait; O
 //                    shrinks where the maximum has grown;  P = P'
+//                    (near: the step takes the maximum that is there; where that was too far, S' is multiplied again)
 //   O += P V of the last;  write
 //
 // Warpgroups take turns in issuing, so that one's products run beside the other's exponentials.
@@ -16,7 +17,7 @@
 namespace xformers::cuda::sm90 {
 
 // Named barriers of the block, 0 being that of all.
-enum Barrier : int { kTurn = 1, kZeroedRows = 5 };  // one per consumer each
+enum Barrier : int { kTurn = 1, kGroup = 5 };  // one per consumer each
 
 // Consumer w issues when the one before it has.
 template <int kConsumers>
@@ -58,7 +59,7 @@ class Consumer {
       wgmma::wait<0>();
       wgmma::hold(s);
       score_mask(s, block);
-      softmax.template step_ahead<kKeyTiles>(s, shrink, args_.unit);
+      step_ahead(softmax, s, shrink);
       release_scores(block);
       to_probabilities(p, s);
 #pragma unroll 1
@@ -69,9 +70,14 @@ class Consumer {
         turns_.pass_on();
         wgmma::wait<1>();
         wgmma::hold(s);
-        release_scores(block);
+        if constexpr (!kPolicy.near) release_scores(block);
         score_mask(s, block);
-        const bool raised = softmax.template step_ahead<kKeyTiles>(s, shrink, args_.unit);
+        bool raised = false;
+        if (!kPolicy.near || !near_ || !softmax.template step_near<kKeyTiles>(s, args_.unit, any_of_group())) {
+          if (kPolicy.near && near_) scores_again(s, block);
+          raised = step_ahead(softmax, s, shrink);
+        }
+        if constexpr (kPolicy.near) release_scores(block);
         wgmma::wait<0>();
         wgmma::hold(acc_o);
         release_output();
@@ -130,6 +136,25 @@ class Consumer {
     }
     wgmma::commit();
   }
+  // The same once more, before K is released.
+  __device__ __forceinline__ void scores_again(Scores& s, int block) {
+    wgmma::wait<0>();
+    issue_scores(s);
+    wgmma::wait<0>();
+    wgmma::hold(s);
+    score_mask(s, block);
+  }
+
+  // A step that looks for the maximum, and says whether the next one has to.
+  __device__ __forceinline__ bool step_ahead(SoftmaxRows<1>& softmax, Scores& s, RowValues<1>& shrink) {
+    const bool raised = softmax.template step_ahead<kKeyTiles>(s, shrink, args_.unit);
+    if constexpr (kPolicy.near) near_ = !any_of_group()(!softmax.near);
+    return raised;
+  }
+  // any(mine) over the warpgroup, whose warps multiply together.
+  __device__ __forceinline__ auto any_of_group() const {
+    return [barrier = kGroup + consumer_](bool mine) { return any_of_threads(barrier, 128, mine); };
+  }
   // Those of `block` have arrived.
   __device__ __forceinline__ void release_scores(int block) {
     arrive_warp(memory_.barriers.k_empty[k_.index()]);
@@ -186,13 +211,14 @@ class Consumer {
       store_shared_16(v + chunk / 8 * kPolicy.block_n * 128 + row * 128 + chunk % 8 * 16, {0, 0, 0, 0});
     }
     fence_shared_for_async();
-    sync_threads(kZeroedRows + consumer_, 128);
+    sync_threads(kGroup + consumer_, 128);
   }
 
   const FwdGrid& args_;
   Memory& memory_;
   int consumer_;
   Turns<kPolicy.consumers> turns_;
+  bool near_ = false;                    // all of the warpgroup's rows are (SoftmaxRows::near)
   int first_block_ = 0, end_block_ = 0;  // of the tile whose scores come next
   Range full_blocks_ = {0, 0};           // those that all of the warpgroup's rows see
   Stage<kWorkSlots> slot_;
