@@ -10,8 +10,8 @@ processor_seconds() {
   local user system
   times >"$LOGS/times"
   read -r user system < <(tail -n 1 "$LOGS/times")
-  awk -v user="$user" -v system="$system" 'function seconds(t) { split(t, part, /[ms]/); return 60 * part[1] + part[2] }
-    BEGIN { print int(seconds(user) + seconds(system)) }'
+  awk -v in_user="$user" -v in_kernel="$system" 'function seconds(t) { split(t, part, /[ms]/); return 60 * part[1] + part[2] }
+    BEGIN { print int(seconds(in_user) + seconds(in_kernel)) }'
 }
 
 start=$SECONDS

@@ -52,7 +52,7 @@ TEST(Flops, LengthsThatCannotBeReadCountAsEqual) {
 }
 
 TEST(Flops, RefusesOtherShapes) {
-  EXPECT_PRED_FORMAT2(testing::IsSubstring, "the sizes have 2, 2 and 2 dimensions",
+  EXPECT_PRED_FORMAT2(testing::IsSubstring, "the number of dimensions of query, key and value is 2, 2 and 2",
                       error_of([] { flops({2, 3}, {2, 3}, {2, 3}); }));
   EXPECT_PRED_FORMAT2(testing::IsSubstring, "4 where heads come first",
                       error_of([] { flops({2, 3, 8}, {2, 3, 8}, {2, 3, 8}, false, false, true); }));
