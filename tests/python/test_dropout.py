@@ -6,6 +6,7 @@ from attention_inputs import qkv, random
 from attention_reference import check_attention
 from torch.utils.checkpoint import checkpoint
 from xformers.ops.fmha.attn_bias import BlockDiagonalMask, LowerTriangularMask
+from xformers.triton import FusedDropoutBias, dropout
 
 from xformers.ops import memory_efficient_attention
 
@@ -123,20 +124,24 @@ def test_activation_checkpointing(use_reentrant):
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=False))
 
 
+DRAWS = {
+    "attention": lambda x: memory_efficient_attention(x, x, x, None, 0.5),
+    "dropout": lambda x: dropout(x, 0.5),
+    "FusedDropoutBias": lambda x: FusedDropoutBias(0.5, 8)(x),
+}
+
+
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
-def test_randomness_of_vmap():
+@pytest.mark.parametrize("name", DRAWS)
+def test_randomness_of_vmap(name):
     """By default an error, "different" a mask per example, "same" one for all."""
-
-    def attend(x):
-        return memory_efficient_attention(x, x, x, None, 0.5)
-
     x = torch.ones(3, 1, 40, 2, 8)
     with pytest.raises(RuntimeError, match="randomness"):
-        torch.vmap(attend)(x)
-    out = torch.vmap(attend, randomness="same")(x)
+        torch.vmap(DRAWS[name])(x)
+    out = torch.vmap(DRAWS[name], randomness="same")(x)
     assert torch.equal(out[0], out[1]) and torch.equal(out[0], out[2])
-    out = torch.vmap(attend, randomness="different")(x)
+    out = torch.vmap(DRAWS[name], randomness="different")(x)
     assert not any(torch.equal(out[a], out[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
-    inner = torch.vmap(torch.vmap(attend, randomness="same"), randomness="different")
+    inner = torch.vmap(torch.vmap(DRAWS[name], randomness="same"), randomness="different")
     nested = inner(torch.ones(2, 2, 1, 40, 2, 8))
     assert torch.equal(nested[0, 0], nested[0, 1]) and not torch.equal(nested[0, 0], nested[1, 0])

@@ -134,3 +134,8 @@ TORCH_LIBRARY_IMPL(xformers, CompositeImplicitAutograd, m) {
   m.impl("elementwise_dropout", xformers::ops::elementwise_dropout_by_name);
   m.impl("fused_linear", xformers::ops::fused_linear_by_name);
 }
+// Under torch.vmap they draw for the whole batch, as its `randomness` says.
+TORCH_LIBRARY_IMPL(xformers, FuncTorchVmapMode, m) {
+  m.impl("fused_dropout", xformers::ops::fused_dropout_by_name);
+  m.impl("elementwise_dropout", xformers::ops::elementwise_dropout_by_name);
+}
