@@ -31,7 +31,8 @@ constexpr int64_t kSize = 2;  // bytes of an element
 bool has_tensor_map(const BoxedTensor& tensor) {
   for (size_t i = 0; i < tensor.extents.size(); ++i) {
     if (tensor.extents[i] > int64_t{1} << 32) return false;
-    if (tensor.extents[i] > 1 && tensor.strides[i] * kSize >= int64_t{1} << 40) return false;
+    if (tensor.extents[i] <= 1) continue;
+    if (tensor.strides[i] <= 0 || tensor.strides[i] * kSize >= int64_t{1} << 40) return false;
   }
   return true;
 }

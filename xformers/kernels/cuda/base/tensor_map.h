@@ -22,7 +22,7 @@ struct BoxedTensor {
 // begin at units of 16 bytes. Throws xformers::Error where the driver refuses.
 CUtensorMap tensor_map(const BoxedTensor& tensor, int rows);
 
-// What the copy engine can't address: extents up to 2^32, strides below 2^40 bytes.
+// Whether the copy engine can address it: extents up to 2^32, strides above 0 and below 2^40 bytes.
 bool has_tensor_map(const BoxedTensor& tensor);
 
 }  // namespace xformers::cuda

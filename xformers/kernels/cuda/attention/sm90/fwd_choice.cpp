@@ -50,7 +50,7 @@ std::optional<ForwardPlan> plan_forward(const AttentionFwdParams& p, const FwdFa
   if (p.num_splits > 1) reasons.add("keys in parts");
   if (facts.out == RowAccess::kAny) reasons.add("rows of out are not in units of 16 bytes");
   if (!(has_tensor_map(rows_of_q(p)) && has_tensor_map(rows_of_k(p)) && has_tensor_map(rows_of_v(p)))) {
-    reasons.add("strides of q, k or v are 2^40 bytes or more");
+    reasons.add("rows of q, k or v are 0, or 2^40 bytes or more, apart");
   }
   if (reasons.any()) return {};
   ForwardPlan plan{.instance = instance, .features = features};
