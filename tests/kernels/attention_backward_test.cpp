@@ -79,7 +79,7 @@ TEST_P(EveryBackward, TakesLargeScoresOfShortSequences) {
                               : 0;
         });
       },
-      check, false, "dtype");
+      check, Runs::kBoth, "dtype");
 }
 
 // One element of a sequence, or all that came of it in forward, is NaN.
