@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numbers>
 
 #include "tests/reference/matrix.h"
 #include "tests/reference/rounding.h"
@@ -227,10 +228,10 @@ AttentionResult roundings(const AttentionProblem& problem, DType dtype) {
 
       // Of a weight: its own rounding, its score's, and in backward that of the lse, all relative to the weight. Held
       // scores from 2^10 on are exact, and their lse has a second number: what is rounded then is log(weight), the
-      // difference of the two.
+      // difference of the three, once per subtraction (score - lse, - lse_low).
       const auto inexact = [&](double x) { return problem.held_scores && x > wide_unit * 1024 ? 0 : x; };
       const auto difference = [&](double weight) {
-        return wide_unit * (weight > 0 ? std::max(1.0, -std::log(weight)) : 1);
+        return wide_unit * std::numbers::sqrt2 * (weight > 0 ? std::max(1.0, -std::log(weight)) : 1);
       };
       std::vector<double> lse_roundings(lse.size());
       const Matrix<double> score_sizes = product_sizes(h.q, transpose(h.k));
