@@ -17,7 +17,9 @@ attention_forward = torch.ops.xformers.attention_forward
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("mask", [None, LowerTriangularMask(), LowerTriangularFromBottomRightMask()], ids=repr)
+@pytest.mark.parametrize(
+    "mask", [None, LowerTriangularMask(), LowerTriangularFromBottomRightMask()], ids=["none", "causal", "causal_br"]
+)
 @pytest.mark.parametrize("batch, nq, nk, heads", [(0, 3, 4, 2), (2, 0, 4, 2), (2, 3, 0, 2), (2, 0, 0, 2), (2, 3, 4, 0)])
 def test_empty_inputs(batch, nq, nk, heads, mask, dtype):
     query, key, value = qkv(batch=batch, nq=nq, nk=nk, heads=(heads,), dtype=dtype)
