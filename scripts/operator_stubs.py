@@ -70,7 +70,8 @@ def function(schema):
 
 
 def stub():
-    return HEAD + "".join(function(str(torch._C._get_schema(f"xformers::{name}", ""))) for name in dir(operators))
+    names = [name for name in dir(operators) if name != "why_not_cuda"]  # of builds with CUDA kernels alone
+    return HEAD + "".join(function(str(torch._C._get_schema(f"xformers::{name}", ""))) for name in names)
 
 
 if __name__ == "__main__":
