@@ -25,7 +25,10 @@ status=0
 say "C++ tests"
 ctest --test-dir "build/$preset" --progress --parallel "$(nproc)" --output-on-failure --no-tests=error --output-junit "$PWD/$reports/ctest.xml" || status=1
 say "Python tests"
-python -m pytest -q -n "$(nproc)" --dist worksteal -m "not wall_clock" --durations=5 --junitxml="$reports/pytest.xml" tests || status=1
+python -m pytest -q -n "$(nproc)" --dist worksteal -m "not wall_clock" --durations=5 --junitxml="$reports/pytest.xml" \
+  --ignore tests/install tests || status=1
+say "Installation tests, one after the other: each builds with all processors, most in the same build/wheel"
+python -m pytest -q --durations=5 --junitxml="$reports/install.xml" tests/install || status=1
 say "Python tests that measure time, alone on the machine"
 python -m pytest -q -m wall_clock --junitxml="$reports/wall_clock.xml" tests || status=1
 python scripts/junit.py "$reports"/*.xml --ratios "$XFORMERS_TEST_RATIOS" || status=1
