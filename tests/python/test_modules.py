@@ -1,6 +1,7 @@
 """What every module can do, whatever it computes: begin without memory, be loaded, copied and pickled."""
 
 import copy
+import inspect
 import io
 import pickle
 
@@ -39,6 +40,7 @@ def test_every_module_has_a_row():
         return {cls for derived in base.__subclasses__() for cls in {derived, *classes(derived)}}
 
     ours = {cls for cls in classes(torch.nn.Module) if cls.__module__.startswith("xformers.")}
+    ours -= {cls for cls in ours if inspect.isabstract(cls)}
     assert ours == {type(build()) for build in MODULES.values()}
 
 
