@@ -4,6 +4,7 @@
 #   xformers_dependency(GTest)           GTest::gtest, GTest::gtest_main
 #   xformers_dependency(CLI11)           CLI11::CLI11
 #   xformers_dependency(nlohmann_json)   nlohmann_json::nlohmann_json
+#   xformers_dependency(ZLIB)            xformers_zlib, the static library: wheels need no other
 include_guard(GLOBAL)
 include(FetchContent)
 
@@ -15,10 +16,14 @@ set(_CLI11_release libcli11-dev 2.1 CLIUtils/CLI11/archive/refs/tags/v2.4.1.tar.
                    73b7ec52261ce8fe980a29df6b4ceb66243bb0b779451dbd3d014cfec9fdbb58)
 set(_nlohmann_json_release nlohmann-json3-dev 3.9 nlohmann/json/releases/download/v3.11.3/json.tar.xz
                            d6c65aca6b1ed68e7a182f4757257b107ae403032760ed6ef121c9d55e81757d)
+set(_ZLIB_release zlib1g-dev 1.2.11 madler/zlib/releases/download/v1.3.1/zlib-1.3.1.tar.gz
+                  9a93b2b7dfdac77ceba5a558a580e74667dd6fede4585b91eefb60f03b72df23)
+set(ZLIB_USE_STATIC_LIBS ON)
 
 # Their own tests, examples and install rules stay out.
+set(SKIP_INSTALL_ALL ON)  # zlib's
 set(_off BUILD_TESTING HWY_ENABLE_CONTRIB HWY_ENABLE_EXAMPLES HWY_ENABLE_TESTS HWY_ENABLE_INSTALL BUILD_GMOCK
-         INSTALL_GTEST JSON_BuildTests JSON_Install)
+         INSTALL_GTEST JSON_BuildTests JSON_Install ZLIB_BUILD_EXAMPLES)
 
 function(xformers_dependency name)
   if(NOT DEFINED _${name}_release)
@@ -46,5 +51,14 @@ function(xformers_dependency name)
   endif()
   if(TARGET hwy AND NOT TARGET hwy::hwy)
     add_library(hwy::hwy ALIAS hwy)
+  endif()
+  if(name STREQUAL "ZLIB" AND NOT TARGET xformers_zlib)
+    add_library(xformers_zlib INTERFACE)
+    if(ZLIB_FOUND)
+      target_link_libraries(xformers_zlib INTERFACE ZLIB::ZLIB)
+    else()
+      target_link_libraries(xformers_zlib INTERFACE zlibstatic)
+      target_include_directories(xformers_zlib SYSTEM INTERFACE "${zlib_SOURCE_DIR}" "${zlib_BINARY_DIR}")
+    endif()
   endif()
 endfunction()

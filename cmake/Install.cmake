@@ -52,6 +52,6 @@ install(FILES "${PROJECT_BINARY_DIR}/xformersConfig.cmake" "${PROJECT_BINARY_DIR
               cmake/TorchTargets.cmake DESTINATION "${config_dir}" COMPONENT development)
 
 if(XFORMERS_OPS)
-  install(TARGETS xformers xformers_kernels LIBRARY DESTINATION xformers COMPONENT python EXCLUDE_FROM_ALL)
+  install(TARGETS xformers xformers_kernels xformers_profiler LIBRARY DESTINATION xformers COMPONENT python EXCLUDE_FROM_ALL)
   install(FILES "${PROJECT_BINARY_DIR}/_build_info.json" DESTINATION xformers COMPONENT python EXCLUDE_FROM_ALL)
 endif()

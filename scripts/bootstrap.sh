@@ -5,7 +5,7 @@
 #   XFORMERS_APT=0        never install system packages, even as root
 source "$(dirname "$0")/common.sh"
 
-readonly LIBRARY_PACKAGES=(libhwy-dev libgtest-dev libcli11-dev nlohmann-json3-dev)
+readonly LIBRARY_PACKAGES=(libhwy-dev libgtest-dev libcli11-dev nlohmann-json3-dev zlib1g-dev)
 
 can_apt() { [[ ${XFORMERS_APT:-1} != 0 && $(id -u) == 0 ]] && command -v apt-get >/dev/null; }
 apt_install() {

@@ -23,6 +23,8 @@ q = torch.randn(1, 7, 2, 8)
 out = xformers.ops.memory_efficient_attention(q, q, q)
 expected = torch.nn.functional.scaled_dot_product_attention(*[q.transpose(1, 2)] * 3).transpose(1, 2)
 torch.testing.assert_close(out, expected)
+import xformers.profiler
+assert xformers.profiler.api.DEFAULT_SCHEDULE and xformers.profiler.device_limits.DEVICE_LIMITS
 print(pathlib.Path(xformers.__file__).parent)
 """
 
@@ -70,7 +72,7 @@ def test_content(wheel, tmp_path):
     info = json.loads((package / "_build_info.json").read_text())
     assert info["version"] == version and info["torch_version"].startswith("2.11.") and info["cpu_isa"]
 
-    for library in ("libxformers.so", "libxformers_kernels.so"):
+    for library in ("libxformers.so", "libxformers_kernels.so", "libxformers_profiler.so"):
         dynamic = run("readelf", "-d", package / library)
         assert re.findall(r"\(RU?N?PATH\).*\[(.*)\]", dynamic) == ["$ORIGIN"]
         needed = {name for name in re.findall(r"\(NEEDED\).*\[(.*)\]", dynamic) if not SYSTEM.match(name)}
@@ -78,6 +80,8 @@ def test_content(wheel, tmp_path):
             assert "libxformers_kernels.so" in needed
             needed = {name for name in needed if not TORCH.match(name)} - {"libxformers_kernels.so"}
         assert not needed, f"{library} needs {needed}, which the wheel doesn't carry"
+        inside = run("nm", "-D", "--defined-only", package / library)
+        assert "inflate" not in inside, f"{library} shows symbols of the zlib inside of it"
 
 
 def test_fresh_environment(wheel, tmp_path):

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include "tests/ops/bias_check.h"
+#include "xformers/ops/attention/attention_cost.h"
 #include "xformers/ops/attention/contracts/flops.h"
 
 namespace xformers::ops {
@@ -23,6 +24,9 @@ TEST(Flops, TwoProductsPerPair) {
 }
 
 TEST(Flops, CausalCountsFromTheBottomRight) {
+  const auto head_flops = [](int64_t q, int64_t k, int64_t d, int64_t d_v, bool causal) {
+    return ops::head_flops(q, k, d, d_v, {.window_left = -1, .window_right = causal ? 0 : -1, .bottom_right = true});
+  };
   EXPECT_EQ(head_flops(5, 5, 8, 16, true), 5 * 5 * 24);
   EXPECT_EQ(head_flops(5, 7, 8, 16, true), (2 * 5 * 2 + 5 * 5) * 24);
   EXPECT_EQ(head_flops(7, 5, 8, 16, true), 5 * 5 * 24);

@@ -1,5 +1,6 @@
 """The operators."""
 
+from . import _flops as _flops  # registers itself with PyTorch's counter
 from . import fmha
 from ._masked_matmul import masked_matmul
 from .fmha import (

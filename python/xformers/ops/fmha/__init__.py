@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from . import _flops as _flops  # registers itself with PyTorch's counter
 from . import attn_bias, ck, ck_decoder, ck_splitk, common, cutlass, dispatch, flash, flash3, generic, triton_splitk
 from ._call import _memory_efficient_attention_backward as _memory_efficient_attention_backward
 from ._call import _memory_efficient_attention_forward as _memory_efficient_attention_forward

@@ -2,10 +2,10 @@
 
 #include <c10/util/StringUtil.h>
 
-#include <algorithm>
 #include <vector>
 
 #include "xformers/kernels/base/check.h"
+#include "xformers/ops/attention/attention_cost.h"
 
 namespace xformers::ops {
 namespace {
@@ -21,21 +21,7 @@ std::vector<int64_t> numbers_of(const std::optional<at::Tensor>& tensor) {
   return {data, data + on_host.numel()};
 }
 
-std::vector<int64_t> differences(const std::vector<int64_t>& offsets) {
-  std::vector<int64_t> lengths;
-  for (size_t i = 1; i < offsets.size(); ++i) lengths.push_back(offsets[i] - offsets[i - 1]);
-  return lengths;
-}
-
 }  // namespace
-
-int64_t head_flops(int64_t seqlen_q, int64_t seqlen_k, int64_t head_dim, int64_t head_dim_v, bool causal) {
-  const int64_t per_pair = head_dim + head_dim_v;
-  if (!causal) return 2 * seqlen_q * seqlen_k * per_pair;
-  const int64_t before = std::max<int64_t>(seqlen_k - seqlen_q, 0);  // keys that every query sees
-  const int64_t square = std::min(seqlen_q, seqlen_k);
-  return (2 * seqlen_q * before + square * square) * per_pair;
-}
 
 int64_t attention_flops(at::IntArrayRef query, at::IntArrayRef key, at::IntArrayRef value, bool causal, bool backward,
                         bool heads_first, const PackedLengths& lengths) {
@@ -52,24 +38,16 @@ int64_t attention_flops(at::IntArrayRef query, at::IntArrayRef key, at::IntArray
   int64_t heads = 1;  // batch and head dimensions
   for (size_t dim = 0; dim + 1 < ndim; ++dim) heads *= dim == row_dim ? 1 : query[dim];
 
-  int64_t per_head = 0;
-  if (!lengths.cu_seqlens_q) {
-    per_head = head_flops(seqlen_q, seqlen_k, head_dim, head_dim_v, causal);
-  } else {
-    const std::vector<int64_t> queries = differences(numbers_of(lengths.cu_seqlens_q));
-    const std::vector<int64_t> keys =
-        lengths.seqused_k ? numbers_of(lengths.seqused_k) : differences(numbers_of(lengths.cu_seqlens_k));
-    if (queries.empty() || keys.size() < queries.size()) {  // unknown: equal lengths
-      const int64_t sequences = std::max<int64_t>(lengths.cu_seqlens_q->size(0) - 1, 1);
-      per_head = sequences * head_flops(seqlen_q / sequences, seqlen_k / sequences, head_dim, head_dim_v, causal);
-    } else {
-      for (size_t i = 0; i < queries.size(); ++i) {
-        per_head += head_flops(queries[i], keys[i], head_dim, head_dim_v, causal);
-      }
-    }
+  Packed packed;
+  if (lengths.cu_seqlens_q) {
+    packed.sequences = lengths.cu_seqlens_q->size(0) - 1;
+    packed.seqlens_q = lengths_between(numbers_of(lengths.cu_seqlens_q));
+    packed.seqlens_k =
+        lengths.seqused_k ? numbers_of(lengths.seqused_k) : lengths_between(numbers_of(lengths.cu_seqlens_k));
   }
-  const int64_t forward = heads * per_head;
-  return backward ? forward * 5 / 2 : forward;
+  const SeenKeys seen{.window_left = -1, .window_right = causal ? 0 : -1, .bottom_right = true};
+  const int64_t forward = heads * packed_head_flops(seqlen_q, seqlen_k, head_dim, head_dim_v, seen, packed);
+  return backward ? backward_flops(forward) : forward;
 }
 
 }  // namespace xformers::ops

@@ -8,16 +8,13 @@
 
 namespace xformers::ops {
 
-// One head: two products per visible (query, key) pair. causal counts as aligned at the bottom-right corner.
-int64_t head_flops(int64_t seqlen_q, int64_t seqlen_k, int64_t head_dim, int64_t head_dim_v, bool causal);
-
 // Lengths of the keys of packed sequences: those used, else what lies between the offsets.
 struct PackedLengths {
   const std::optional<at::Tensor>&cu_seqlens_q, &cu_seqlens_k, &seqused_k;
 };
 
-// Sizes in the layouts of the operators, or [batch, heads, seqlen, head_dim] if heads_first. Backward is 5/2 of
-// forward.
+// Sizes in the layouts of the operators, or [batch, heads, seqlen, head_dim] if heads_first. Causal counts as aligned
+// at the bottom-right corner. The formulas are those of attention_cost.h.
 int64_t attention_flops(at::IntArrayRef query, at::IntArrayRef key, at::IntArrayRef value, bool causal, bool backward,
                         bool heads_first, const PackedLengths& lengths);
 
