@@ -3,16 +3,6 @@
 #include "xformers/ops/attention/attn_bias/bias_error.h"
 
 namespace xformers::ops {
-namespace {
-
-template <class Mask>
-LoweredBias lower_band(const char* name, const Mask& mask, bool takes_3d) {
-  LoweredBias lowered{.name = name, .takes_3d = takes_3d};
-  return lowered.with(mask.band());
-}
-
-}  // namespace
-
 LowerTriangularMaskWithTensorBias::LowerTriangularMaskWithTensorBias(at::Tensor tensor) : bias(std::move(tensor)) {
   if (!bias.defined()) bias_error("the tensor to add is undefined", "scores", "use LowerTriangularMask");
 }
@@ -47,25 +37,9 @@ LocalAttentionFromBottomRightMask::LocalAttentionFromBottomRightMask(int64_t lef
 
 LoweredBias lower(const at::Tensor& bias) { return {.name = bias.defined() ? "Tensor" : "None", .scores = bias}; }
 
-LoweredBias lower(const LowerTriangularMask& bias) {
-  return lower_band("LowerTriangularMask", bias, /*takes_3d=*/true);
-}
-
 LoweredBias lower(const LowerTriangularMaskWithTensorBias& bias) {
   LoweredBias lowered{.name = "LowerTriangularMaskWithTensorBias", .scores = bias.bias};
   return lowered.with(kCausalBand);
-}
-
-LoweredBias lower(const LowerTriangularFromBottomRightMask& bias) {
-  return lower_band("LowerTriangularFromBottomRightMask", bias, /*takes_3d=*/false);
-}
-
-LoweredBias lower(const LowerTriangularFromBottomRightLocalAttentionMask& bias) {
-  return lower_band("LowerTriangularFromBottomRightLocalAttentionMask", bias, /*takes_3d=*/false);
-}
-
-LoweredBias lower(const LocalAttentionFromBottomRightMask& bias) {
-  return lower_band("LocalAttentionFromBottomRightMask", bias, /*takes_3d=*/false);
 }
 
 }  // namespace xformers::ops
