@@ -89,14 +89,30 @@ class Example(Problem):
     def visible(self) -> torch.Tensor:
         return self.seen.expand(self.batch, 1, -1, -1)
 
-    def used_keys(self) -> torch.Tensor:
-        return self.seen.any(0).expand(self.batch, -1)
+
+def key_rows(arguments):
+    """Where the keys of each sequence of a golden example lie, by its arguments."""
+    lengths = arguments.get("kv_seqlen", arguments["q_seqlen"])
+    packed = [sum(lengths[:i]) for i in range(len(lengths))]
+    first = [arguments["kv_padding"] * i for i in range(len(lengths))] if "kv_padding" in arguments else packed
+    if "block_tables" in arguments:
+        first = [0] * len(lengths)
+    first = arguments.get("kv_seqstarts", first)
+    rows = [range(start, start + length) for start, length in zip(first, lengths, strict=False)]
+    if "block_tables" not in arguments:
+        return rows
+    size = arguments["page_size"]
+    tables = zip(rows, arguments["block_tables"], strict=True)
+    return [[table[row // size] * size + row % size for row in mine] for mine, table in tables]
 
 
 def example(case):
-    bias = case.build()
-    batch = 1 if isinstance(bias, ab.VARLEN_BIASES) else 2
-    return Example(batch, case.queries, case.columns, [], full, bias, case.keys, seen=case.seen)
+    bias, nq, nk = case.build(), case.queries, case.columns
+    if isinstance(bias, ab.VARLEN_BIASES):
+        batch, sequences = 1, sequences_of(case.arguments["q_seqlen"], key_rows(case.arguments))
+    else:
+        batch, sequences = 2, [Sequence(b, 0, nq, list(range(nk))) for b in range(2)]
+    return Example(batch, nq, nk, sequences, full, bias, case.keys, seen=case.seen)
 
 
 # size -> (batch, queries, keys) of inputs that are not packed

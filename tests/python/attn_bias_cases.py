@@ -3,7 +3,7 @@ which keys (columns) every query (row) sees, written down by rules that know not
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ class Case:
     queries: int
     keys: int  # columns to materialize
     seen: torch.Tensor  # booleans [queries, rows of key and value]: for keys in pages, those that the pages are
+    arguments: dict[str, Any] = field(default_factory=dict)
 
     @property
     def columns(self) -> int:
@@ -53,7 +54,7 @@ def build(name: str, arguments: dict[str, Any], device: Any = None) -> ab.Attent
 def case_of(example: dict[str, Any]) -> Case:
     name, arguments = example["name"], example["arguments"]
     seen = torch.tensor([[cell == "x" for cell in row] for row in example["rows"]])
-    return Case(lambda device=None: build(name, arguments, device), *example["shape"], seen)
+    return Case(lambda device=None: build(name, arguments, device), *example["shape"], seen, arguments)
 
 
 _examples = json.loads(FILE.read_text())
