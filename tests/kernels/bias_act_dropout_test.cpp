@@ -9,9 +9,9 @@ namespace xformers::testing {
 namespace {
 
 constexpr int64_t kRows = 5;
-constexpr Activation kActivations[] = {Activation::kNone,    Activation::kRelu,  Activation::kLeakyRelu,
-                                       Activation::kGelu,    Activation::kSmelu, Activation::kSquaredRelu,
-                                       Activation::kStarRelu};
+constexpr Activation kActivations[] = {Activation::kNone,     Activation::kRelu,     Activation::kLeakyRelu,
+                                       Activation::kGelu,     Activation::kSmelu,    Activation::kSquaredRelu,
+                                       Activation::kStarRelu, Activation::kGeluExact};
 const cpu::Threads kThreads{2, nullptr};
 const Dropout kDropout{.p = 0.3, .philox_seed = 0x123456789abcdef0, .philox_offset = 0xfedcba987654321};
 
@@ -27,6 +27,7 @@ double activate(Activation activation, double z) {
     case Activation::kSquaredRelu: return z >= 0 ? z * z : 0;
     case Activation::kSmelu: return z >= 2 ? z : z >= -2 ? (z + 2) * (z + 2) / 8 : 0;
     case Activation::kStarRelu: return (z >= 0 ? 0.8944 * z * z : 0) - 0.4472;
+    case Activation::kGeluExact: return z * std::erfc(-z / std::sqrt(2)) / 2;
   }
   return NAN;
 }
@@ -43,6 +44,8 @@ double slope(Activation activation, double z) {
     case Activation::kSquaredRelu: return z >= 0 ? 2 * z : 0;
     case Activation::kSmelu: return z >= 2 ? 1 : z >= -2 ? (z + 2) / 4 : 0;
     case Activation::kStarRelu: return z >= 0 ? 1.7888 * z : 0;
+    case Activation::kGeluExact:
+      return std::erfc(-z / std::sqrt(2)) / 2 + z * std::exp(-z * z / 2) / std::sqrt(2 * M_PI);
   }
   return NAN;
 }
@@ -141,6 +144,31 @@ TEST(BiasActDropout, StridesAndNothingKept) {
     cpu::bias_act_dropout_forward(
         {.shape = shape, .x = rows, .bias = nullptr, .residual = {before.data(), kStride}, .out = rows}, kThreads);
     for (int64_t i = 0; i < kWidth; ++i) EXPECT_EQ(x.get(0, i), before.get(0, i)) << isa;
+  });
+}
+
+// The exact gelu far out: relative to the value itself below, where it vanishes, and infinities like the formula's
+// limits.
+TEST(BiasActDropout, ExactGeluFarOut) {
+  for_each_isa([](const std::string& isa) {
+    constexpr int64_t kWidth = 2640;  // -13.2 ... 13.2
+    RowBuffer x(DType::kFloat32, 1, kWidth), out(DType::kFloat32, 1, kWidth);
+    for (int64_t i = 0; i < kWidth; ++i) x.set(i, (static_cast<double>(i) - 1320) / 100);
+    x.set(0, -INFINITY);
+    x.set(1, INFINITY);
+    x.set(2, NAN);
+    const BiasActDropoutShape shape{DType::kFloat32, 1, kWidth, Activation::kGeluExact, {}};
+    cpu::bias_act_dropout_forward(
+        {.shape = shape, .x = {x.data(), kWidth}, .bias = nullptr, .residual = {}, .out = {out.data(), kWidth}},
+        kThreads);
+    EXPECT_EQ(out.get(0), 0) << isa;
+    EXPECT_EQ(out.get(1), INFINITY) << isa;
+    EXPECT_TRUE(std::isnan(out.get(2))) << isa;
+    for (int64_t i = 3; i < kWidth; ++i) {
+      const double z = x.get(i), expected = activate(Activation::kGeluExact, z);
+      // exp(-z^2 / 2): the rounding of its argument counts z^2 / 2 times.
+      EXPECT_NEAR(out.get(i), expected, (8 + z * z) * 6e-8 * std::abs(expected) + 1e-37) << isa << " z " << z;
+    }
   });
 }
 

@@ -16,6 +16,7 @@ enum class Activation : uint8_t {
   kSquaredRelu,  // z >= 0: z^2, else 0
   kSmelu,        // z >= 2: z, z >= -2: (z + 2)^2 / 8, else 0
   kStarRelu,     // 0.8944 * squared_relu(z) - 0.4472
+  kGeluExact,    // z / 2 * (1 + erf(z / sqrt(2))); of the CPU's kernels alone
 };
 
 // Gelu in another form: z * g, g = (1 + tanh(u)) / 2 = sigmoid(2 u), 2 u = z * (kGelu1 + kGelu3 * z^2).
@@ -34,6 +35,11 @@ XFORMERS_INLINE void with_activation(Activation activation, const Fn& fn) {
     case Activation::kSquaredRelu: return fn.template operator()<Activation::kSquaredRelu>();
     case Activation::kSmelu: return fn.template operator()<Activation::kSmelu>();
     case Activation::kStarRelu: return fn.template operator()<Activation::kStarRelu>();
+#if defined(__CUDACC__)
+    case Activation::kGeluExact: break;
+#else
+    case Activation::kGeluExact: return fn.template operator()<Activation::kGeluExact>();
+#endif
   }
 #if defined(__CUDA_ARCH__)
   __trap();

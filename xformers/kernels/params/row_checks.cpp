@@ -61,12 +61,14 @@ void check_norm(const Check& check, const NormShape& shape) {
   if (!(shape.eps >= 0)) check.fail("eps", std::to_string(shape.eps), ">= 0", "pass a small positive number");
 }
 
-void check_fused(const Check& check, const BiasActDropoutShape& shape) {
+void check_fused(const Check& check, const BiasActDropoutShape& shape, WeightTypes taken) {
   check.dtype("dtype", shape.dtype);
   check.sizes({shape.rows, shape.width});
   check.probability(shape.dropout.p);
-  if (shape.activation > Activation::kStarRelu)
+  if (shape.activation > Activation::kGeluExact)
     check.fail("activation", "unknown", "one that is named", "see Activation");
+  if (shape.activation == Activation::kGeluExact && taken != WeightTypes::kCompute)  // that is, not on the CPU
+    check.fail("activation", "the exact gelu", "one that this device's kernels have", "use kGelu, or apply it before");
 }
 
 void check_softmax(const Check& check, const SoftmaxShape& shape, const void* first, const void* second) {
@@ -121,14 +123,14 @@ void check(const NormBwdParams& p, WeightTypes taken) {
 
 void check(const BiasActDropoutFwdParams& p, WeightTypes taken) {
   const Check check{"bias_act_dropout"};
-  check_fused(check, p.shape);
+  check_fused(check, p.shape, taken);
   check.weight("bias", p.shape.bias_dtype, p.shape.dtype, taken, p.bias);
   check.given(p.shape.rows > 0 && p.shape.width > 0, {p.x.data, p.out.data});
 }
 
 void check(const BiasActDropoutBwdParams& p, WeightTypes taken) {
   const Check check{"bias_act_dropout"};
-  check_fused(check, p.shape);
+  check_fused(check, p.shape, taken);
   check.weight("bias", p.shape.bias_dtype, p.shape.dtype, taken, p.bias || p.dbias);
   if (!p.x.data && p.shape.activation != Activation::kNone && p.shape.rows > 0 && p.shape.width > 0) {
     check.fail("x", "missing", "the input of the activation", "keep it for backward");

@@ -15,8 +15,8 @@
 namespace xformers::ops {
 namespace {
 
-constexpr std::array<std::string_view, 7> kActivationNames = {"none",         "relu",  "leaky_relu", "gelu",
-                                                              "squared_relu", "smelu", "star_relu"};
+constexpr std::array<std::string_view, 8> kActivationNames = {"none",         "relu",  "leaky_relu", "gelu",
+                                                              "squared_relu", "smelu", "star_relu",  "gelu_exact"};
 
 void check_bias(const Check& check, const OptionalTensor& bias, const at::Tensor& x, const char* x_name) {
   if (x.dim() < 1) check.fail(x_name, describe(x), "at least one dimension", "pass [..., width]");
@@ -24,6 +24,12 @@ void check_bias(const Check& check, const OptionalTensor& bias, const at::Tensor
   check.shape("bias", *bias, {x.sym_size(-1)}, "one element per element of the last dimension");
   check.floating("bias", *bias);
   check.same_device("bias", *bias, x, x_name);
+}
+
+void check_has_kernel(const Check& check, Activation activation, const at::Tensor& x) {
+  if (activation != Activation::kGeluExact || !x.is_cuda()) return;
+  check.fail("activation", "'gelu_exact' on " + x.device().str(), "one that CUDA kernels have",
+             "use 'gelu', its tanh form, or elementwise_dropout, which applies the exact one before");
 }
 
 }  // namespace
@@ -50,7 +56,7 @@ void BiasActDropout::check() const {
   check_bias(check, bias, x, "x");
   if (residual) check.like("residual", *residual, x, "x", "both have one shape");
   check_dropout(check, p, philox_state, x, "x");
-  to_activation(kName, activation);
+  check_has_kernel(check, to_activation(kName, activation), x);
 }
 
 void BiasActDropoutBackward::check() const {
@@ -59,6 +65,7 @@ void BiasActDropoutBackward::check() const {
   check_bias(check, bias, grad_out, "grad_out");
   if (x) check.like("x", *x, grad_out, "grad_out", "both have one shape");
   check_dropout(check, p, philox_state, grad_out, "grad_out");
+  check_has_kernel(check, to_activation(kName, activation), grad_out);
   if (to_activation(kName, activation) != Activation::kNone && !x) {
     check.fail("x", "None", "the input of the activation", "pass x, or activation=None");
   }
@@ -78,10 +85,11 @@ at::Tensor elementwise_dropout(const at::Tensor& x, double p, const OptionalTens
                                const OptionalTensor& residual) {
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   const at::ScalarType dtype = residual ? at::result_type(x, *residual) : x.scalar_type();
+  if (activation == Activation::kGelu && x.is_cpu()) activation = Activation::kGeluExact;
   if (activation != Activation::kGelu) {
     return fused_dropout(x.to(dtype), p, bias, activation, residual ? OptionalTensor(residual->to(dtype)) : residual);
   }
-  // The kernels have gelu's tanh form alone; rounded once, at the end.
+  // The CUDA kernels have gelu's tanh form alone; rounded once, at the end.
   const at::ScalarType wide = compute_dtype(dtype);
   const at::Tensor z = bias ? x.to(wide) + *bias : x.to(wide);
   return fused_dropout(at::gelu(z).to(wide), p, std::nullopt, Activation::kNone,
@@ -119,7 +127,8 @@ at::Tensor fused_linear_by_name(const at::Tensor& x, const at::Tensor& weight, c
 
 TORCH_LIBRARY_FRAGMENT(xformers, m) {
   const std::vector<at::Tag> tags = {at::Tag::pt2_compliant_tag};
-  xformers::ops::define<xformers::ops::BiasActDropout, xformers::ops::BiasActDropoutBackward>(m);
+  xformers::ops::define<xformers::ops::BiasActDropout, xformers::ops::BiasActDropoutBackward,
+                        xformers::ops::BiasActDropoutBackwardInplace>(m);
   for (const std::string name : {"fused_dropout", "elementwise_dropout"}) {
     m.def((name + "(Tensor x, float p, Tensor? bias=None, str? activation=None, Tensor? residual=None) -> Tensor")
               .c_str(),

@@ -50,7 +50,7 @@ void bias_act_dropout_autocast(BiasActDropout& args, const AutocastRegion& regio
 TORCH_LIBRARY_IMPL(xformers, Autograd, m) {
   using namespace xformers::ops;
   implement<bias_act_dropout_autograd>(m);
-  implement_no_gradients<BiasActDropoutBackward>(m);  // refuses double backward
+  implement_no_gradients<BiasActDropoutBackward, BiasActDropoutBackwardInplace>(m);  // refuses double backward
 }
 
 TORCH_LIBRARY_FRAGMENT(xformers, m) { xformers::ops::implement_autocast<xformers::ops::bias_act_dropout_autocast>(m); }

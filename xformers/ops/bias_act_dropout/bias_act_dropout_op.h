@@ -45,9 +45,10 @@ struct BiasActDropoutBackward {
   OptionalTensor philox_state{};
   bool need_dx = true, need_dbias = true;
 
-  static constexpr auto arguments() {
-    using A = BiasActDropoutBackward;
-    return std::tuple{arg("grad_out", &A::grad_out),
+  template <class A>
+  static constexpr auto arguments_of(bool writes_grad_out) {
+    auto grad_out = arg("grad_out", &A::grad_out);
+    return std::tuple{writes_grad_out ? grad_out.written() : grad_out,
                       arg("x", &A::x),
                       arg("bias", &A::bias),
                       arg("activation", &A::activation),
@@ -56,12 +57,21 @@ struct BiasActDropoutBackward {
                       arg("need_dx", &A::need_dx),
                       arg("need_dbias", &A::need_dbias)};
   }
+  static constexpr auto arguments() { return arguments_of<BiasActDropoutBackward>(/*writes_grad_out=*/false); }
   void check() const;
   at::ScalarType dbias_dtype() const { return (bias ? *bias : grad_out).scalar_type(); }
   at::Tensor empty_dbias(at::ScalarType dtype) const {
     return empty_result({grad_out.sym_size(-1)}, grad_out.options().dtype(dtype), need_dbias);
   }
   Result empty() const { return {empty_result(grad_out, need_dx), empty_dbias(dbias_dtype())}; }
+};
+
+// The same with dx in the memory of grad_out, which is contiguous; returns dbias.
+struct BiasActDropoutBackwardInplace : BiasActDropoutBackward {
+  static constexpr const char* kName = "bias_act_dropout_backward_";
+  using Result = at::Tensor;
+  static constexpr auto arguments() { return arguments_of<BiasActDropoutBackward>(/*writes_grad_out=*/true); }
+  at::Tensor empty() const { return empty_dbias(dbias_dtype()); }
 };
 
 }  // namespace xformers::ops

@@ -42,15 +42,16 @@ at::Tensor run_bias_act_dropout(const BiasActDropout& args) {
   return out;
 }
 
+// dx: where it goes, contiguous, perhaps grad_out's memory; not read where it isn't needed. Returns dbias.
 template <class Device>
-BiasActDropoutBackward::Result run_bias_act_dropout_backward(const BiasActDropoutBackward& args) {
+at::Tensor run_bias_act_dropout_backward_into(const BiasActDropoutBackward& args, const at::Tensor& dx) {
   args.check();
   const Activation activation = to_activation(args.kName, args.activation);
   const bool needs_x = activation != Activation::kNone;
   const at::ScalarType dtype = Device::bias_dtype(args.grad_out, args.dbias_dtype());
   const at::Tensor grad_out = to_matrix(args.grad_out), x = needs_x ? to_matrix(args.x) : at::Tensor(),
                    bias = needs_x ? in_dtype(args.bias, dtype) : at::Tensor();
-  at::Tensor dx = empty_result(args.grad_out, args.need_dx), dbias = args.empty_dbias(dtype);
+  at::Tensor dbias = args.empty_dbias(dtype);
   Device::backward(grad_out,
                    BiasActDropoutBwdParams{
                        .shape = to_fused_shape(grad_out, activation, to_dropout(args.p, args.philox_state), dtype),
@@ -59,13 +60,27 @@ BiasActDropoutBackward::Result run_bias_act_dropout_backward(const BiasActDropou
                        .dout = to_rows(grad_out),
                        .dx = args.need_dx ? Rows{.data = dx.mutable_data_ptr(), .stride = grad_out.size(1)} : Rows{},
                        .dbias = args.need_dbias ? dbias.mutable_data_ptr() : nullptr});
-  return {dx, dbias.to(args.dbias_dtype())};
+  return dbias.to(args.dbias_dtype());
+}
+
+template <class Device>
+BiasActDropoutBackward::Result run_bias_act_dropout_backward(const BiasActDropoutBackward& args) {
+  at::Tensor dx = empty_result(args.grad_out, args.need_dx);
+  at::Tensor dbias = run_bias_act_dropout_backward_into<Device>(args, dx);
+  return {dx, dbias};
+}
+
+template <class Device>
+at::Tensor run_bias_act_dropout_backward_inplace(const BiasActDropoutBackwardInplace& args) {
+  Check("bias_act_dropout_backward_").contiguous("grad_out", args.grad_out);
+  return run_bias_act_dropout_backward_into<Device>(args, args.grad_out);
 }
 
 template <class Device>
 void implement_bias_act_dropout(torch::Library& m) {
   implement<run_bias_act_dropout<Device>>(m);
   implement<run_bias_act_dropout_backward<Device>>(m);
+  implement<run_bias_act_dropout_backward_inplace<Device>>(m);
 }
 
 }  // namespace xformers::ops

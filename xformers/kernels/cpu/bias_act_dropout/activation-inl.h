@@ -27,6 +27,49 @@ HWY_INLINE GeluParts<Vec<Compute<T>>> gelu_parts(Vec<Compute<T>> z_arg) {
   }
 }
 
+// What the exact gelu is made of, with a = |z|: the normal distribution's lower tail at -a, and its density there.
+// Their ratio is t P(t), t = 1 / (1 + kReach a), P fitted for the least relative error over 0 <= a <= 13.2: 1.2e-8 with
+// nine coefficients, 5e-6 with six. Beyond 13.2 both are 0 in fp32.
+template <class V>
+struct NormalParts {
+  V z, tail, density;  // z within +-13.2 (fp32)
+};
+template <class T>
+HWY_INLINE NormalParts<Vec<float>> normal_parts(Vec<float> z_arg) {
+  const Tag<float> d;
+  const auto z = hn::Max(hn::Set(d, -13.2f), hn::Min(hn::Set(d, 13.2f), z_arg));  // NaN comes second and stays
+  const auto a = hn::Abs(z);
+  const auto power = exp_below_zero<T>(hn::Mul(hn::Mul(z, hn::Set(d, -0.5f)), z));
+  Vec<float> ratio;
+  if constexpr (sizeof(T) < sizeof(float)) {
+    const auto t = inverse_of_one_plus(hn::Mul(a, hn::Set(d, 0.31f)));
+    ratio = hn::MulAdd(t, hn::Set(d, -0.07392808632f), hn::Set(d, 0.1804468121f));
+    for (float coefficient : {0.01574928875f, 0.1334269335f, 0.1204421248f, 0.1238606062f}) {
+      ratio = hn::MulAdd(ratio, t, hn::Set(d, coefficient));
+    }
+    ratio = hn::Mul(ratio, t);
+  } else {
+    const auto t = inverse_of_one_plus(hn::Mul(a, hn::Set(d, 0.21f)));
+    ratio = hn::MulAdd(t, hn::Set(d, -0.07226845319f), hn::Set(d, 0.286611835f));
+    for (float coefficient : {-0.3366380691f, 0.3569213382f, -0.09932178243f, 0.127285743f, 0.06853630666f,
+                              0.08516785396f, 0.08370522551f}) {
+      ratio = hn::MulAdd(ratio, t, hn::Set(d, coefficient));
+    }
+    ratio = hn::Mul(ratio, t);
+  }
+  return {z, hn::Mul(ratio, power), hn::Mul(power, hn::Set(d, 0.398942280f))};
+}
+template <class T>
+HWY_INLINE NormalParts<Vec<double>> normal_parts(Vec<double> z_arg) {
+  const Tag<double> d;
+  const auto z = hn::Max(hn::Set(d, -38.0), hn::Min(hn::Set(d, 38.0), z_arg));
+  alignas(64) double tail[lanes<double>()];
+  hn::Store(hn::Abs(z), d, tail);
+  for (ptrdiff_t i = 0; i < lanes<double>(); ++i) tail[i] = 0.5 * __builtin_erfc(tail[i] * 0.70710678118654752440);
+  const auto power = hn::Exp(d, hn::Mul(hn::Mul(z, hn::Set(d, -0.5)), z));
+  return {z, hn::Load(d, tail), hn::Mul(power, hn::Set(d, 0.39894228040143267794))};
+}
+
 template <Activation kActivation, class T>
 HWY_INLINE Vec<Compute<T>> activate(Vec<Compute<T>> z) {
   using C = Compute<T>;
@@ -47,6 +90,9 @@ HWY_INLINE Vec<Compute<T>> activate(Vec<Compute<T>> z) {
   } else if constexpr (kActivation == Activation::kStarRelu) {
     const auto positive = hn::Max(zero, z);
     return hn::MulAdd(hn::Mul(positive, hn::Set(d, C(0.8944))), positive, hn::Set(d, C(-0.4472)));
+  } else if constexpr (kActivation == Activation::kGeluExact) {
+    const auto normal = normal_parts<T>(z);
+    return hn::NegMulAdd(hn::Abs(normal.z), normal.tail, hn::Max(zero, z));
   } else {
     return z;
   }
@@ -73,6 +119,10 @@ HWY_INLINE Vec<Compute<T>> activation_slope(Vec<Compute<T>> z) {
     return hn::Min(one, bent);
   } else if constexpr (kActivation == Activation::kStarRelu) {
     return hn::Mul(hn::Max(zero, z), hn::Set(d, C(1.7888)));
+  } else if constexpr (kActivation == Activation::kGeluExact) {
+    const auto normal = normal_parts<T>(z);
+    const auto below = hn::IfThenElse(hn::Lt(z, zero), normal.tail, hn::Sub(one, normal.tail));
+    return hn::MulAdd(normal.z, normal.density, below);
   } else {
     return one;
   }
