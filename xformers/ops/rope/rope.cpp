@@ -1,6 +1,12 @@
 // Schemas, public functions and checks.
 #include "xformers/ops/rope/rope.h"
 
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/empty.h>
+
+#include <cmath>
+
+#include "xformers/kernels/params/rope_frequencies.h"
 #include "xformers/ops/common/expanded.h"
 #include "xformers/ops/rope/rope_op.h"
 
@@ -134,9 +140,87 @@ at::Tensor rope_padded(const at::Tensor& xq, const at::Tensor& xk, const at::Ten
 
 at::Tensor rotary(const at::Tensor& x, double theta, bool adjacents) { return call(Rotary{x, theta, adjacents}); }
 
+at::Tensor rotary(const at::Tensor& x, const RopeScaling& s, bool adjacents) {
+  return call(Rotary{x, s.theta, adjacents, /*inverse=*/false, s.linear_scale, s.dynamic, s.old_context_len,
+                     s.scale_factor, s.low_freq_factor, s.high_freq_factor});
+}
+
+RopeScaling to_rope_scaling(int64_t head_dim, double theta, const RotaryScaling& s) {
+  const Check check("rotary_embedding");
+  if (!(theta > 0)) check.fail("theta", std::to_string(theta), "a positive number", "10000 is the usual one");
+  if (s.kind == "none") return {.theta = theta};
+  if (!(s.factor >= 1)) {
+    check.fail("the scaling's factor", std::to_string(s.factor), "at least 1", "it is the new length over the old");
+  }
+  if (s.kind == "linear") return {.theta = theta, .linear_scale = s.factor};
+  if (s.kind == "ntk") {
+    if (head_dim <= 2) check.fail("head_dim", std::to_string(head_dim), "more than 2 for 'ntk'", "choose 'linear'");
+    const double dim = static_cast<double>(head_dim);
+    return {.theta = theta * std::pow(s.factor, dim / (dim - 2))};
+  }
+  if (s.kind != "yarn" && s.kind != "llama3") {
+    check.fail("scaling", "'" + s.kind + "'", "'linear', 'ntk', 'yarn' or 'llama3'", "leave it out for none");
+  }
+  const double high = s.high_freq_factor.value_or(s.kind == "yarn" ? 32 : 4);
+  if (!(s.original_seq_len > 0) || !(s.low_freq_factor > 0) || !(high > s.low_freq_factor)) {
+    check.fail("the scaling",
+               "original_seq_len " + std::to_string(s.original_seq_len) + ", low_freq_factor " +
+                   std::to_string(s.low_freq_factor) + ", high_freq_factor " + std::to_string(high),
+               "positive numbers, the last larger than the one before", "pass those of the model's config");
+  }
+  return {.theta = theta,
+          .dynamic = true,
+          .old_context_len = s.original_seq_len,
+          .scale_factor = s.factor,
+          .low_freq_factor = s.low_freq_factor,
+          .high_freq_factor = high};
+}
+
+double rotary_magnitude(const RotaryScaling& s) { return s.kind == "yarn" ? 0.1 * std::log(s.factor) + 1 : 1; }
+
+at::Tensor rotary_embedding(const at::Tensor& x, double theta, const RotaryScaling& scaling) {
+  const at::Tensor turned = rotary(x, to_rope_scaling(x.size(-1), theta, scaling));
+  const double magnitude = rotary_magnitude(scaling);
+  return magnitude == 1 ? turned : turned * magnitude;
+}
+
+at::Tensor rotary_frequencies(int64_t head_dim, double theta, const RotaryScaling& scaling) {
+  const std::vector<double> frequencies = rope_frequencies(head_dim, to_rope_scaling(head_dim, theta, scaling));
+  at::Tensor result = at::empty({head_dim / 2}, at::TensorOptions().dtype(at::kDouble).device(at::kCPU));
+  std::copy(frequencies.begin(), frequencies.end(), result.mutable_data_ptr<double>());
+  return result;
+}
+
+namespace {
+
+RotaryScaling to_scaling(std::string_view kind, double factor, double original_seq_len, double low,
+                         std::optional<double> high) {
+  return {std::string(kind), factor, original_seq_len, low, high};
+}
+
+at::Tensor rotary_embedding_by_name(const at::Tensor& x, double theta, std::string_view kind, double factor,
+                                    double original_seq_len, double low, std::optional<double> high) {
+  return rotary_embedding(x, theta, to_scaling(kind, factor, original_seq_len, low, high));
+}
+
+at::Tensor rotary_frequencies_by_name(int64_t head_dim, double theta, std::string_view kind, double factor,
+                                      double original_seq_len, double low, std::optional<double> high) {
+  return rotary_frequencies(head_dim, theta, to_scaling(kind, factor, original_seq_len, low, high));
+}
+
+}  // namespace
+
 }  // namespace xformers::ops
 
 TORCH_LIBRARY_FRAGMENT(xformers, m) {
   using namespace xformers::ops;
   define<RopePadded, RopePaddedOut, Rotary>(m);
+  const std::string scaling =
+      "str scaling='none', float factor=1.0, float original_seq_len=8192.0, float low_freq_factor=1.0, "
+      "float? high_freq_factor=None) -> Tensor";
+  m.def(("rotary_embedding(Tensor x, float theta=10000.0, " + scaling).c_str(), {at::Tag::pt2_compliant_tag});
+  m.def(("rotary_frequencies(int head_dim, float theta=10000.0, " + scaling).c_str(), rotary_frequencies_by_name);
+}
+TORCH_LIBRARY_IMPL(xformers, CompositeImplicitAutograd, m) {
+  m.impl("rotary_embedding", xformers::ops::rotary_embedding_by_name);
 }

@@ -31,5 +31,31 @@ at::Tensor rope_padded(const at::Tensor& xq, const at::Tensor& xk, const at::Ten
 
 // x [..., seqlen, head_dim], turned by the positions 0 ... seqlen - 1. Differentiable.
 at::Tensor rotary(const at::Tensor& x, double theta = 10000.0, bool adjacents = false);
+at::Tensor rotary(const at::Tensor& x, const RopeScaling& scaling, bool adjacents = false);
+
+// How the rotations of a model are stretched so that it reads longer texts than those it was trained on.
+struct RotaryScaling {
+  // "none"
+  // "linear"  frequencies / factor ("Extending Context Window of Large Language Models via Positional Interpolation",
+  //           Chen et al., arXiv:2306.15595)
+  // "ntk"     theta factor^(head_dim / (head_dim - 2)) (NTK-aware interpolation: YaRN, below, section 3.1)
+  // "yarn"    pairs that turn less than low_freq_factor times over original_seq_len: frequency / factor; more than
+  //           high_freq_factor times: as they are; between: interpolated; and results times 0.1 ln(factor) + 1
+  //           ("YaRN", Peng et al., arXiv:2309.00071, equations 17 to 22)
+  // "llama3"  as yarn, without the last ("The Llama 3 Herd of Models", Dubey et al., arXiv:2407.21783)
+  std::string kind = "none";
+  double factor = 1;
+  double original_seq_len = 8192;
+  double low_freq_factor = 1;
+  std::optional<double> high_freq_factor;  // 32 for yarn, 4 for llama3
+};
+// What the kernels are asked for.
+RopeScaling to_rope_scaling(int64_t head_dim, double theta, const RotaryScaling& scaling);
+double rotary_magnitude(const RotaryScaling& scaling);  // by which results are multiplied
+
+// rotary with a scaling. x [..., seqlen, head_dim].
+at::Tensor rotary_embedding(const at::Tensor& x, double theta, const RotaryScaling& scaling);
+// Radians per position of each pair: fp64 [head_dim / 2], on the CPU.
+at::Tensor rotary_frequencies(int64_t head_dim, double theta, const RotaryScaling& scaling);
 
 }  // namespace xformers::ops

@@ -29,24 +29,27 @@ void rope_padded_out_autograd(const RopePaddedOut& args) {
   for (const at::Tensor& written : {args.cache_k, args.cache_v, args.out_q}) written_inplace(written, nullptr);
 }
 
-struct RotaryKept {
+struct RotaryKept : Rotary {  // without x
   static constexpr const char* kNode = "XformersRotaryBackward";
-  double theta = 0;
-  bool adjacents = false, inverse = false;
-  static constexpr auto members() {
-    return std::tuple{&RotaryKept::theta, &RotaryKept::adjacents, &RotaryKept::inverse};
-  }
+  static constexpr auto members() { return members_of<Rotary>(); }
 
   // The inverse of a rotation is its transpose.
   variable_list gradients(const variable_list& grads, const Wanted&) const {
-    return {call(Rotary{grads[0], theta, adjacents, !inverse})};
+    Rotary back = *this;
+    back.x = grads[0];
+    back.inverse = !inverse;
+    return {call(back)};
   }
 };
 
 at::Tensor rotary_autograd(const Rotary& args) {
   const auto node = record<RotaryKept>(args.x);
   at::Tensor out = with_history(below_autograd(args), node);
-  if (node) node->keep({args.theta, args.adjacents, args.inverse});
+  if (node) {
+    RotaryKept kept{args};
+    kept.x = at::Tensor();
+    node->keep(kept);
+  }
   return out;
 }
 

@@ -76,13 +76,36 @@ struct Rotary {
   at::Tensor x;
   double theta = 10000;
   bool adjacents = false, inverse = false;
+  double linear_scale = 1;
+  bool use_dynamic_scaling = false;
+  double dynamic_old_context_len = 8192, dynamic_scale_factor = 16, dynamic_low_freq_factor = 1,
+         dynamic_high_freq_factor = 32;
 
   static constexpr auto arguments() {
-    return std::tuple{arg("x", &Rotary::x), arg("theta", &Rotary::theta), arg("adjacents", &Rotary::adjacents),
-                      arg("inverse", &Rotary::inverse)};
+    using A = Rotary;
+    return std::tuple{arg("x", &A::x),
+                      arg("theta", &A::theta),
+                      arg("adjacents", &A::adjacents),
+                      arg("inverse", &A::inverse),
+                      arg("linear_scale", &A::linear_scale),
+                      arg("use_dynamic_scaling", &A::use_dynamic_scaling),
+                      arg("dynamic_old_context_len", &A::dynamic_old_context_len),
+                      arg("dynamic_scale_factor", &A::dynamic_scale_factor),
+                      arg("dynamic_low_freq_factor", &A::dynamic_low_freq_factor),
+                      arg("dynamic_high_freq_factor", &A::dynamic_high_freq_factor)};
   }
   void check() const;
   at::Tensor empty() const { return empty_result(x); }
+
+  RopeScaling scaling() const {
+    return {theta,
+            linear_scale,
+            use_dynamic_scaling,
+            dynamic_old_context_len,
+            dynamic_scale_factor,
+            dynamic_low_freq_factor,
+            dynamic_high_freq_factor};
+  }
 };
 
 }  // namespace xformers::ops

@@ -100,7 +100,7 @@ at::Tensor run_rotary(const Rotary& args) {
                                  .out_outer_stride = x.size(1) * x.size(2),
                                  .out_seq_stride = x.size(2),
                                  .inverse = args.inverse,
-                                 .scaling = {.theta = args.theta},
+                                 .scaling = args.scaling(),
                                  .layout = {.adjacents = args.adjacents}});
   return out;
 }
