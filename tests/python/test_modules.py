@@ -8,11 +8,22 @@ import pickle
 import pytest
 import torch
 from xformers.components import Activation, FusedMLP, RotaryEmbedding, build_activation
+from xformers.components.feedforward import MLP, Conv2DFeedforward, MixtureOfExperts
+from xformers.components.feedforward.mixture_of_experts import Experts, RoundRobinGate, TopKGate
 from xformers.components.nvfuser import (
     NVFusedBiasActivationDropout,
     NVFusedBiasDropoutRes,
     NVFusedBiasDropoutResLayerNorm,
 )
+from xformers.components.patch_embedding import ConditionalReshape, PatchToSequence
+from xformers.components.positional_embedding import (
+    LearnablePositionalEmbedding,
+    SinePositionalEmbedding,
+    VocabEmbedding,
+)
+from xformers.components.residual import PostNorm, PreNorm, Residual, Skip
+from xformers.components.reversible import Deterministic, ReversibleBlock, ReversibleSequence
+from xformers.components.simplicial_embedding import SimplicialEmbedding
 from xformers.ops.swiglu_op import SwiGLUOp
 from xformers.triton import FusedDropoutBias, FusedLayerNorm, FusedLinear
 
@@ -31,6 +42,41 @@ MODULES = {
     "NVFusedBiasActivationDropout": lambda: NVFusedBiasActivationDropout(0.1, "gelu", 32),
     "NVFusedBiasDropoutRes": lambda: NVFusedBiasDropoutRes(0.1, 32),
     "NVFusedBiasDropoutResLayerNorm": lambda: NVFusedBiasDropoutResLayerNorm(0.1, 32, 32),
+    "MLP": lambda: MLP(32, 0.1, "gelu", 2),
+    "Conv2DFeedforward": lambda: Conv2DFeedforward(32, 2),
+    "MixtureOfExperts": lambda: MixtureOfExperts(32, 0.1, "gelu", 4, "top_2"),
+    "Experts": lambda: Experts(RoundRobinGate(32, 2), [MLP(32, 0.1, "relu", 2) for _ in "ab"], None, 2),
+    "RoundRobinGate": lambda: RoundRobinGate(32, 4),
+    "TopKGate": lambda: TopKGate(32, 4),
+    "SinePositionalEmbedding": lambda: SinePositionalEmbedding(32),
+    "VocabEmbedding": lambda: VocabEmbedding(32, 8, 10),
+    "LearnablePositionalEmbedding": lambda: LearnablePositionalEmbedding(5, 32, True),
+    "SimplicialEmbedding": lambda: SimplicialEmbedding(4),
+    "ConditionalReshape": lambda: ConditionalReshape(),
+    "PatchToSequence": lambda: PatchToSequence(),
+    "Skip": lambda: Skip(32),
+    "Residual": lambda: Residual(MLP(32, 0.1, "gelu", 2)),
+    "PreNorm": lambda: PreNorm(32, MLP(32, 0.1, "gelu", 2), "layernorm"),
+    "PostNorm": lambda: PostNorm(32, MLP(32, 0.1, "gelu", 2), "layernorm"),
+    "Deterministic": lambda: Deterministic(MLP(32, 0.1, "gelu", 2)),
+    "ReversibleBlock": lambda: ReversibleBlock(MLP(16, 0.1, "gelu", 2), MLP(16, 0.1, "gelu", 2)),
+    "ReversibleSequence": lambda: ReversibleSequence([(MLP(16, 0.1, "gelu", 2), MLP(16, 0.1, "gelu", 2))]),
+}
+# What modules take that don't take [3, 5, 32] alone.
+INPUTS = {
+    "NVFusedBiasDropoutRes": lambda x: [x, x],
+    "NVFusedBiasDropoutResLayerNorm": lambda x: [x, x],
+    "RotaryEmbedding": lambda x: [x, x],
+    "Conv2DFeedforward": lambda x: [x[:, :4]],
+    "ConditionalReshape": lambda x: [x[:, :4]],
+    "PatchToSequence": lambda x: [x.unsqueeze(0)],
+    "VocabEmbedding": lambda x: [x[0].abs().long()[:, :8]],
+    "Experts": lambda x: [x[0]],
+    "RoundRobinGate": lambda x: [x[0]],
+    "TopKGate": lambda x: [x[0]],
+    "Residual": lambda x: [[x]],
+    "PreNorm": lambda x: [[x]],
+    "PostNorm": lambda x: [[x]],
 }
 each_module = pytest.mark.parametrize("name", MODULES)
 
@@ -47,9 +93,8 @@ def test_every_module_has_a_row():
 def call(module):
     torch.manual_seed(1)
     x = torch.randn(3, 5, 32)
-    residual = ("NVFusedBiasDropoutRes", "NVFusedBiasDropoutResLayerNorm", "RotaryEmbedding")
-    out = module.eval()(*([x, x] if type(module).__name__ in residual else [x]))
-    return torch.stack(out) if isinstance(out, tuple) else out
+    out = module.eval()(*INPUTS.get(type(module).__name__, lambda x: [x])(x))
+    return torch.cat([t.double().flatten() for t in out if t is not None]) if isinstance(out, tuple) else out
 
 
 def assert_same(module, other):

@@ -5,8 +5,32 @@ from xformers._deprecation import warn_deprecated
 from .activations import Activation, build_activation
 from .attention import Attention, build_attention
 from .feedforward import FusedMLP
+from .patch_embedding import PatchEmbeddingConfig, build_patch_embedding
 from .positional_embedding import RotaryEmbedding
+from .residual import (
+    NormalizationType,
+    PostNorm,
+    PreNorm,
+    RequiresWrappedInputs,
+    Residual,
+    ResidualNormStyle,
+)
 
 warn_deprecated("xformers.components")
 
-__all__ = ["Activation", "Attention", "FusedMLP", "RotaryEmbedding", "build_activation", "build_attention"]
+__all__ = [
+    "Activation",
+    "Attention",
+    "FusedMLP",
+    "NormalizationType",
+    "PatchEmbeddingConfig",
+    "PostNorm",
+    "PreNorm",
+    "RequiresWrappedInputs",
+    "Residual",
+    "ResidualNormStyle",
+    "RotaryEmbedding",
+    "build_activation",
+    "build_attention",
+    "build_patch_embedding",
+]

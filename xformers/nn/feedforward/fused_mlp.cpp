@@ -3,6 +3,8 @@
 #include <torch/nn/modules/linear.h>
 
 #include "xformers/nn/feedforward/fused_dropout_bias.h"
+#include "xformers/nn/optional.h"
+#include "xformers/ops/bias_act_dropout/mlp.h"
 
 namespace xformers::nn {
 
@@ -21,6 +23,11 @@ void FusedMLPImpl::reset() {
                                                      linear(hidden, dim), dropout(dim, Activation::kNone)));
 }
 
-at::Tensor FusedMLPImpl::forward(const at::Tensor& x) { return mlp->forward(x); }
+at::Tensor FusedMLPImpl::forward(const at::Tensor& x) {
+  const auto &first = mlp->at<torch::nn::LinearImpl>(0), &last = mlp->at<torch::nn::LinearImpl>(2);
+  const auto &active = mlp->at<FusedDropoutBiasImpl>(1), &dropped = mlp->at<FusedDropoutBiasImpl>(3);
+  return ops::mlp(x, first.weight, to_optional(active.bias), last.weight, to_optional(dropped.bias),
+                  active.options.activation, is_training() ? active.options.p : 0);
+}
 
 }  // namespace xformers::nn

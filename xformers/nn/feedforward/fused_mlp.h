@@ -4,6 +4,7 @@
 #include <torch/nn/modules/container/sequential.h>
 
 #include "xformers/kernels/params/bias_act_dropout.h"
+#include "xformers/nn/layer.h"
 
 namespace xformers::nn {
 
@@ -15,12 +16,12 @@ struct FusedMLPOptions {
   bool bias = true;
 };
 
-class FusedMLPImpl : public torch::nn::Cloneable<FusedMLPImpl> {
+class FusedMLPImpl : public torch::nn::Cloneable<FusedMLPImpl>, public TensorLayer {
  public:
   explicit FusedMLPImpl(const FusedMLPOptions& options);
   void reset() override;
 
-  at::Tensor forward(const at::Tensor& x);  // [..., dim_model]
+  at::Tensor forward(const at::Tensor& x) override;  // [..., dim_model]
 
   FusedMLPOptions options;
   torch::nn::Sequential mlp{nullptr};

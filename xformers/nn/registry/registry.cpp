@@ -8,6 +8,7 @@
 
 #include "xformers/kernels/base/check.h"
 #include "xformers/kernels/base/nearest_name.h"
+#include "xformers/nn/registry/built_in.h"
 
 namespace xformers::nn {
 namespace {
@@ -67,18 +68,28 @@ std::vector<std::string> Registry::names() const {
   return result;
 }
 
+namespace {
+
+Registry with(const char* kind, void (*add)(Registry&)) {
+  Registry registry(kind);
+  add(registry);
+  return registry;
+}
+
+}  // namespace
+
 Registry& attention_registry() {
   static Registry registry("attention");
   return registry;
 }
 
 Registry& feedforward_registry() {
-  static Registry registry("feedforward");
+  static Registry registry = with("feedforward", add_feedforwards);
   return registry;
 }
 
 Registry& positional_embedding_registry() {
-  static Registry registry("positional embedding");
+  static Registry registry = with("positional embedding", add_positional_embeddings);
   return registry;
 }
 

@@ -1,0 +1,103 @@
+"""Experts over several processes (Gloo): the same as one process with all tokens, and errors when one is gone."""
+
+import datetime
+import os
+import tempfile
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from xformers.components.feedforward import MixtureOfExperts
+
+EXPERTS, DIM, TOKENS = 4, 8, 10  # tokens of each process
+
+
+def build(**options):
+    torch.manual_seed(5)
+    return MixtureOfExperts(
+        DIM, 0.0, "gelu", EXPERTS, "top_2", hidden_layer_multiplier=2, top_k=1, capacity_factor=None, **options
+    )
+
+
+def one_process(x):
+    layer = build()
+    out = layer(x)
+    out.square().sum().backward()
+    return layer, out
+
+
+def inputs(ranks):
+    return torch.randn(ranks, 1, TOKENS, DIM, generator=torch.Generator().manual_seed(3))
+
+
+def start(rank, ranks, folder, seconds=60):
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/store",
+        rank=rank,
+        world_size=ranks,
+        timeout=datetime.timedelta(seconds=seconds),
+    )
+
+
+def compare(rank, ranks, folder):
+    x = inputs(ranks)
+    whole, expected = one_process(x.reshape(1, -1, DIM))
+    start(rank, ranks, folder)
+    layer = build(number_of_local_experts=EXPERTS // ranks)
+    first = rank * EXPERTS // ranks
+    state = {"gate.wg.weight": whole.gate.wg.weight, "moe.gate.wg.weight": whole.gate.wg.weight}
+    for i in range(EXPERTS // ranks):
+        for name, value in whole.moe.experts[first + i].state_dict().items():
+            state[f"moe.experts.{i}.{name}"] = value
+    layer.load_state_dict(state)
+    mine = x[rank].clone().requires_grad_()
+    out = layer(mine)
+    assert torch.allclose(out, expected[:, rank * TOKENS : (rank + 1) * TOKENS], atol=1e-5)
+    out.square().sum().backward()
+    for i, expert in enumerate(layer.moe.experts):  # each has the tokens of all processes
+        for one, other in zip(expert.parameters(), whole.moe.experts[first + i].parameters(), strict=True):
+            assert torch.allclose(one.grad, other.grad, atol=1e-4)
+    gate = layer.gate.wg.weight.grad.clone()
+    dist.all_reduce(gate)
+    assert torch.allclose(gate, whole.gate.wg.weight.grad, atol=1e-4)
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_processes_equal_one(ranks):
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(compare, (ranks, folder), nprocs=ranks)
+
+
+def die_or_fail(rank, ranks, folder):
+    start(rank, ranks, folder, seconds=10)
+    layer, x = build(number_of_local_experts=EXPERTS // ranks), inputs(ranks)[rank]
+    layer(x)
+    if rank == 1:
+        os._exit(0)
+    begin = time.monotonic()
+    with pytest.raises(RuntimeError):
+        layer(x)
+    assert time.monotonic() - begin < 15
+    os._exit(0)
+
+
+def test_a_process_that_dies_ends_the_others_with_an_error():
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(die_or_fail, (2, folder), nprocs=2)
+
+
+def refuse(rank, ranks, folder):
+    start(rank, ranks, folder)
+    with pytest.raises(AssertionError, match="number_of_experts is 4, expected 6, 3 for each of 2 processes"):
+        build(number_of_local_experts=3)
+    dist.destroy_process_group()
+
+
+def test_experts_that_do_not_divide():
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(refuse, (2, folder), nprocs=2)

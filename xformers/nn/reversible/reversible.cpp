@@ -1,0 +1,192 @@
+#include "xformers/nn/reversible/reversible.h"
+
+#include <ATen/Context.h>
+#include <ATen/autocast_mode.h>
+#include <ATen/ops/cat.h>
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/nn/modules/container/modulelist.h>
+
+#include <map>
+#include <set>
+
+#include "xformers/ops/common/check.h"
+
+namespace xformers::nn {
+namespace {
+
+using torch::autograd::variable_list;
+using Pair = ReversibleSequenceImpl::Pair;
+
+// The states of the generators that a layer on `device` may draw from.
+class RandomState {
+ public:
+  static RandomState of(at::Device device) {
+    RandomState state;
+    state.generators_.push_back(at::globalContext().defaultGenerator(at::kCPU));
+    if (!device.is_cpu()) state.generators_.push_back(at::globalContext().defaultGenerator(device));
+    for (at::Generator& generator : state.generators_) {
+      const std::lock_guard<std::mutex> lock(generator.mutex());
+      state.states_.push_back(generator.get_state());
+    }
+    return state;
+  }
+  void restore() const {
+    for (size_t i = 0; i < generators_.size(); ++i) {
+      at::Generator generator = generators_[i];
+      const std::lock_guard<std::mutex> lock(generator.mutex());
+      generator.set_state(states_[i]);
+    }
+  }
+
+ private:
+  std::vector<at::Generator> generators_;
+  std::vector<at::Tensor> states_;
+};
+
+// What autocast does for a kind of device, while this lives.
+class AutocastState {
+ public:
+  explicit AutocastState(c10::DeviceType device)
+      : device_(device),
+        enabled_(at::autocast::is_autocast_enabled(device)),
+        dtype_(at::autocast::get_autocast_dtype(device)) {}
+  void restore() const {
+    at::autocast::set_autocast_enabled(device_, enabled_);
+    at::autocast::set_autocast_dtype(device_, dtype_);
+  }
+
+ private:
+  c10::DeviceType device_;
+  bool enabled_;
+  at::ScalarType dtype_;
+};
+
+// fn() with a random state and autocast of an earlier time; afterwards both are what they were.
+template <class Fn>
+at::Tensor as_before(const RandomState& random, const AutocastState& autocast, at::Device device, const Fn& fn) {
+  struct Now {
+    RandomState random;
+    AutocastState autocast;
+    ~Now() {
+      random.restore();
+      autocast.restore();
+    }
+  } const now{RandomState::of(device), AutocastState(device.type())};
+  random.restore();
+  autocast.restore();
+  return fn();
+}
+
+// The whole stack as one node: of x, then of the parameters.
+class ReversibleNode : public torch::autograd::Node {
+ public:
+  ReversibleNode(std::vector<Pair> pairs, int64_t split_dim, std::vector<at::Tensor> parameters, at::Device device)
+      : pairs_(std::move(pairs)),
+        split_dim_(split_dim),
+        parameters_(std::move(parameters)),
+        device_(device),
+        autocast_(device.type()) {}
+
+  std::string name() const override { return "XformersReversibleBackward"; }
+  void release_variables() override { output_.reset_data(); }
+
+  at::Tensor run(at::Tensor x) {
+    const at::NoGradGuard no_grad;
+    for (const auto& [f, g] : pairs_) {
+      const std::vector<at::Tensor> halves = x.chunk(2, split_dim_);
+      random_.push_back(RandomState::of(device_));
+      const at::Tensor y1 = halves[0] + f.call(halves[1]);
+      random_.push_back(RandomState::of(device_));
+      x = at::cat({y1, halves[1] + g.call(y1)}, split_dim_);
+    }
+    return x;
+  }
+  void save(const at::Tensor& output) { output_ = torch::autograd::SavedVariable(output, /*is_output=*/true); }
+
+  variable_list apply(variable_list&& grads) override {
+    at::Tensor y = output_.unpack(shared_from_this()).detach(), dy = grads[0];
+    std::map<c10::TensorImpl*, at::Tensor> found;
+    for (size_t i = pairs_.size(); i-- > 0;) {
+      const std::vector<at::Tensor> ys = y.chunk(2, split_dim_), dys = dy.chunk(2, split_dim_);
+      const auto [x2, dx1] = undo(pairs_[i].second, random_[2 * i + 1], ys[0], ys[1], dys[0], dys[1], found);
+      const auto [x1, dx2] = undo(pairs_[i].first, random_[2 * i], x2, ys[0], dys[1], dx1, found);
+      y = at::cat({x1, x2}, split_dim_);
+      dy = at::cat({dx1, dx2}, split_dim_);
+    }
+    variable_list result{dy};
+    for (const at::Tensor& parameter : parameters_) result.push_back(found[parameter.unsafeGetTensorImpl()]);
+    return result;
+  }
+
+ private:
+  // Of result = old + layer(given): old, and the gradient of given (d_given is what it has from elsewhere).
+  std::pair<at::Tensor, at::Tensor> undo(const ReversibleLayer& layer, const RandomState& random,
+                                         const at::Tensor& given_arg, const at::Tensor& result,
+                                         const at::Tensor& d_given, const at::Tensor& d_result,
+                                         std::map<c10::TensorImpl*, at::Tensor>& found) const {
+    const at::AutoGradMode with_grad(true);
+    const at::Tensor given = given_arg.detach().requires_grad_();
+    const at::Tensor update = as_before(random, autocast_, device_, [&] { return layer.call(given); });
+    variable_list leaves{given};
+    for (const at::Tensor& parameter : layer.module->parameters()) {
+      if (parameter.requires_grad()) leaves.push_back(parameter);
+    }
+    const variable_list grads = torch::autograd::grad({update}, leaves, {d_result.to(update.scalar_type())},
+                                                      /*retain_graph=*/false, /*create_graph=*/false,
+                                                      /*allow_unused=*/true);
+    const at::NoGradGuard no_grad;
+    for (size_t i = 1; i < leaves.size(); ++i) {
+      if (!grads[i].defined()) continue;
+      at::Tensor& sum = found[leaves[i].unsafeGetTensorImpl()];
+      sum = sum.defined() ? sum + grads[i] : grads[i];
+    }
+    return {result - update.detach(), grads[0].defined() ? d_given + grads[0] : d_given};
+  }
+
+  std::vector<Pair> pairs_;
+  int64_t split_dim_;
+  std::vector<at::Tensor> parameters_;
+  at::Device device_;
+  AutocastState autocast_;
+  std::vector<RandomState> random_;  // before each f and each g
+  torch::autograd::SavedVariable output_;
+};
+
+}  // namespace
+
+ReversibleSequenceImpl::ReversibleSequenceImpl(std::vector<Pair> pairs, int64_t split_dim)
+    : pairs_(std::move(pairs)), split_dim_(split_dim) {
+  const auto level = [](torch::nn::Module& parent, const std::string& name) {
+    return parent.register_module(name, std::make_shared<torch::nn::Module>(name));
+  };
+  const auto blocks = level(*this, "blocks");
+  for (size_t i = 0; i < pairs_.size(); ++i) {
+    const auto block = level(*blocks, std::to_string(i));
+    level(*block, "f")->register_module("net", pairs_[i].first.module);
+    level(*block, "g")->register_module("net", pairs_[i].second.module);
+  }
+}
+
+at::Tensor ReversibleSequenceImpl::forward(const at::Tensor& x) {
+  if (x.size(split_dim_) % 2 != 0) {
+    ops::Check("ReversibleSequence")
+        .fail("x", ops::describe(x), "an even size along dimension " + std::to_string(split_dim_),
+              "concatenate x with itself, as xFormer does");
+  }
+  std::vector<at::Tensor> leaves;
+  std::set<c10::TensorImpl*> seen;
+  for (const at::Tensor& parameter : parameters()) {
+    if (parameter.requires_grad() && seen.insert(parameter.unsafeGetTensorImpl()).second) leaves.push_back(parameter);
+  }
+  const std::shared_ptr<ReversibleNode> node(new ReversibleNode(pairs_, split_dim_, leaves, x.device()),
+                                             torch::autograd::deleteNode);
+  at::Tensor out = node->run(x);
+  if (pairs_.empty() || !torch::autograd::compute_requires_grad(x, at::TensorList(leaves))) return out;
+  node->set_next_edges(torch::autograd::collect_next_edges(x, at::TensorList(leaves)));
+  torch::autograd::set_history(out, node);
+  node->save(out);
+  return out;
+}
+
+}  // namespace xformers::nn
