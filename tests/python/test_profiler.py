@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from xformers.ops.fmha.attn_bias import BlockDiagonalCausalMask
 from xformers.profiler.profiler import _Profiler
 
+import xformers.ops as xops
 import xformers.profiler as xp
 from xformers.profiler import api
 
@@ -247,6 +249,22 @@ def test_lines_that_allocated(tmp_path):
     first = json.loads(report.read_text())["memory"]["lines"][0]
     line = next(i for i, text in enumerate(Path(__file__).read_text().splitlines(), 1) if text.endswith("# HERE"))
     assert f"{Path(__file__).name}:{line} " in first["where"] and first["bytes"] >= 4 << 20
+
+
+def test_packed_sequences_count_their_own_lengths(tmp_path):
+    """A trace holds no lengths: they are remembered while it is recorded, forward and backward."""
+    lengths = [5, 30, 13]
+    x = torch.randn(1, sum(lengths), 2, 16, requires_grad=True)
+    bias = BlockDiagonalCausalMask.from_seqlens(lengths, device="cpu")
+    with xp.profile(tmp_path, schedule=[(xp.PyTorchProfiler, 0, 1)]):
+        for _ in range(2):
+            xops.memory_efficient_attention(x, x, x, bias).sum().backward()
+        xp.step()
+        xops.memory_efficient_attention(x, x, x, bias)
+    (report,) = tmp_path.glob("*/report.json")
+    operations = json.loads(report.read_text())["operations"]
+    forward = 2 * (2 * sum(n * n for n in lengths) * 2 * 16)
+    assert (operations["forward"], operations["backward"]) == (forward, 2.5 * forward)
 
 
 def test_stopped_in_the_middle(tmp_path):

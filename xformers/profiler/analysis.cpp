@@ -6,6 +6,8 @@
 #include <limits>
 #include <unordered_map>
 
+#include "xformers/profiler/facts.h"
+
 namespace xformers::profiler {
 namespace {
 
@@ -55,8 +57,12 @@ struct Interval {
   Part part;
 };
 
+using PackedCalls = std::map<std::string, std::vector<Lengths>>;
+
 class Analyzer {
  public:
+  explicit Analyzer(PackedCalls packed = {}) : packed_(std::move(packed)) {}
+
   void take(const TraceEvent& event) {
     if (event.name == "[memory]") {
       if (event.total_allocated >= 0)
@@ -72,6 +78,9 @@ class Analyzer {
       operators_.push_back({event.start, event.end(), event.thread, name_id(event.name), event.external_id,
                             event.sequence, event.forward_thread > 0, rule,
                             rule ? cost_of(*rule, event.arguments) : Cost{}});
+      if (rule && rule->kind == Kind::kAttention && !packed_.empty() && takes_lengths(*rule, event.arguments)) {
+        waiting_.push_back({operators_.back().start, operators_.size() - 1, event.arguments});
+      }
     } else if (event.name.starts_with("ProfilerStep#")) {
       (event.category == "gpu_user_annotation" ? gpu_steps_ : cpu_steps_)
           .push_back({event.name, event.start, event.duration, {}, 0});
@@ -82,6 +91,7 @@ class Analyzer {
     Analysis result;
     result.info = std::move(info);
     result.on_gpu = !kernels_.empty();
+    count_packed();
     nest();
     count_operations(result);
     gather_operators(result);
@@ -97,6 +107,33 @@ class Analyzer {
     const auto [found, is_new] = ids_.emplace(name, static_cast<int>(names_.size()));
     if (is_new) names_.push_back(name);
     return found->second;
+  }
+
+  // ---- packed sequences: the i-th call of an operator in the trace is the i-th whose lengths were remembered ----
+  static constexpr std::string_view kLengths[] = {"cu_seqlens_q", "cu_seqlens_k", "seqused_k", "seqlen_k"};
+
+  static bool takes_lengths(const CostRule& rule, const std::vector<Argument>& arguments) {
+    const Call call(rule.arguments, arguments);
+    return std::any_of(std::begin(kLengths), std::end(kLengths), [&](auto name) { return call.has_tensor(name); });
+  }
+
+  void count_packed() {
+    std::sort(waiting_.begin(), waiting_.end(), [](const Waiting& a, const Waiting& b) { return a.start < b.start; });
+    std::unordered_map<std::string, size_t> reached;
+    for (Waiting& call : waiting_) {
+      Operator& op = operators_[call.index];
+      const std::string& name = names_[op.name];
+      const auto known = packed_.find(name);
+      const size_t which = reached[name]++;
+      if (known == packed_.end() || which >= known->second.size()) continue;
+      for (const auto& [argument, numbers] : known->second[which]) {
+        const int position = position_of(op.rule->arguments, argument);
+        if (position >= 0 && position < static_cast<int>(call.arguments.size())) {
+          call.arguments[static_cast<size_t>(position)].numbers = numbers;
+        }
+      }
+      op.cost = cost_of(*op.rule, call.arguments);
+    }
   }
 
   // Operators by thread and start, the outer before the inner; parents; what is part of the backward pass.
@@ -383,6 +420,13 @@ class Analyzer {
     double time, bytes;
     int64_t device;
   };
+  struct Waiting {  // a call of packed sequences, whose lengths the trace doesn't hold
+    double start;
+    size_t index;
+    std::vector<Argument> arguments;
+  };
+  PackedCalls packed_;
+  std::vector<Waiting> waiting_;
   std::vector<Operator> operators_;
   std::vector<Kernel> kernels_;
   std::vector<Step> cpu_steps_, gpu_steps_;
@@ -439,7 +483,7 @@ Step Analysis::average() const {
 }
 
 Analysis analyze(const std::filesystem::path& path) {
-  Analyzer analyzer;
+  Analyzer analyzer(packed_calls(path));
   TraceInfo info = read_trace(path, [&](const TraceEvent& event) { analyzer.take(event); });
   return analyzer.finish(std::move(info));
 }

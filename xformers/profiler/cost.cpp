@@ -24,13 +24,19 @@ const Shape kNone;
 
 }  // namespace
 
-const Argument* Call::find(std::string_view name) const {
-  const Argument* found = nullptr;
-  any_item(names_, [&](std::string_view item, size_t index) {
-    if (item == name && index < arguments_.size()) found = &arguments_[index];
+int position_of(std::string_view arguments, std::string_view name) {
+  int found = -1;
+  any_item(arguments, [&](std::string_view item, size_t index) {
+    if (item == name) found = static_cast<int>(index);
     return item == name;
   });
   return found;
+}
+
+const Argument* Call::find(std::string_view name) const {
+  const int position = position_of(names_, name);
+  return position >= 0 && position < static_cast<int>(arguments_.size()) ? &arguments_[static_cast<size_t>(position)]
+                                                                         : nullptr;
 }
 
 const Shape& Call::shape(std::string_view name) const {

@@ -57,6 +57,9 @@ struct CostRule {
   Cost (*cost)(const Call& call);
 };
 
+// Of a name in a rule's arguments; -1 where it isn't there.
+int position_of(std::string_view arguments, std::string_view name);
+
 // nullptr for an operator that nothing is known about.
 const CostRule* find_cost_rule(std::string_view name);
 std::vector<const CostRule*> cost_rules();

@@ -10,6 +10,7 @@
 #include <unordered_map>
 
 #include "xformers/kernels/base/check.h"
+#include "xformers/profiler/facts.h"
 
 namespace xformers::profiler {
 namespace {
@@ -23,7 +24,7 @@ std::vector<fs::path> traces_in(const fs::path& folder) {
     const std::string name = entry.path().filename().string();
     if (!entry.is_regular_file(ignored)) continue;
     if (name.ends_with("trace.json.gz")) packed.push_back(entry.path());
-    if (name.ends_with(".json") && name != "report.json" && !name.ends_with(".facts.json"))
+    if (name.ends_with(".json") && name != "report.json" && !name.ends_with(kFactsEnding))
       plain.push_back(entry.path());
   }
   std::vector<fs::path>& found = packed.empty() ? plain : packed;

@@ -8,6 +8,7 @@
 #include <unordered_map>
 
 #include "xformers/kernels/base/check.h"
+#include "xformers/profiler/facts.h"
 #include "xformers/profiler/report_page.h"
 #include "xformers/profiler/verdict.h"
 
@@ -24,12 +25,6 @@ struct Rank {
   Json facts;  // an object, empty where there are none
   RankTimes times;
 };
-
-Json read_facts(const fs::path& trace) {
-  std::ifstream file(facts_path(trace));
-  const Json facts = file ? Json::parse(file, nullptr, /*allow_exceptions=*/false) : Json();
-  return facts.is_object() ? facts : Json::object();
-}
 
 double rounded(double value) { return std::round(value * 1000) / 1000; }
 Json or_null(double value) { return value < 0 || !std::isfinite(value) ? Json() : Json(value); }
@@ -238,20 +233,12 @@ void write(const fs::path& path, const std::string& text) {
 
 }  // namespace
 
-fs::path facts_path(const fs::path& trace) {
-  std::string name = trace.filename().string();
-  for (const char* ending : {".gz", ".json", ".trace", ".pt"}) {
-    if (name.ends_with(ending)) name.resize(name.size() - std::string(ending).size());
-  }
-  return trace.parent_path() / (name + kFactsEnding);
-}
-
 std::string report_json(const fs::path& folder, const std::vector<DeviceLimit>& more_limits) {
   const std::vector<fs::path> traces = find_traces(folder);
   std::vector<Rank> ranks(traces.size());
   for_each_parallel(traces.size(), default_threads(), [&](size_t i) {
     ranks[i].analysis = analyze(traces[i]);
-    ranks[i].facts = read_facts(traces[i]);
+    ranks[i].facts = Json::parse(facts_text(traces[i]));
     ranks[i].times = rank_times(ranks[i].analysis);
     if (ranks[i].analysis.info.rank < 0) ranks[i].analysis.info.rank = ranks[i].facts.value("rank", -1);
     ranks[i].times.info.rank = ranks[i].analysis.info.rank;

@@ -11,11 +11,6 @@
 
 namespace xformers::profiler {
 
-// What a rank measured of itself, in <trace without .pt.trace.json.gz>.facts.json beside its trace: "step_time_s" of a
-// step that nothing slowed down, "memory" at its peak, "notes". All of it may be missing.
-inline constexpr const char* kFactsEnding = ".facts.json";
-std::filesystem::path facts_path(const std::filesystem::path& trace);
-
 // As JSON text. The traces are those of find_traces(folder); rows of `limits` come before the library's own.
 // Throws Error where no trace can be read.
 std::string report_json(const std::filesystem::path& folder, const std::vector<DeviceLimit>& limits);

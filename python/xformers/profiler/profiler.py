@@ -97,6 +97,8 @@ class PyTorchProfiler:
     def __enter__(self) -> None:
         _refuse_a_second()
         self.profiler.__enter__()
+        if self.ANALYZED:
+            torch.ops.xformers._record_packed_calls()
         self._begin_step()
 
     def step(self) -> None:
@@ -107,6 +109,7 @@ class PyTorchProfiler:
 
     def __exit__(self, *exception: Any) -> None:
         self._end_step()
+        packed = json.loads(torch.ops.xformers._recorded_packed_calls()) if self.ANALYZED else []
         if _has_gpu():
             torch.cuda.synchronize()  # the steps' kernels belong to them
         self.profiler.__exit__(None, None, None)
@@ -116,13 +119,15 @@ class PyTorchProfiler:
         self.main_profiler.traces.append(trace)
         if self.ANALYZED:
             try:
-                self._analyze(trace)
+                self._analyze(trace, packed)
             except Exception as error:
                 logger.warning("xformers.profiler: the analysis of %s failed: %s", trace, error, exc_info=True)
                 self.main_profiler.summary.append(("TraceAnalysis", "Error"))
 
-    def _analyze(self, trace: Path) -> None:
+    def _analyze(self, trace: Path, packed: list[dict[str, Any]]) -> None:
         main = self.main_profiler
+        facts: dict[str, Any] = {"packed": packed}
+        _write_facts(trace, facts)  # the lengths of packed sequences, which the analysis reads
         found = AnalyzedTrace.from_trace(trace)
         if found.problem:
             main.summary.append(("TraceAnalysis", found.problem))
@@ -140,7 +145,7 @@ class PyTorchProfiler:
         for name, compute in (("HFU", found.compute_hfu), ("MFU", found.compute_mfu)):
             value = f"{compute(limit, seconds * steps):.3f}" if limit and seconds > 0 else "n/a"
             main.summary.append((name, value))
-        facts: dict[str, Any] = {"step_time_s": undisturbed or 0.0, "traced_step_time_s": traced}
+        facts.update(step_time_s=undisturbed or 0.0, traced_step_time_s=traced)
         try:
             facts["memory"] = _memory.peak_by_class(self.profiler)
         except Exception as error:
