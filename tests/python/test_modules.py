@@ -7,7 +7,20 @@ import pickle
 
 import pytest
 import torch
-from xformers.components import Activation, FusedMLP, RotaryEmbedding, build_activation
+from xformers.components import (
+    Activation,
+    Attention,
+    FusedMLP,
+    InputProjection,
+    InputProjectionConfig,
+    MultiHeadDispatch,
+    RotaryEmbedding,
+    build_activation,
+    build_attention,
+    build_multi_head_attention,
+)
+from xformers.components.attention import ATTENTION_REGISTRY
+from xformers.components.attention.visual import LKA
 from xformers.components.feedforward import MLP, Conv2DFeedforward, MixtureOfExperts
 from xformers.components.feedforward.mixture_of_experts import Experts, RoundRobinGate, TopKGate
 from xformers.components.nvfuser import (
@@ -78,6 +91,19 @@ INPUTS = {
     "PreNorm": lambda x: [[x]],
     "PostNorm": lambda x: [[x]],
 }
+ATTENTION_OPTIONS = {"dropout": 0.0, "num_heads": 1, "dim_model": 32, "dim_head": 32, "seq_len": 8, "num_landmarks": 2}
+
+
+def attention(name):
+    return lambda: build_attention({"name": name, **ATTENTION_OPTIONS})
+
+
+MODULES.update({f"attention {name}": attention(name) for name in ATTENTION_REGISTRY})
+MODULES["LKA"] = lambda: LKA(3)
+MODULES["InputProjection"] = lambda: InputProjection(*[InputProjectionConfig(32, 32, True)] * 3)
+MODULES["MultiHeadDispatch"] = lambda: build_multi_head_attention(
+    {"dim_model": 32, "num_heads": 4, "attention": {"name": "linformer", "dropout": 0.0, "seq_len": 8}}
+)
 each_module = pytest.mark.parametrize("name", MODULES)
 
 
@@ -92,6 +118,12 @@ def test_every_module_has_a_row():
 
 def call(module):
     torch.manual_seed(1)
+    if isinstance(module, LKA):
+        return module(torch.randn(2, 3, 4, 4))
+    if isinstance(module, Attention | InputProjection | MultiHeadDispatch):
+        x = torch.randn(3, 4, 32)  # a grid
+        out = module.eval()(x, x, x)
+        return torch.stack(out) if isinstance(out, tuple) else out
     x = torch.randn(3, 5, 32)
     out = module.eval()(*INPUTS.get(type(module).__name__, lambda x: [x])(x))
     return torch.cat([t.double().flatten() for t in out if t is not None]) if isinstance(out, tuple) else out

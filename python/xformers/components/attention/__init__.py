@@ -1,6 +1,32 @@
 """Attention mechanisms behind one interface, by name."""
 
 from ._registry import ATTENTION_REGISTRY, build_attention, register_attention
+from .attention_mask import AttentionMask
 from .base import Attention, AttentionConfig
+from .compositional import CompositionalAttention
+from .fourier_mix import FourierMix
+from .lambda_layer import LambdaLayer
+from .linformer import LinformerAttention
+from .nystrom import NystromAttention
+from .ortho import OrthoFormerAttention
+from .pooling import Pooling
+from .scaled_dot_product import ScaledDotProduct
+from .visual import Visual
 
-__all__ = ["ATTENTION_REGISTRY", "Attention", "AttentionConfig", "build_attention", "register_attention"]
+__all__ = [
+    "ATTENTION_REGISTRY",
+    "Attention",
+    "AttentionConfig",
+    "AttentionMask",
+    "CompositionalAttention",
+    "FourierMix",
+    "LambdaLayer",
+    "LinformerAttention",
+    "NystromAttention",
+    "OrthoFormerAttention",
+    "Pooling",
+    "ScaledDotProduct",
+    "Visual",
+    "build_attention",
+    "register_attention",
+]
