@@ -24,9 +24,9 @@ OptionMap options(const std::string& name) {
 at::Tensor tokens(int64_t seqlen = 9) { return at::randn({3, seqlen, kHeads * kDim}, at::kDouble); }
 
 TEST(Attentions, AllAreThereByName) {
-  const std::vector<std::string> expected{"compositional", "fourier_mix", "lambda",  "linformer",
-                                          "nystrom",       "orthoformer", "pooling", "scaled_dot_product",
-                                          "visual"};
+  const std::vector<std::string> expected{"compositional",      "favor",   "fourier_mix", "lambda",
+                                          "linformer",          "nystrom", "orthoformer", "pooling",
+                                          "scaled_dot_product", "visual"};
   for (const std::string& name : expected) {
     const auto module = attention_registry().build(options(name));
     module->to(at::kDouble);
@@ -79,7 +79,21 @@ TEST(Attentions, FourierMixIsTheRealPartOfTheTransform) {
   EXPECT_TRUE(at::allclose(functional::fourier_mix({x}), at::real(at::fft_fft2(x))));
 }
 
+TEST(Attentions, FavorDrawsItsDirectionsAgain) {
+  FavorAttention module(FavorOptions{.dim_head = kDim, .iter_before_redraw = 2});
+  const at::Tensor x = at::randn({2, 5, kDim});
+  std::vector<at::Tensor> drawn;
+  for (int i = 0; i < 3; ++i) {
+    module->forward(x, x, x);
+    drawn.push_back(module->omega);
+  }
+  EXPECT_TRUE(drawn[0].is_same(drawn[1]) && !drawn[1].is_same(drawn[2]));
+  EXPECT_EQ(drawn[0].sizes(), (std::vector<int64_t>{kDim, 16}));
+}
+
 TEST(Attentions, OptionsThatCannotBe) {
+  EXPECT_THROW(FavorAttention(FavorOptions{}), Error);
+  EXPECT_THROW(FavorAttention(FavorOptions{.dim_features = 5}), Error);
   EXPECT_THROW(LinformerAttention(LinformerOptions{}), Error);
   EXPECT_THROW(CompositionalAttention(CompositionalOptions{.dim_model = 8, .num_heads = 3}), Error);
   EXPECT_THROW(OrthoFormerAttention(OrthoformerOptions{.num_landmarks = 0}), Error);

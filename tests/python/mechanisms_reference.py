@@ -185,3 +185,18 @@ def compositional(x, w, heads, rules, *, scale, qk_rule, nonlinear, q_compose, k
         choice = torch.stack(score, -1).softmax(-1)
         merged.append((torch.stack(found, -2) * choice[..., None]).sum(-2))
     return linear(torch.cat(merged, -1), "out_proj")
+
+
+def favor_features(x, omega, paired, epsilon=1e-6):
+    x = x * x.shape[-1] ** -0.25
+    m = omega.shape[1] * (2 if paired else 1)
+    offset = -(x**2).sum(-1, keepdim=True) / 2 - math.log(m) / 2 + epsilon
+    signs = (1, -1) if paired else (1,)
+    return torch.cat([torch.exp(sign * (x @ omega) + offset) for sign in signs], -1)
+
+
+def favor(q, k, v, omega, paired, causal=False):
+    weights = favor_features(q, omega, paired) @ favor_features(k, omega, paired).transpose(1, 2)
+    if causal:
+        weights = weights.tril()
+    return weights @ v / weights.sum(-1, keepdim=True)

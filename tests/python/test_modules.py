@@ -20,6 +20,7 @@ from xformers.components import (
     build_multi_head_attention,
 )
 from xformers.components.attention import ATTENTION_REGISTRY
+from xformers.components.attention.feature_maps.softmax import SMHyperbolic, SMOrf, SMReg, SoftMaxMap
 from xformers.components.attention.visual import LKA
 from xformers.components.feedforward import MLP, Conv2DFeedforward, MixtureOfExperts
 from xformers.components.feedforward.mixture_of_experts import Experts, RoundRobinGate, TopKGate
@@ -99,6 +100,7 @@ def attention(name):
 
 
 MODULES.update({f"attention {name}": attention(name) for name in ATTENTION_REGISTRY})
+MODULES.update({cls.__name__: lambda cls=cls: cls(8) for cls in (SMOrf, SMReg, SMHyperbolic, SoftMaxMap)})
 MODULES["LKA"] = lambda: LKA(3)
 MODULES["InputProjection"] = lambda: InputProjection(*[InputProjectionConfig(32, 32, True)] * 3)
 MODULES["MultiHeadDispatch"] = lambda: build_multi_head_attention(

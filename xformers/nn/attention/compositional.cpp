@@ -4,15 +4,9 @@
 
 #include "xformers/nn/functional/compositional.h"
 #include "xformers/nn/optional.h"
-#include "xformers/nn/registry/registry.h"
 
 namespace xformers::nn {
 namespace {
-
-[[maybe_unused]] const bool kCompositionalRegistered = [] {
-  attention_registry().add<CompositionalAttention, CompositionalOptions>("compositional");
-  return true;
-}();
 
 void require_multiple(const char* name, int64_t value, int64_t of) {
   if (of > 0 && value > 0 && value % of == 0) return;

@@ -4,6 +4,9 @@
 #include <torch/nn/init.h>
 #include <torch/nn/modules/activation.h>
 
+#include <cmath>
+
+#include "xformers/nn/functional/favor.h"
 #include "xformers/nn/functional/fourier_mix.h"
 #include "xformers/nn/functional/lambda.h"
 #include "xformers/nn/functional/linformer.h"
@@ -12,7 +15,6 @@
 #include "xformers/nn/functional/scaled_dot_product.h"
 #include "xformers/nn/functional/token_grid.h"
 #include "xformers/nn/optional.h"
-#include "xformers/nn/registry/registry.h"
 
 namespace xformers::nn {
 namespace {
@@ -20,19 +22,6 @@ namespace {
 void require_positive(const char* where, const char* name, int64_t value) {
   if (value < 1) ops::Check(where).fail(name, std::to_string(value), "at least 1", "give the option a value");
 }
-
-[[maybe_unused]] const bool kRegistered = [] {
-  Registry& registry = attention_registry();
-  registry.add<ScaledDotProduct, ScaledDotProductOptions>("scaled_dot_product");
-  registry.add<LinformerAttention, LinformerOptions>("linformer");
-  registry.add<NystromAttention, NystromOptions>("nystrom");
-  registry.add<OrthoFormerAttention, OrthoformerOptions>("orthoformer");
-  registry.add<FourierMix, FourierMixOptions>("fourier_mix");
-  registry.add<LambdaLayer, LambdaOptions>("lambda");
-  registry.add<Pooling, PoolingOptions>("pooling");
-  registry.add<Visual, VisualOptions>("visual");
-  return true;
-}();
 
 }  // namespace
 
@@ -105,6 +94,40 @@ at::Tensor OrthoFormerAttentionImpl::forward(const at::Tensor& q, const at::Tens
                                              const functional::Masks&) {
   return functional::orthoformer_attention(
       {q, k, v, options.num_landmarks, options.subsample_fraction, options.landmark_selection, dropout()});
+}
+
+FavorAttentionImpl::FavorAttentionImpl(const FavorOptions& options_arg) : AttentionModule(options_arg) {
+  const ops::Check check("favor");
+  const std::string& map = options.feature_map_type;
+  if (map != "sm_reg" && map != "sm_hyp" && map != "sm_orf") {
+    check.fail("feature_map_type", map, "sm_reg, sm_hyp or sm_orf", "choose one of these");
+  }
+  if (!options.dim_features) {
+    if (!options.dim_head) check.fail("dim_features", "None beside no dim_head", "one of them", "give dim_head");
+    const auto dim = static_cast<double>(*options.dim_head);
+    const auto count = static_cast<int64_t>(std::ceil(dim * (1 + std::log2(dim))));
+    options.dim_features = count + count % 2;
+  }
+  if (map != "sm_orf" && *options.dim_features % 2 != 0) {
+    check.fail("dim_features", std::to_string(*options.dim_features), "an even number",
+               "add one; half of the features belong to each sign");
+  }
+  flags.supports_attention_mask = false;
+}
+
+at::Tensor FavorAttentionImpl::forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                       const functional::Masks& masks) {
+  const bool paired = options.feature_map_type != "sm_orf";
+  const int64_t head_dim = k.size(-1);
+  const bool worn_out = options.iter_before_redraw && calls_ >= *options.iter_before_redraw;
+  if (!omega.defined() || worn_out || omega.device() != k.device() || omega.size(0) != head_dim) {
+    omega = functional::draw_omega(head_dim, *options.dim_features / (paired ? 2 : 1),
+                                   options.feature_map_type == "sm_reg", k.device());
+    calls_ = 0;
+  }
+  ++calls_;
+  const at::Tensor out = functional::favor_attention({q, k, v, omega, paired, options.causal || masks.causal});
+  return functional::drop(out, dropout());
 }
 
 FourierMixImpl::FourierMixImpl(const FourierMixOptions& options_arg) : AttentionModule(options_arg) {

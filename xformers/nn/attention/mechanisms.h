@@ -105,6 +105,38 @@ class OrthoFormerAttentionImpl : public AttentionModule<OrthoFormerAttentionImpl
 };
 TORCH_MODULE(OrthoFormerAttention);
 
+// "favor"
+struct FavorOptions {
+  double dropout = 0;
+  bool causal = false;
+  std::optional<int64_t> dim_features{},
+      dim_head{};  // one of them; features by default: even, from dim_head (1 + log2)
+  std::optional<int64_t> iter_before_redraw{};
+  std::string feature_map_type = "sm_reg";  // or "sm_hyp", "sm_orf"
+  static constexpr auto fields() {
+    using O = FavorOptions;
+    return std::tuple{field("dropout", &O::dropout),
+                      field("causal", &O::causal),
+                      field("dim_features", &O::dim_features),
+                      field("dim_head", &O::dim_head),
+                      field("iter_before_redraw", &O::iter_before_redraw),
+                      field("feature_map_type", &O::feature_map_type)};
+  }
+};
+class FavorAttentionImpl : public AttentionModule<FavorAttentionImpl, FavorOptions> {
+ public:
+  explicit FavorAttentionImpl(const FavorOptions& options);
+  using Attention::forward;
+  at::Tensor forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                     const functional::Masks& masks) override;
+
+  at::Tensor omega;  // [head_dim, directions], drawn at the first call; in no state dict
+
+ private:
+  int64_t calls_ = 0;
+};
+TORCH_MODULE(FavorAttention);
+
 // "fourier_mix"
 struct FourierMixOptions {
   double dropout = 0;

@@ -1,5 +1,7 @@
 #include "xformers/nn/registry/built_in.h"
 
+#include "xformers/nn/attention/compositional.h"
+#include "xformers/nn/attention/mechanisms.h"
 #include "xformers/nn/feedforward/conv2d_feedforward.h"
 #include "xformers/nn/feedforward/fused_mlp.h"
 #include "xformers/nn/feedforward/mixture_of_experts.h"
@@ -7,6 +9,19 @@
 #include "xformers/ops/bias_act_dropout/bias_act_dropout_op.h"
 
 namespace xformers::nn {
+
+void add_attentions(Registry& registry) {
+  registry.add<ScaledDotProduct, ScaledDotProductOptions>("scaled_dot_product");
+  registry.add<LinformerAttention, LinformerOptions>("linformer");
+  registry.add<NystromAttention, NystromOptions>("nystrom");
+  registry.add<OrthoFormerAttention, OrthoformerOptions>("orthoformer");
+  registry.add<FavorAttention, FavorOptions>("favor");
+  registry.add<FourierMix, FourierMixOptions>("fourier_mix");
+  registry.add<LambdaLayer, LambdaOptions>("lambda");
+  registry.add<Pooling, PoolingOptions>("pooling");
+  registry.add<Visual, VisualOptions>("visual");
+  registry.add<CompositionalAttention, CompositionalOptions>("compositional");
+}
 
 void add_feedforwards(Registry& registry) {
   registry.add<MLP, MLPOptions>("MLP");

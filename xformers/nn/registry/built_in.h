@@ -5,6 +5,7 @@
 
 namespace xformers::nn {
 
+void add_attentions(Registry& registry);
 void add_feedforwards(Registry& registry);
 void add_positional_embeddings(Registry& registry);
 

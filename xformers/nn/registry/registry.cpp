@@ -79,7 +79,7 @@ Registry with(const char* kind, void (*add)(Registry&)) {
 }  // namespace
 
 Registry& attention_registry() {
-  static Registry registry("attention");
+  static Registry registry = with("attention", add_attentions);
   return registry;
 }
 

@@ -4,6 +4,7 @@ from ._registry import ATTENTION_REGISTRY, build_attention, register_attention
 from .attention_mask import AttentionMask
 from .base import Attention, AttentionConfig
 from .compositional import CompositionalAttention
+from .favor import FavorAttention
 from .fourier_mix import FourierMix
 from .lambda_layer import LambdaLayer
 from .linformer import LinformerAttention
@@ -19,6 +20,7 @@ __all__ = [
     "AttentionConfig",
     "AttentionMask",
     "CompositionalAttention",
+    "FavorAttention",
     "FourierMix",
     "LambdaLayer",
     "LinformerAttention",
