@@ -89,7 +89,7 @@ def mechanism_rows(args):
         return build_attention({"name": name, **options, **more}).to(args.device, args.dtype)
 
     def weights(module):
-        return dict(module.named_parameters())
+        return module.state_dict(keep_vars=True)
 
     def scaled_dot_product():
         return build("scaled_dot_product"), plain.softmax_attention, folded
