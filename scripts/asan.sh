@@ -2,7 +2,7 @@
 # The C++ tests, and Python's tests of bad input, under AddressSanitizer and UBSan.
 source "$(dirname "$0")/common.sh"
 scripts/bootstrap.sh
-scripts/build.sh asan ON kernels_test ops_test python_package
+scripts/build.sh asan ON kernels_test ops_test profiler_test python_package
 export PATH="$PWD/.venv/bin:$PATH"
 ctest --preset asan --progress --parallel "$(nproc)" --no-tests=error
 # Python itself is not instrumented, so the sanitizer's library comes first; what the interpreter keeps is no leak.

@@ -143,6 +143,25 @@ def test_fused_linear():
     check(lambda: torch.ops.xformers.fused_linear(x, weight, None, "gelu").sum(), 2 * 6 * 24 * 40, 4 * 6 * 24 * 40)
 
 
+def test_feed_forward():
+    x, w1, w2 = qkv((6, 24), (40, 24), (16, 40))
+    forward = 2 * 6 * (24 * 40 + 40 * 16)
+    check(lambda: torch.ops.xformers.mlp(x, w1, None, w2, None, "gelu").sum(), forward, 2 * forward)
+    x = x.detach()  # its gradient isn't needed
+    backward = 2 * 6 * (24 * 40 + 2 * 40 * 16)
+    check(lambda: torch.ops.xformers.mlp(x, w1, None, w2, None, "gelu").sum(), forward, backward)
+
+
+def test_experts():
+    x = torch.randn(7, 24, requires_grad=True)
+    padded = torch.ops.xformers.experts_mlp_forward.default, torch.empty(9, 24), torch.tensor([3, 4])
+    w1, w2 = ([torch.randn(shape, requires_grad=True) for _ in range(2)] for shape in ((40, 24), (16, 40)))
+    counts = torch.tensor([3, 4])
+    forward = 2 * 7 * (24 * 40 + 40 * 16)
+    check(lambda: torch.ops.xformers.experts_mlp(x, counts, w1, [], w2, [], "gelu").sum(), forward, 2 * forward)
+    assert cost(*padded, w1, [], w2, [])["flops"] == forward
+
+
 def test_tiled_matmul():
     a, b = [[torch.randn(8, 6), torch.randn(8, 10)]], [[torch.randn(6, 4)], [torch.randn(10, 4)]]
     with FlopCounterMode(display=False) as counter:
@@ -213,6 +232,9 @@ def test_names_of_arguments_are_those_of_the_schemas():
 # Operators of ours that compute nothing themselves: queries, conversions, draws of random state, and those made
 # of other operators which are counted.
 NOT_COUNTED = {
+    "add_residual", "conv2d_feedforward", "exchange_rows", "expert_places", "experts_mlp", "grid_to_tokens",
+    "init_weights_", "learnable_embedding", "mlp", "rotary_embedding", "route_top_k", "simplicial_embedding",
+    "sine_embedding", "tokens_to_grid", "vocab_embedding",
     "attention_check_inputs", "attention_check_named", "attention_check_pair", "attention_dispatch", "attention_flops",
     "attention_not_supported_reasons", "attention_priority", "attention_require", "attention_under_autocast",
     "draw_dropout_state", "draw_philox_state_like", "elementwise_dropout", "fused_dropout", "fused_layer_norm",

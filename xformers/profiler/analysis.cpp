@@ -55,6 +55,7 @@ Part part_of_kind(Kind kind) {
 struct Interval {
   double start, end;
   Part part;
+  int name, thread;
 };
 
 using PackedCalls = std::map<std::string, std::vector<Lengths>>;
@@ -96,8 +97,9 @@ class Analyzer {
     count_operations(result);
     gather_operators(result);
     gather_kernels(result);
-    divide_steps(result);
-    draw_timeline(result);
+    const std::vector<Interval> busy = intervals(result.on_gpu);
+    divide_steps(result, busy);
+    draw_timeline(result, busy);
     gather_memory(result);
     return result;
   }
@@ -270,7 +272,9 @@ class Analyzer {
   std::vector<Interval> intervals(bool on_gpu) const {
     std::vector<Interval> result;
     if (on_gpu) {
-      for (const Kernel& kernel : kernels_) result.push_back({kernel.start, kernel.end, kernel.part});
+      for (const Kernel& kernel : kernels_) {
+        result.push_back({kernel.start, kernel.end, kernel.part, kernel.name, kernel.thread});
+      }
       return result;
     }
     std::vector<double> reached;  // up to where an operator has been handed out
@@ -278,7 +282,8 @@ class Analyzer {
       const Operator& op = operators_[i];
       const bool is_engine = op.counted < 0 && names_[op.name].starts_with("autograd::engine");
       if (end > reached[i] && !is_engine) {
-        result.push_back({reached[i], end, part_of_operator(op.counted >= 0 ? operators_[op.counted] : op)});
+        const Operator& owner = op.counted >= 0 ? operators_[op.counted] : op;
+        result.push_back({reached[i], end, part_of_operator(owner), owner.name, owner.thread});
       }
     };
     for (const Operator& op : operators_) reached.push_back(op.start);
@@ -310,8 +315,7 @@ class Analyzer {
     end.duration = std::max(end.duration, last - end.start);
   }
 
-  void divide_steps(Analysis& result) const {
-    const std::vector<Interval> busy = intervals(result.on_gpu);
+  void divide_steps(Analysis& result, const std::vector<Interval>& busy) const {
     find_steps(result, busy);
     struct Edge {
       double time;
@@ -369,23 +373,14 @@ class Analyzer {
     }
   }
 
-  void draw_timeline(Analysis& result) const {
+  void draw_timeline(Analysis& result, const std::vector<Interval>& busy) const {
     if (result.steps.empty()) return;
     const Step& step = result.steps.back();
     std::unordered_map<int, int> lanes;
-    const auto add = [&](double start, double end, int thread, int name, Part part) {
-      if (end <= step.start || start >= step.start + step.duration) return;
-      const int lane = lanes.emplace(thread, static_cast<int>(lanes.size())).first->second;
-      result.timeline.push_back({names_[name], part, lane, start - step.start, end - start});
-    };
-    if (result.on_gpu) {
-      for (const Kernel& kernel : kernels_) add(kernel.start, kernel.end, kernel.thread, kernel.name, kernel.part);
-    } else {
-      for (size_t i = 0; i < operators_.size(); ++i) {
-        const Operator& op = operators_[i];
-        const bool is_leaf = op.counted == static_cast<int>(i) || (op.counted < 0 && op.children == 0);
-        if (is_leaf) add(op.start, op.end, op.thread, op.name, part_of_operator(op));
-      }
+    for (const Interval& span : busy) {
+      if (span.end <= step.start || span.start >= step.start + step.duration) continue;
+      const int lane = lanes.emplace(span.thread, static_cast<int>(lanes.size())).first->second;
+      result.timeline.push_back({names_[span.name], span.part, lane, span.start - step.start, span.end - span.start});
     }
     if (result.timeline.size() > kTimelineSpans) {
       const auto longer = [](const Span& a, const Span& b) { return a.duration > b.duration; };

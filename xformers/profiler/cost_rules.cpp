@@ -1,5 +1,6 @@
 // The operators whose cost is known: name, arguments as in the schema, kind, part of a backward pass, formula.
 #include "xformers/ops/attention/attention_cost.h"
+#include "xformers/ops/bias_act_dropout/mlp_cost.h"
 #include "xformers/ops/common/product_cost.h"
 #include "xformers/ops/swiglu/swiglu_cost.h"
 #include "xformers/profiler/aten_cost.h"
@@ -10,7 +11,7 @@ namespace {
 // Results as large as these arguments.
 constexpr char kX[] = "x", kX1[] = "x1", kX1X2[] = "x1, x2", kXY[] = "x, x", kXWeight[] = "x, weight",
                kXWeightBias[] = "x, weight, weight", kGradOut[] = "grad_out", kXBias[] = "grad_out, bias",
-               kAttnLse[] = "attn, lse", kSource[] = "source", kXq[] = "xq, xk, xv", kH[] = "x1, x2, x1",
+               kAttnLse[] = "attn, lse", kSource[] = "source", kXq[] = "xq, xk, xv", kH[] = "x1, x2, x1", kY[] = "y",
                kNothing[] = "";
 
 template <const char* kWritten>
@@ -50,6 +51,11 @@ constexpr char kFlash3[] =
 constexpr char kFlash3Backward[] =
     "grads_share_storage, grad, query, key, value, out, lse, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, "
     "softmax_scale, is_causal";
+constexpr char kMlp[] = "x, w1, b1, w2, b2, activation, p";
+constexpr char kMlpBackward[] =
+    "grad_out, x, z, w1, b1, w2, activation, p, philox_state, need_dx, need_dw1, need_db1, need_dw2, need_db2";
+constexpr char kExperts[] = "x, counts, w1, b1, w2, b2";
+constexpr char kExpertsBackward[] = "grad_out, z, x, counts, w1, b1, w2, b2";
 constexpr char kSwiglu[] = "x, w1, b1, w2, b2, w3, b3";
 constexpr char kSwigluPacked[] = "x, w1w2, b1b2, w3, b3";
 constexpr char kSwigluBackward[] = "grad_out, x, x1x2, w1, w2, w3, need_dx, need_dw1w2, need_db1b2, need_dw3, need_db3";
@@ -96,6 +102,15 @@ constexpr CostRule kRules[] = {
     {"xformers::swiglu_backward_", kSwigluBackward, kProduct, true, ops::swiglu_backward_cost},
     {"xformers::dual_gemm_silu_identity_mul", "x, w1, b1, w2, b2", kProduct, false, ops::dual_gemm_cost},
     {"xformers::gemm_fused_operand_sum", "a, b, out_mm, out_sum", kProduct, false, operand_sum},
+    {"xformers::mlp_inner", kMlp, kProduct, false, ops::mlp_cost},
+    {"xformers::mlp_forward", kMlp, kProduct, false, ops::mlp_cost},
+    {"xformers::mlp_backward", kMlpBackward, kProduct, true, ops::mlp_backward_cost},
+    {"xformers::experts_mlp_inner", kExperts, kProduct, false, ops::mlp_cost},
+    {"xformers::experts_mlp_forward", kExperts, kProduct, false, ops::mlp_cost},
+    {"xformers::experts_mlp_backward", kExpertsBackward, kProduct, true, ops::mlp_backward_cost},
+    {"xformers::experts_gather", "x, tokens, slots", kOther, false, memory<kX>},
+    {"xformers::experts_combine", "y, tokens, slots, weights", kOther, false, memory<kY>},
+    {"xformers::experts_combine_backward", "grad_out, y, tokens, slots, weights", kOther, true, memory<kY>},
     {"xformers::silu_gate", "x1, x2", kOther, false, memory<kX1>},
     {"xformers::silu_bw_fused", "x1, x2, dx4", kOther, true, memory<kH>},
     {"xformers::silu_gate_backward", "x1, x2, dh", kOther, true, memory<kX1X2>},
@@ -113,6 +128,7 @@ constexpr CostRule kRules[] = {
     {"xformers::rope_padded_out", "xq, xk, xv", kOther, false, memory<kXq>},
     {"xformers::bias_act_dropout", "x, bias, residual", kOther, false, memory<kX>},
     {"xformers::bias_act_dropout_backward", "grad_out, x, bias", kOther, true, memory<kXBias>},
+    {"xformers::bias_act_dropout_backward_", "grad_out, x, bias", kOther, true, memory<kXBias>},
     {"xformers::index_select_cat", "sources, indices", kOther, false, memory<kNothing>},
     {"xformers::index_select_cat_backward", "grad_out, indices", kOther, true, memory<kGradOut>},
     {"xformers::scaled_index_add_", "input, index, source, scaling", kOther, false, memory<kSource>},

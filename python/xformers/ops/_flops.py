@@ -30,7 +30,7 @@ _TYPES = {
     torch.float8_e4m3fn: "c10::Float8_e4m3fn",
     torch.float8_e5m2: "c10::Float8_e5m2",
 }
-_LENGTHS = ("cu_seqlens_q", "cu_seqlens_k", "seqused_k", "seqlen_k")
+_LENGTHS = ("cu_seqlens_q", "cu_seqlens_k", "seqused_k", "seqlen_k", "counts")
 
 
 def _numbers(tensor: torch.Tensor) -> list[int]:
