@@ -399,14 +399,18 @@ def test_two_processes(tmp_path):
 # ---- what it costs ----
 @pytest.mark.wall_clock
 def test_step_outside_of_scheduled_steps(tmp_path):
-    def microseconds(count=20_000):
-        began = time.perf_counter()
-        for _ in range(count):
-            xp.step()
-        return (time.perf_counter() - began) / count * 1e6
+    def microseconds(count=2000):
+        """Of a processor's time: a busy machine gets many chances."""
+        best = float("inf")
+        for _ in range(40):
+            began = time.process_time_ns()
+            for _ in range(count):
+                xp.step()
+            best = min(best, (time.process_time_ns() - began) / count / 1000)
+        return best
 
     with xp.profile(tmp_path, schedule=[(Recorder, 10**9, 10**9 + 1)]):
-        before = min(microseconds() for _ in range(5))
+        before = microseconds()
     with xp.profile(tmp_path, schedule=[(Recorder, 0, 1)]):
-        after = min(microseconds() for _ in range(5))
+        after = microseconds()
     assert before < 2 and after < 2, (before, after)
