@@ -59,13 +59,15 @@ def _machine() -> dict[str, str]:
 
 
 def _software() -> dict[str, str]:
+    from .profiler.profiler_dcgm import DCGM_PROFILER_AVAILABLE
+
     return {
         "compatible with": __compat_version__,
         "is_triton_available": "False",
         "python.version": platform.python_version(),
         "pytorch.version": torch.__version__,
         "pytorch.cuda": "available" if torch.cuda.is_available() else "not available",
-        "dcgm_profiler": "not available",
+        "dcgm_profiler": "available" if DCGM_PROFILER_AVAILABLE else "not available",
     }
 
 

@@ -171,7 +171,7 @@ def test_folder_that_cannot_be_written(tmp_path):
 
 
 def test_analysis_that_fails_is_in_the_summary(tmp_path, monkeypatch):
-    monkeypatch.setattr(xp.PyTorchProfiler, "_analyze", lambda *_: 1 / 0)
+    monkeypatch.setattr(xp.PyTorchProfiler, "_analyze_trace", lambda *_: 1 / 0)
     profiler = xp.profile(tmp_path, schedule=[(xp.PyTorchProfiler, 0, 1)])
     run_steps(profiler, 2)
     assert ("TraceAnalysis", "Error") in profiler.summary
@@ -265,6 +265,43 @@ def test_packed_sequences_count_their_own_lengths(tmp_path):
     operations = json.loads(report.read_text())["operations"]
     forward = 2 * (2 * sum(n * n for n in lengths) * 2 * 16)
     assert (operations["forward"], operations["backward"]) == (forward, 2.5 * forward)
+
+
+def test_class_that_derives_from_ours(tmp_path):
+    """As lingua does: a torch.profiler.profile of its own, and work after the trace and after the picture."""
+    seen = []
+
+    class Derived(xp.PyTorchProfiler):
+        def __init__(self, main_profiler):
+            self.main_profiler = main_profiler
+            self.num_steps = 0
+            self.pytorch_profiler = torch.profiler.profile(
+                on_trace_ready=self._on_trace, record_shapes=True, profile_memory=True, acc_events=True,
+                activities=[torch.profiler.ProfilerActivity.CPU],
+            )  # fmt: skip
+
+        def _analyze_trace(self, prof):
+            super()._analyze_trace(prof)
+            seen.append("analyzed")
+
+        def _on_trace(self, prof):
+            super()._on_trace(prof)
+            seen.extend(tmp_path.glob("profile_CPU_CUDA*/*.pt.trace.json*"))
+
+    class Memory(xp.MemSnapshotsProfiler):
+        def __exit__(self, *exception):
+            super().__exit__(*exception)
+            seen.append(Path(self.main_profiler._create_output_filename("memory_trace_plot.html")).exists())
+
+    profiler = xp.profile(tmp_path, schedule=[(Memory, 0, 1), (Derived, 1, 2)])
+    with profiler:
+        for _ in range(3):
+            torch.randn(8, 8) @ torch.randn(8, 8)
+            xp.step()
+    assert seen[:2] == [True, "analyzed"] and len(seen) == 3
+    assert "TFlop/step" in dict(profiler.summary) and "Error" not in profiler.format_summary()
+    (report,) = tmp_path.glob("*/report.json")
+    assert "with_stack" in json.loads(report.read_text())["notes"][0]
 
 
 def test_stopped_in_the_middle(tmp_path):

@@ -75,15 +75,16 @@ class PyTorchProfiler:
     def __init__(self, main_profiler: "_Profiler") -> None:
         self.main_profiler = main_profiler
         self.num_steps = 0
-        name = "_".join(activity.name for activity in self.ACTIVITIES)
-        self._folder = main_profiler.output_dir / f"profile_{name}_{main_profiler.done_steps:06}"
-        activities = list(self.ACTIVITIES)
-        if not _has_gpu():  # what can be recorded all the same
-            activities = [torch.profiler.ProfilerActivity.CPU]
-            main_profiler.summary.append((type(self).__name__, "of the CPU alone: no GPU"))
-        self._first_step = main_profiler.done_steps
-        self._annotation: torch.profiler.record_function | None = None
-        self.profiler = torch.profiler.profile(activities=activities, acc_events=True, **self.DETAILS)
+        # What can be recorded: without a GPU the CPU alone.
+        activities = self.ACTIVITIES if _has_gpu() else [torch.profiler.ProfilerActivity.CPU]
+        self.pytorch_profiler = torch.profiler.profile(
+            on_trace_ready=self._on_trace, activities=activities, acc_events=True, **self.DETAILS
+        )
+
+    # A class that derives from this one may make `pytorch_profiler` and `num_steps` in an `__init__` of its own.
+    _annotation: torch.profiler.record_function | None = None
+    _first_step = 0
+    _packed: list[dict[str, Any]] = []
 
     def _begin_step(self) -> None:
         self._annotation = torch.profiler.record_function(f"ProfilerStep#{self._first_step + self.num_steps}")
@@ -96,7 +97,10 @@ class PyTorchProfiler:
 
     def __enter__(self) -> None:
         _refuse_a_second()
-        self.profiler.__enter__()
+        if not _has_gpu():
+            self.main_profiler.summary.append((type(self).__name__, "of the CPU alone: no GPU"))
+        self._first_step = self.main_profiler.done_steps
+        self.pytorch_profiler.__enter__()
         if self.ANALYZED:
             torch.ops.xformers._record_packed_calls()
         self._begin_step()
@@ -109,24 +113,32 @@ class PyTorchProfiler:
 
     def __exit__(self, *exception: Any) -> None:
         self._end_step()
-        packed = json.loads(torch.ops.xformers._recorded_packed_calls()) if self.ANALYZED else []
+        if self.ANALYZED:
+            self._packed = json.loads(torch.ops.xformers._recorded_packed_calls())
         if _has_gpu():
             torch.cuda.synchronize()  # the steps' kernels belong to them
-        self.profiler.__exit__(None, None, None)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        trace = self._folder / f"{self.main_profiler.worker_name}.{time.time_ns()}.pt.trace.json.gz"
-        self.profiler.export_chrome_trace(str(trace))
-        self.main_profiler.traces.append(trace)
+        self.pytorch_profiler.__exit__(None, None, None)  # calls _on_trace
+
+    def _on_trace(self, prof: torch.profiler.profile) -> None:
+        main = self.main_profiler
+        name = "_".join(activity.name for activity in self.ACTIVITIES)
+        folder = main.output_dir / f"profile_{name}_{self._first_step:06}"
+        folder.mkdir(parents=True, exist_ok=True)
+        trace = folder / f"{main.worker_name}.{time.time_ns()}.pt.trace.json.gz"
+        prof.export_chrome_trace(str(trace))
+        main.traces.append(trace)
         if self.ANALYZED:
             try:
-                self._analyze(trace, packed)
+                self._analyze_trace(prof)
             except Exception as error:
                 logger.warning("xformers.profiler: the analysis of %s failed: %s", trace, error, exc_info=True)
-                self.main_profiler.summary.append(("TraceAnalysis", "Error"))
+                main.summary.append(("TraceAnalysis", "Error"))
 
-    def _analyze(self, trace: Path, packed: list[dict[str, Any]]) -> None:
+    def _analyze_trace(self, prof: torch.profiler.profile) -> None:
+        """Of the trace that was written last."""
+        trace = self.main_profiler.traces[-1]
         main = self.main_profiler
-        facts: dict[str, Any] = {"packed": packed}
+        facts: dict[str, Any] = {"packed": self._packed}
         _write_facts(trace, facts)  # the lengths of packed sequences, which the analysis reads
         found = AnalyzedTrace.from_trace(trace)
         if found.problem:
@@ -147,7 +159,7 @@ class PyTorchProfiler:
             main.summary.append((name, value))
         facts.update(step_time_s=undisturbed or 0.0, traced_step_time_s=traced)
         try:
-            facts["memory"] = _memory.peak_by_class(self.profiler)
+            facts["memory"] = _memory.peak_by_class(prof)
         except Exception as error:
             facts["notes"] = [f"Memory by class is missing: {type(error).__name__} {error}"]
         _write_facts(trace, facts)
