@@ -38,6 +38,7 @@ from xformers.components.positional_embedding import (
 from xformers.components.residual import PostNorm, PreNorm, Residual, Skip
 from xformers.components.reversible import Deterministic, ReversibleBlock, ReversibleSequence
 from xformers.components.simplicial_embedding import SimplicialEmbedding
+from xformers.helpers.timm_sparse_attention import TimmSparseAttention
 from xformers.ops.swiglu_op import SwiGLUOp
 from xformers.triton import FusedDropoutBias, FusedLayerNorm, FusedLinear
 
@@ -101,6 +102,7 @@ def attention(name):
 
 MODULES.update({f"attention {name}": attention(name) for name in ATTENTION_REGISTRY})
 MODULES.update({cls.__name__: lambda cls=cls: cls(8) for cls in (SMOrf, SMReg, SMHyperbolic, SoftMaxMap)})
+MODULES["TimmSparseAttention"] = lambda: TimmSparseAttention(32, 4)
 MODULES["LKA"] = lambda: LKA(3)
 MODULES["InputProjection"] = lambda: InputProjection(*[InputProjectionConfig(32, 32, True)] * 3)
 MODULES["MultiHeadDispatch"] = lambda: build_multi_head_attention(
