@@ -277,6 +277,20 @@ def test_dropout_reaches(name):
 
 
 @each
+@pytest.mark.parametrize("options", [{}, {"causal": True, "paper_position": True}], ids=name_of)
+def test_no_matrix_of_scores(name, options):
+    """Nothing of seqlen x seqlen elements is ever allocated, forward or backward."""
+    seqlen = 48 * 48
+    module = build(name, num_heads=1, dim_model=4, dim_head=4, seq_len=seqlen, k=16, **options)
+    shape = (1, seqlen, 4)
+    tensors = [torch.randn(shape, requires_grad=True) for _ in range(3)]
+    with torch.profiler.profile(profile_memory=True) as profile:
+        module(*tensors).sum().backward()
+    sizes = [event.nbytes() for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    assert len(sizes) > 4 and max(sizes) < seqlen * seqlen * 4 / 4
+
+
+@each
 def test_exceptions_of_shapes(name):
     """A sequence that is no grid, too long, or not of the built width is refused before work begins."""
     module, tensors = build(name), inputs(name, 13)

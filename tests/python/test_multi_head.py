@@ -372,6 +372,28 @@ def test_builder_leaves_the_caller_s_dicts_alone():
     assert first.attention is not second.attention and first.attention.num_heads == HEADS
 
 
+def test_builder_warns_about_unknown_options():
+    config = {"dim_model": DIM, "num_heads": HEADS, "attention": {"name": "pooling"}, "residual_dropuot": 0.1}
+    with pytest.warns(UserWarning, match="'residual_dropuot' is unknown .* did you mean 'residual_dropout'"):
+        build_multi_head_attention(config)
+
+
+@pytest.mark.parametrize("with_mask", [False, True])
+def test_nan_in_padding_reaches_no_row(with_mask):
+    padding = torch.arange(SEQLEN) < torch.tensor([[9], [13]])
+    attention = ScaledDotProduct()
+    q, k, v = (tokens(seed=seed).unflatten(-1, (HEADS, -1)) for seed in (1, 2, 3))
+    masks = {"key_padding_mask": padding}
+    if with_mask:
+        masks["att_mask"] = torch.ones(SEQLEN, SEQLEN, dtype=torch.bool).tril()
+    expected = attention(q, k, v, **masks)
+    hidden = ~padding[..., None, None].to(k.device)
+    q.requires_grad_()
+    out = attention(q, k.masked_fill(hidden, torch.nan), v.masked_fill(hidden, torch.nan), **masks)
+    assert torch.equal(out, expected)
+    assert torch.autograd.grad(out.sum(), q)[0].isfinite().all()
+
+
 def test_builder_takes_config_objects_and_attentions():
     attention = ScaledDotProduct(causal=True)
     config = MultiHeadDispatchConfig(DIM, HEADS, attention, residual_dropout=0.25)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from xformers._deprecation import warn_deprecated
-from xformers.utils import build_from_registry, options_of
+from xformers.utils import SHARED_OPTIONS, build_from_registry, options_of, warn_unknown_options
 
 from .attention import ATTENTION_REGISTRY, Attention
 from .attention._masks import unwrapped
@@ -247,6 +247,7 @@ def build_multi_head_attention(config: Mapping[str, Any] | MultiHeadDispatchConf
         given = dict(config)
     else:
         given = {name: getattr(config, name) for name in known}
+    warn_unknown_options("build_multi_head_attention", given, known | SHARED_OPTIONS)
     attention = given["attention"]
     if isinstance(attention, Attention):
         attention = copy.deepcopy(attention)
