@@ -334,6 +334,8 @@ class _Profiler:
         self._is_slowed = False
 
     def _scheduled_step(self) -> None:
+        if _has_gpu():
+            torch.cuda.synchronize()  # what is queued belongs to the steps that are over
         traced = any(not isinstance(entry.running, NsightProfiler) for entry in self._running)
         self._is_slowed = self._is_slowed or traced
         self._note_time()
@@ -413,8 +415,14 @@ class _Profiler:
         return any(entry.running is profiler and entry.end > self.done_steps for entry in self._running)
 
     def undisturbed_step_s(self) -> float | None:
-        """Seconds of a step that nothing traced: their median; None where there was none yet."""
-        return statistics.median(self._times) if self._times else None
+        """Seconds of a step that nothing traced; None where there was none yet.
+
+        The median; where a GPU works behind the host the mean, since the host's time of one step isn't the GPU's and
+        only changes of the schedule wait for it.
+        """
+        if not self._times:
+            return None
+        return statistics.mean(self._times) if _has_gpu() else statistics.median(self._times)
 
     def _create_output_filename(self, filename: str) -> Path:
         """<out>/<step>_<file>, of several processes <out>/<stem>/<step>_<host>_<pid><ending>."""
