@@ -38,11 +38,22 @@ from xformers.components.positional_embedding import (
 from xformers.components.residual import PostNorm, PreNorm, Residual, Skip
 from xformers.components.reversible import Deterministic, ReversibleBlock, ReversibleSequence
 from xformers.components.simplicial_embedding import SimplicialEmbedding
+from xformers.factory import xFormer, xFormerDecoderBlock, xFormerEncoderBlock
+from xformers.factory.block_configs import build_block_config
 from xformers.helpers.timm_sparse_attention import TimmSparseAttention
 from xformers.ops.swiglu_op import SwiGLUOp
 from xformers.triton import FusedDropoutBias, FusedLayerNorm, FusedLinear
 
 from xformers.ops import RMSNorm, SwiGLU, SwiGLUEagerOp, SwiGLUFusedOp, SwiGLUPackedFusedOp, fmha
+
+
+def stack(kind):
+    """A config of one layer."""
+    heads = {"num_heads": 4, "attention": {"name": "scaled_dot_product", "dropout": 0.0, "causal": False}}
+    names = ["multi_head_config"] if kind == "encoder" else ["multi_head_config_masked", "multi_head_config_cross"]
+    feedforward = {"name": "MLP", "dropout": 0.1, "activation": "relu", "hidden_layer_multiplier": 2}
+    return {"block_type": kind, "dim_model": 32, "feedforward_config": feedforward, **dict.fromkeys(names, heads)}
+
 
 MODULES = {
     "RMSNorm": lambda: RMSNorm(32),
@@ -75,6 +86,9 @@ MODULES = {
     "PostNorm": lambda: PostNorm(32, MLP(32, 0.1, "gelu", 2), "layernorm"),
     "Deterministic": lambda: Deterministic(MLP(32, 0.1, "gelu", 2)),
     "ReversibleBlock": lambda: ReversibleBlock(MLP(16, 0.1, "gelu", 2), MLP(16, 0.1, "gelu", 2)),
+    "xFormer": lambda: xFormer(stack("encoder")),
+    "xFormerEncoderBlock": lambda: xFormerEncoderBlock(build_block_config(stack("encoder"), "")),
+    "xFormerDecoderBlock": lambda: xFormerDecoderBlock(build_block_config(stack("decoder"), "")),
     "ReversibleSequence": lambda: ReversibleSequence([(MLP(16, 0.1, "gelu", 2), MLP(16, 0.1, "gelu", 2))]),
 }
 # What modules take that don't take [3, 5, 32] alone.
@@ -89,6 +103,7 @@ INPUTS = {
     "Experts": lambda x: [x[0]],
     "RoundRobinGate": lambda x: [x[0]],
     "TopKGate": lambda x: [x[0]],
+    "xFormerDecoderBlock": lambda x: [x, x],
     "Residual": lambda x: [[x]],
     "PreNorm": lambda x: [[x]],
     "PostNorm": lambda x: [[x]],
@@ -116,6 +131,7 @@ def test_every_module_has_a_row():
         return {cls for derived in base.__subclasses__() for cls in {derived, *classes(derived)}}
 
     ours = {cls for cls in classes(torch.nn.Module) if cls.__module__.startswith("xformers.")}
+    ours -= {cls for cls in ours if cls.__module__.startswith("xformers.benchmarks")}
     ours -= {cls for cls in ours if inspect.isabstract(cls)}
     assert ours == {type(build()) for build in MODULES.values()}
 

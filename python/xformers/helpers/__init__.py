@@ -1,1 +1,1 @@
-"""Parts for models of other libraries."""
+"""What builds on the components, and parts for models of other libraries."""

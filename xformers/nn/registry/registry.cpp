@@ -62,6 +62,8 @@ void Registry::warn_about_unknown(const std::string& name, const OptionMap& conf
   }
 }
 
+std::vector<std::string> Registry::options(const std::string& name) const { return items_.at(name).options; }
+
 std::vector<std::string> Registry::names() const {
   std::vector<std::string> result;
   for (const auto& [name, _] : items_) result.push_back(name);

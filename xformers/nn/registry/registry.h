@@ -33,6 +33,7 @@ class Registry {
   std::shared_ptr<torch::nn::Module> build(const OptionMap& config) const;
 
   std::vector<std::string> names() const;
+  std::vector<std::string> options(const std::string& name) const;  // those that its class reads
 
  private:
   struct Item {

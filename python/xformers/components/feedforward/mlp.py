@@ -43,9 +43,9 @@ class MLP(Feedforward):
     def __init__(
         self,
         dim_model: int,
-        dropout: float,
-        activation: Activation | str | None,
-        hidden_layer_multiplier: int,
+        dropout: float = 0.0,
+        activation: Activation | str | None = None,
+        hidden_layer_multiplier: int = 4,
         bias: bool = True,
         *_: object,
         **__: object,
