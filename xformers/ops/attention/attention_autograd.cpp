@@ -6,6 +6,7 @@
 #include <array>
 
 #include "xformers/ops/attention/attention_check.h"
+#include "xformers/ops/attention/contracts/appearance.h"
 #include "xformers/ops/common/expanded.h"
 #include "xformers/ops/common/operator_node.h"
 #include "xformers/ops/common/stack.h"
@@ -71,7 +72,7 @@ AttentionResult forward_autograd(const AttentionArgs& args) {
                               "that does.  Fix: call under torch.no_grad(), or dequantise key and value.");
   AttentionKept kept{args, {}, {}, {}};
   kept.need_lse = true;
-  auto [out, lse, lse_low] = below_autograd(static_cast<const AttentionArgs&>(kept));
+  auto [out, lse, lse_low] = forward_by_name(kept);
   kept.out = out = with_history(std::move(out), node);
   kept.lse = lse = with_history(std::move(lse), node);
   kept.lse_low = lse_low;

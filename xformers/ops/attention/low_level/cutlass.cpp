@@ -3,12 +3,14 @@
 //
 // query [batch, seqlen, heads, head_dim], packed sequences with batch 1 and cu_seqlens; custom_mask_type 0: none,
 // 1: causal from the top left, 2: causal from the bottom right, narrowed to window_size keys where that is given.
-// lse [batch or sequences, heads, seqlen rounded up to 32], filled with +inf.
+// lse [batch or sequences, heads, seqlen rounded up to 32], filled with +inf. philox_state, raw_lse: see
+// contracts/appearance.h.
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
 
 #include "xformers/ops/attention/attention_op.h"
+#include "xformers/ops/attention/contracts/appearance.h"
 #include "xformers/ops/attention/lse_formats.h"
 #include "xformers/ops/common/check.h"
 #include "xformers/ops/common/random.h"
@@ -47,7 +49,8 @@ CutlassForward cutlass_forward(const at::Tensor& query, const at::Tensor& key, c
                                const OptionalTensor& cu_seqlens_k, std::optional<c10::SymInt> max_seqlen_q,
                                std::optional<c10::SymInt> max_seqlen_k, double dropout_p, int64_t custom_mask_type,
                                bool compute_log_sumexp, std::optional<double> scale, const OptionalTensor& seqlen_k,
-                               std::optional<int64_t> window_size) {
+                               std::optional<int64_t> window_size, const OptionalTensor& philox_state, bool raw_lse) {
+  const Appearance appearance{philox_state, raw_lse};
   AttentionArgs args{.query = query,
                      .key = key,
                      .value = value,
@@ -59,9 +62,15 @@ CutlassForward cutlass_forward(const at::Tensor& query, const at::Tensor& key, c
                      .p = dropout_p,
                      .need_lse = compute_log_sumexp};
   set_mask(args, custom_mask_type, window_size);
+  args.philox_state = appearance.philox_state_or_draw(dropout_p, query.device());
   const auto counters = query.options().dtype(at::kLong);
+  const c10::SymInt longest_q = max_seqlen_q.value_or(query.sym_size(1)),
+                    longest_k = max_seqlen_k.value_or(key.sym_size(1));
+  if (raw_lse) {
+    const auto [out, lse, lse_low] = call(args);
+    return {out, at::stack({lse, lse_low}), at::empty({0}, counters), at::empty({0}, counters), longest_q, longest_k};
+  }
   at::Tensor seed = at::zeros({}, counters), offset = at::zeros({}, counters);
-  args.philox_state = draw_dropout_state(dropout_p, query.device());
   if (args.philox_state) {
     seed = args.philox_state->select(0, 0).clone();
     offset = args.philox_state->select(0, 1).clone();
@@ -75,7 +84,7 @@ CutlassForward cutlass_forward(const at::Tensor& query, const at::Tensor& key, c
   } else {
     lse = lse_to_format(lse, "cutlass").clone();
   }
-  return {out, lse, seed, offset, max_seqlen_q.value_or(query.sym_size(1)), max_seqlen_k.value_or(key.sym_size(1))};
+  return {out, lse, seed, offset, longest_q, longest_k};
 }
 
 // num_splits_key is how many parts upstream's kernel splits the keys into; ours chooses itself.
@@ -121,7 +130,8 @@ TORCH_LIBRARY_FRAGMENT(xformers, m) {
   m.def(
       "efficient_attention_forward_cutlass(Tensor query, Tensor key, Tensor value, Tensor? bias, Tensor? cu_seqlens_q, "
       "Tensor? cu_seqlens_k, SymInt? max_seqlen_q, SymInt? max_seqlen_k, float dropout_p, int custom_mask_type, "
-      "bool compute_log_sumexp=False, *, float? scale=None, Tensor? seqlen_k=None, int? window_size=None) -> "
+      "bool compute_log_sumexp=False, *, float? scale=None, Tensor? seqlen_k=None, int? window_size=None, "
+      "Tensor? philox_state=None, bool raw_lse=False) -> "
       "(Tensor out, Tensor lse, Tensor philox_seed, Tensor philox_offset, SymInt max_seqlen_q, SymInt max_seqlen_k)",
       {at::Tag::nondeterministic_seeded, at::Tag::pt2_compliant_tag});
   m.def(

@@ -2,13 +2,14 @@
 //
 // query [batch, seqlen, heads, head_dim], or with cu_seqlens packed [total, heads, head_dim]; key and value may have
 // fewer heads, each shared by as many neighbouring query heads. With block_tables key and value are
-// [pages, page_size, heads, head_dim]. Causal is aligned at the bottom right. lse [batch, heads, seqlen], packed
-// [heads, total]; rng_state int64 [2].
+// [pages, page_size, heads, head_dim]. Causal is aligned at the bottom right, unless top_left. lse [batch, heads,
+// seqlen], packed [heads, total]; rng_state int64 [2]. philox_state, raw_lse: see contracts/appearance.h.
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
 
 #include "xformers/ops/attention/attention_op.h"
+#include "xformers/ops/attention/contracts/appearance.h"
 #include "xformers/ops/common/check.h"
 #include "xformers/ops/common/random.h"
 
@@ -46,12 +47,13 @@ struct Heads {
 struct FlashMask {
   bool is_causal = false;
   int64_t window_left = -1, window_right = -1;
+  bool top_left = false;
 };
 
 void set_mask(AttentionArgs& args, const FlashMask& mask) {
   args.window_left = mask.window_left;
   args.window_right = mask.is_causal ? 0 : mask.window_right;
-  args.bottom_right = true;
+  args.bottom_right = !mask.top_left;
 }
 
 void set_layout(AttentionArgs& args, const OptionalTensor& cu_seqlens_q, const OptionalTensor& cu_seqlens_k,
@@ -79,7 +81,7 @@ using FlashResult = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 FlashResult flash_forward(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                           const OptionalTensor& cu_seqlens_q, const OptionalTensor& cu_seqlens_k,
                           const OptionalTensor& seqused_k, double p, double softmax_scale, const FlashMask& mask,
-                          const OptionalTensor& block_tables) {
+                          const OptionalTensor& block_tables, const Appearance& appearance) {
   const Heads heads = Heads::of(query, key);
   const bool packed = query.dim() == 3;
   AttentionArgs args{.query = heads.split(with_batch(query), 2), .key = key, .value = value, .scale = softmax_scale};
@@ -88,10 +90,13 @@ FlashResult flash_forward(const at::Tensor& query, const at::Tensor& key, const 
   args.value = heads.repeat(with_batch(args.value));
   set_mask(args, mask);
   args.p = p;
-  args.philox_state = draw_dropout_state(p, query.device());
-  const at::Tensor rng_state = args.philox_state.value_or(at::zeros({2}, query.options().dtype(at::kLong)));
+  args.philox_state = appearance.philox_state_or_draw(p, query.device());
+  const at::Tensor rng_state = appearance.raw_lse
+                                   ? at::empty({0}, query.options().dtype(at::kLong))
+                                   : args.philox_state.value_or(at::zeros({2}, query.options().dtype(at::kLong)));
   args.need_lse = true;
   auto [out, lse, lse_low] = call(args);
+  if (appearance.raw_lse) return {out, at::stack({lse, lse_low}), rng_state};
   out = heads.merge(out, 2);
   lse = heads.merge(lse, 1);
   return {packed ? out.squeeze(0) : out, packed ? lse.squeeze(0) : lse, rng_state};
@@ -136,9 +141,10 @@ FlashResult flash_fwd(const at::Tensor& query, const at::Tensor& key, const at::
                       const OptionalTensor& cu_seqlens_q, const OptionalTensor& cu_seqlens_k,
                       const OptionalTensor& seqused_k, c10::SymInt /*max_seqlen_q*/, c10::SymInt /*max_seqlen_k*/,
                       double p, double softmax_scale, bool is_causal, int64_t window_left, int64_t window_right,
-                      bool /*return_softmax*/, const OptionalTensor& block_tables) {
+                      bool /*return_softmax*/, const OptionalTensor& block_tables, bool top_left,
+                      const OptionalTensor& philox_state, bool raw_lse) {
   return flash_forward(query, key, value, cu_seqlens_q, cu_seqlens_k, seqused_k, p, softmax_scale,
-                       {is_causal, window_left, window_right}, block_tables);
+                       {is_causal, window_left, window_right, top_left}, block_tables, {philox_state, raw_lse});
 }
 
 FlashResult flash_bwd(bool grads_share_storage, const at::Tensor& grad, const at::Tensor& query, const at::Tensor& key,
@@ -154,9 +160,10 @@ FlashResult flash_bwd(bool grads_share_storage, const at::Tensor& grad, const at
 FlashResult flash3_fwd(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                        const OptionalTensor& cu_seqlens_q, const OptionalTensor& cu_seqlens_k,
                        const OptionalTensor& seqused_k, c10::SymInt /*max_seqlen_q*/, c10::SymInt /*max_seqlen_k*/,
-                       double p, double softmax_scale, bool is_causal) {
+                       double p, double softmax_scale, bool is_causal, bool top_left,
+                       const OptionalTensor& philox_state, bool raw_lse) {
   return flash_forward(query, key, value, cu_seqlens_q, cu_seqlens_k, seqused_k, p, softmax_scale,
-                       {.is_causal = is_causal}, std::nullopt);
+                       {.is_causal = is_causal, .top_left = top_left}, std::nullopt, {philox_state, raw_lse});
 }
 
 FlashResult flash3_bwd(bool grads_share_storage, const at::Tensor& grad, const at::Tensor& query, const at::Tensor& key,
@@ -176,7 +183,8 @@ TORCH_LIBRARY_FRAGMENT(xformers_flash, m) {
   m.def(
       "flash_fwd(Tensor query, Tensor key, Tensor value, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, "
       "Tensor? seqused_k, SymInt max_seqlen_q, SymInt max_seqlen_k, float p, float softmax_scale, bool is_causal, "
-      "int window_left, int window_right, bool return_softmax, Tensor? block_tables=None) -> "
+      "int window_left, int window_right, bool return_softmax, Tensor? block_tables=None, *, bool top_left=False, "
+      "Tensor? philox_state=None, bool raw_lse=False) -> "
       "(Tensor out, Tensor lse, Tensor rng_state)",
       {at::Tag::nondeterministic_seeded, at::Tag::pt2_compliant_tag});
   m.def(
@@ -191,8 +199,9 @@ TORCH_LIBRARY_FRAGMENT(xformers_flash, m) {
 TORCH_LIBRARY_FRAGMENT(xformers_flash3, m) {
   m.def(
       "flash_fwd(Tensor query, Tensor key, Tensor value, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, "
-      "Tensor? seqused_k, SymInt max_seqlen_q, SymInt max_seqlen_k, float p, float softmax_scale, bool is_causal) -> "
-      "(Tensor out, Tensor lse, Tensor rng_state)",
+      "Tensor? seqused_k, SymInt max_seqlen_q, SymInt max_seqlen_k, float p, float softmax_scale, bool is_causal, *, "
+      "bool top_left=False, Tensor? philox_state=None, bool raw_lse=False) -> (Tensor out, Tensor lse, Tensor "
+      "rng_state)",
       {at::Tag::nondeterministic_seeded, at::Tag::pt2_compliant_tag});
   m.def(
       "flash_bwd(bool grads_share_storage, Tensor grad, Tensor query, Tensor key, Tensor value, Tensor out, Tensor "
