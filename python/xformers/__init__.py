@@ -12,6 +12,12 @@ logger = logging.getLogger("xformers")
 compute_once = functools.cache  # for functions without arguments
 
 from . import ops  # noqa: E402  (the operators must be registered first)
+from .checkpoint import (  # noqa: E402  (xformers.checkpoint: the function here, the module to import from)
+    checkpoint,
+    get_optimal_checkpoint_policy,
+    list_operators,
+    selective_checkpoint_wrapper,
+)
 
 
 def _is_triton_available() -> bool:
@@ -19,4 +25,11 @@ def _is_triton_available() -> bool:
     return False
 
 
-__all__ = ["__version__", "ops"]
+__all__ = [
+    "__version__",
+    "checkpoint",
+    "get_optimal_checkpoint_policy",
+    "list_operators",
+    "ops",
+    "selective_checkpoint_wrapper",
+]

@@ -1,5 +1,7 @@
 """What this installation is and can do: python -m xformers.info"""
 
+import contextlib
+import importlib.metadata
 import json
 import platform
 
@@ -58,6 +60,22 @@ def _machine() -> dict[str, str]:
     return rows
 
 
+def _distributed_backends() -> str:
+    """Those that this torch was built with."""
+    if not torch.distributed.is_available():
+        return "not available"
+    named = ("gloo", "mpi", "nccl", "ucc", "xccl")
+    return ", ".join(name for name in named if getattr(torch.distributed, f"is_{name}_available")()) or "none"
+
+
+def _checkpoint_solver() -> str:
+    """What finds the best policy within a memory budget."""
+    for package in ("highspy", "scipy"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return f"{package} {importlib.metadata.version(package)}"
+    return "unavailable (pip install highspy)"
+
+
 def _software() -> dict[str, str]:
     from .profiler.profiler_dcgm import DCGM_PROFILER_AVAILABLE
 
@@ -68,6 +86,8 @@ def _software() -> dict[str, str]:
         "pytorch.version": torch.__version__,
         "pytorch.cuda": "available" if torch.cuda.is_available() else "not available",
         "dcgm_profiler": "available" if DCGM_PROFILER_AVAILABLE else "not available",
+        "distributed.backends": _distributed_backends(),
+        "checkpoint.solver": _checkpoint_solver(),
     }
 
 

@@ -12,7 +12,7 @@ from xformers.ops import fmha, memory_efficient_attention
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(path for path in DOCS.rglob("*.md"))
-OPS = [path for path in PAGES if path.parent.name == "ops"]
+OPS = [path for path in PAGES if path.parent.name == "ops"] + [DOCS / "checkpoint.md"]
 
 
 def name_of(path):

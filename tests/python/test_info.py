@@ -37,6 +37,12 @@ def test_every_registered_operator(rows):
         )
 
 
+def test_distributed_backends(rows):
+    named = rows["distributed.backends"].split(", ")
+    assert ("gloo" in named) == torch.distributed.is_gloo_available()
+    assert ("nccl" in named) == torch.distributed.is_nccl_available()
+
+
 def test_cuda_row(rows):
     """One sentence that says why no kernel runs on a GPU here, or that they do."""
     built = torch._C._dispatch_has_kernel_for_dispatch_key("xformers::attention_forward", "CUDA")
@@ -54,6 +60,7 @@ def test_flash_version(rows):
         ("is_triton_available", "False"),
         ("pytorch.version", torch.__version__),
         ("pytorch.cuda", "available" if torch.cuda.is_available() else "not available"),
+        ("checkpoint.solver", info._checkpoint_solver()),
         ("gpu.count", str(torch.cuda.device_count())),
         ("compatible with", "0.0.28"),
         ("build.info", "available"),

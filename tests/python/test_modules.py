@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+from xformers.checkpoint import selective_checkpoint_wrapper
 from xformers.components import (
     Activation,
     Attention,
@@ -64,6 +65,7 @@ MODULES = {
     "FusedDropoutBias": lambda: FusedDropoutBias(0.1, 32, "relu"),
     "FusedMLP": lambda: FusedMLP(32, 0.1, "gelu", 2),
     "RotaryEmbedding": lambda: RotaryEmbedding(32),
+    "SelectiveCheckpointWrapper": lambda: selective_checkpoint_wrapper(RMSNorm(32), policy_fn=[]),
     "activation": lambda: build_activation("star_relu"),
     "NVFusedBiasActivationDropout": lambda: NVFusedBiasActivationDropout(0.1, "gelu", 32),
     "NVFusedBiasDropoutRes": lambda: NVFusedBiasDropoutRes(0.1, 32),
