@@ -5,6 +5,8 @@
 #include <cmath>
 #include <string>
 
+#include "xformers/nn/checkpoint/checkpoint.h"
+
 namespace microgpt {
 namespace {
 
@@ -81,7 +83,10 @@ at::Tensor Gpt::forward(const at::Tensor& tokens) {
   if (rotation_.device() != tokens.device()) rotation_ = rotation_.to(tokens.device());
   const at::Tensor rotation = rotation_.narrow(0, 0, tokens.size(1));
   at::Tensor x = embedding_(tokens);
-  for (const auto& block : blocks_) x = block->forward(x, rotation);
+  for (const auto& block : blocks_) {
+    const auto run = [block, rotation](const at::Tensor& input) { return block->forward(input, rotation); };
+    x = checkpoint_blocks_ ? xformers::nn::checkpoint(run, x) : run(x);
+  }
   return head_(norm_(x));
 }
 

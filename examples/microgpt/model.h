@@ -36,6 +36,9 @@ class Gpt : public torch::nn::Module {
   at::Tensor forward(const at::Tensor& tokens);  // int64 [batch, seqlen <= context] -> [batch, seqlen, 256]
   const ModelOptions& options() const { return options_; }
   int64_t num_parameters() const;
+  void checkpoint_blocks(bool on) {
+    checkpoint_blocks_ = on;
+  }  // they keep their inputs alone, and run again in backward
 
  private:
   ModelOptions options_;
@@ -44,6 +47,7 @@ class Gpt : public torch::nn::Module {
   torch::nn::LayerNorm norm_;
   torch::nn::Linear head_;
   at::Tensor rotation_;
+  bool checkpoint_blocks_ = false;
 };
 
 }  // namespace microgpt

@@ -90,6 +90,10 @@ void add_train(CLI::App& app, TrainOptions& train) {
   number(app, "Model", "--dropout", train.model.dropout, 0, 0.99, "Share of attention weights and outputs to drop");
   add_compute(app, train.compute, /*with_attention=*/true);
 
+  app.add_flag("--checkpoint-blocks", train.compute.checkpoint_blocks,
+               "Less memory: blocks keep their inputs alone and run again in backward")
+      ->group("Computation");
+
   const char* run = "Run";
   number(app, run, "--max-seconds", train.max_seconds, 0, 1e9,
          "Stop after this time; 0: no limit, 120 without --steps");

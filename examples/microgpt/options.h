@@ -27,6 +27,7 @@ struct ComputeOptions {
   std::string device = "auto";     // auto, cpu, cuda
   std::string dtype = "auto";      // auto, float32, bfloat16 (autocast)
   int threads = 0;                 // 0: one per core
+  bool checkpoint_blocks = false;  // blocks keep their inputs alone, and run again in backward
 };
 
 struct SampleOptions {

@@ -73,6 +73,13 @@ void Run::start() {
                   options_.model.layers, options_.model.dim, options_.model.heads, options_.model.context,
                   static_cast<double>(trainer_.model()->num_parameters()) / 1e6, options_.compute.attention,
                   options_.compute.device, options_.compute.dtype));
+  if (options_.compute.checkpoint_blocks) {
+    const Batch batch = dataset_.train_batch(options_.batch, options_.seed, /*step=*/0);
+    const auto all = static_cast<double>(trainer_.step_bytes(batch, false));
+    const auto less = static_cast<double>(trainer_.step_bytes(batch, true));
+    progress_.message(fmt::format("blocks are checkpointed: a step takes {:.1f} MB beside the model, {:.1f} MB less",
+                                  less / 1e6, (all - less) / 1e6));
+  }
   if (options_.resume) {
     Resumed resumed = restore_checkpoint(options_.checkpoint, trainer_);
     history_ = std::move(resumed.history);

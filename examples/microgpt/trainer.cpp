@@ -5,6 +5,7 @@
 #include <numbers>
 
 #include "examples/microgpt/autocast.h"
+#include "examples/microgpt/memory_meter.h"
 
 namespace microgpt {
 
@@ -13,6 +14,7 @@ Trainer::Trainer(const ModelOptions& model, const ComputeOptions& compute, doubl
   torch::manual_seed(seed);
   model_ = std::make_shared<Gpt>(model, attention_kind(compute.attention));
   model_->to(device_of(compute));
+  model_->checkpoint_blocks(compute.checkpoint_blocks);
 
   // Weight decay is for matrices; gains and offsets of the norms go without.
   std::vector<at::Tensor> matrices, vectors;
@@ -43,6 +45,25 @@ double Trainer::step(const Batch& batch, double learning_rate) {
   optimizer_->step();
   optimizer_->zero_grad();
   return nats.item<double>() / std::numbers::ln2;
+}
+
+int64_t Trainer::step_bytes(const Batch& batch, bool checkpoint_blocks) {
+  std::vector<at::Generator> generators{at::globalContext().defaultGenerator(at::kCPU)};
+  if (!device_of(compute_).is_cpu()) generators.push_back(at::globalContext().defaultGenerator(device_of(compute_)));
+  std::vector<at::Tensor> states;
+  for (const at::Generator& generator : generators) states.push_back(generator.get_state());
+  model_->train();
+  model_->checkpoint_blocks(checkpoint_blocks);
+  int64_t bytes = 0;
+  {
+    const MemoryMeter meter;
+    loss(batch).backward();
+    bytes = meter.peak_bytes();
+  }
+  optimizer_->zero_grad();
+  model_->checkpoint_blocks(compute_.checkpoint_blocks);
+  for (size_t i = 0; i < generators.size(); ++i) generators[i].set_state(states[i]);
+  return bytes;
 }
 
 double Trainer::evaluate(const Batch& batch) {

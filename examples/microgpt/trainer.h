@@ -18,6 +18,9 @@ class Trainer {
   double step(const Batch& batch, double learning_rate);  // loss before the update, in bits per byte
   double evaluate(const Batch& batch);                    // loss, in bits per byte; a few windows at a time
 
+  // What forward and backward allocate at their fullest moment, gradients included; changes nothing.
+  int64_t step_bytes(const Batch& batch, bool checkpoint_blocks);
+
   const std::shared_ptr<Gpt>& model() const { return model_; }
   torch::optim::AdamW& optimizer() { return *optimizer_; }
 
