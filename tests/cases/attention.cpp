@@ -13,11 +13,9 @@ namespace {
 constexpr DType kDTypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16, DType::kFloat64};
 constexpr std::pair<Memory, const char*> kMemoryNames[] = {
     {Memory::kHeadsFirst, "bhsd"}, {Memory::kPadded, "padded"}, {Memory::kFar, "far"}, {Memory::kQkv, "qkv"}};
-constexpr std::pair<BiasMemory, const char*> kBiasMemoryNames[] = {{BiasMemory::kOdd, "odd"},
-                                                                   {BiasMemory::kKeyStride, "kstride"},
-                                                                   {BiasMemory::kSharedByHeads, "heads"},
-                                                                   {BiasMemory::kSharedByRows, "rows"},
-                                                                   {BiasMemory::kSharedByKeys, "cols"}};
+constexpr std::pair<BiasMemory, const char*> kBiasMemoryNames[] = {
+    {BiasMemory::kOdd, "odd"},           {BiasMemory::kKeyStride, "kstride"}, {BiasMemory::kSharedByHeads, "heads"},
+    {BiasMemory::kSharedByRows, "rows"}, {BiasMemory::kSharedByKeys, "cols"}, {BiasMemory::kSharedBySequences, "seqs"}};
 
 [[noreturn]] void unreadable(std::string_view word) {
   throw std::invalid_argument("attention case: can't read '" + std::string(word) +
@@ -110,6 +108,15 @@ class Word {
     unreadable(text_);
   }
 
+  // sinks, sinks@seqs
+  bool read_per_head(std::string_view name, PerHead& numbers) const {
+    if (!text_.starts_with(name)) return false;
+    const std::string_view rest = text_.substr(name.size());
+    if (!rest.empty() && rest != "@seqs") unreadable(text_);
+    numbers = rest.empty() ? PerHead::kOfHeads : PerHead::kOfSequences;
+    return true;
+  }
+
   // page16, page16@shared
   bool read_pages(int64_t& page_size, bool& shared) const {
     const auto parts = split(text_, '@');
@@ -148,6 +155,8 @@ void apply(const Word& word, std::string_view text, AttentionCase& c) {
   if (word.is("wide")) return void(c.wide_out = true);
   if (word.read<int64_t>("splits", c.num_splits)) return;
   if (word.is("dlse")) return void(c.dlse = true);
+  if (word.read_per_head("alibi", c.alibi) || word.read_per_head("sinks", c.sinks)) return;
+  if (word.read<double>("softcap", c.softcap)) return;
   if (word.is("vfull")) return void(c.value_unshared = true);
   if (word.read<int64_t>("b", c.batch) || word.read<int64_t>("q", c.seqlen_q) || word.read<int64_t>("kv", c.kv_heads))
     return;
@@ -179,7 +188,8 @@ void check(const AttentionCase& c, std::string_view text) {
   require(unit > 0 && c.head_dim % unit == 0 && c.dim_v() % unit == 0,
           "head dims must be multiples of 4, or 8 * groups");
   require(c.memory != Memory::kQkv || !c.forward_only() || c.wide_out, "qkv has plain keys");
-  require(!c.packed() || (c.batch == 1 && c.bias == BiasValues::kNone), "packed sequences have b1 and no bias");
+  require(!c.packed() || c.batch == 1, "packed sequences have b1");
+  require(c.packed() || c.bias_memory != BiasMemory::kSharedBySequences, "sequences that share a bias are packed");
   require(c.memory != Memory::kQkv || (c.seqlen_q == c.seqlen_k && c.dim_v() == c.head_dim && !c.heads_shared()),
           "qkv needs equal lengths, heads and dims");
 }
@@ -250,6 +260,10 @@ std::string to_text(const AttentionCase& c) {
   } else if (c.band.window_left != kUnbounded || c.band.window_right != kUnbounded) {
     out << ",band" << side(c.band.window_left) << "_" << side(c.band.window_right)
         << (c.band.bottom_right ? "_br" : "");
+  }
+  if (c.softcap != 0) out << ",softcap" << c.softcap;
+  for (const auto& [name, numbers] : {std::pair{",alibi", c.alibi}, std::pair{",sinks", c.sinks}}) {
+    if (numbers != PerHead::kNone) out << name << (numbers == PerHead::kOfSequences ? "@seqs" : "");
   }
   if (c.bias == BiasValues::kRandom) out << ",bias";
   if (c.bias == BiasValues::kBlocks) out << ",bias_blocks";

@@ -11,7 +11,9 @@
 //   band<l>_<r> …_br       window_left, window_right; * for an open side
 //   bias…                  tensor bias: bias, bias_prefix<n> (-inf on the first n keys), bias_blocks (whole -inf blocks
 //                          and rows); then @odd (unaligned), @kstride (k_stride 3), @heads (shared by batch and heads),
-//                          @rows (q_stride 0), @cols (k_stride 0)
+//                          @rows (q_stride 0), @cols (k_stride 0); of packed sequences at the place inside each, wider
+//                          than the longest, @seqs (shared by sequences), @heads (by sequences and heads)
+//   softcap5 alibi sinks   what else is done to scores; alibi@seqs, sinks@seqs: numbers of their own for each sequence
 //   q3+0+5,k4+1+9          packed sequences by their lengths; used2+1+9 of their keys are in use, the rest are gaps
 //   q3+1,from7+0,used5+9   the keys of a sequence start anywhere among the k<n> keys, in any order, and may be shared
 //   page16 …@shared        keys in pages of 16, in random order; sequences share pages; from (default 0) then counts
@@ -39,7 +41,8 @@ namespace xformers::testing {
 
 enum class Memory { kRows, kHeadsFirst, kPadded, kFar, kQkv };
 enum class BiasValues { kNone, kRandom, kPrefix, kBlocks };
-enum class BiasMemory { kDense, kOdd, kKeyStride, kSharedByHeads, kSharedByRows, kSharedByKeys };
+enum class BiasMemory { kDense, kOdd, kKeyStride, kSharedByHeads, kSharedByRows, kSharedByKeys, kSharedBySequences };
+enum class PerHead { kNone, kOfHeads, kOfSequences };  // numbers [heads] or [sequences, heads]
 
 struct AttentionCase {
   DType dtype = DType::kFloat32;
@@ -50,6 +53,8 @@ struct AttentionCase {
   BiasValues bias = BiasValues::kNone;
   int64_t bias_prefix = 0;
   BiasMemory bias_memory = BiasMemory::kDense;
+  double softcap = 0;
+  PerHead alibi = PerHead::kNone, sinks = PerHead::kNone;
   // Packed when not empty; seqlen_q and seqlen_k are then sums of lengths. starts_k goes without lengths_k.
   std::vector<int32_t> lengths_q, lengths_k, used_k, starts_k;
   int64_t page_size = 0;  // 0: keys are not paged
@@ -71,6 +76,7 @@ struct AttentionCase {
   int64_t heads_per_group() const { return num_groups() == 0 ? 0 : heads / num_groups(); }
   bool packed() const { return !lengths_q.empty(); }
   bool paged() const { return page_size > 0; }
+  int64_t num_sequences() const { return packed() ? static_cast<int64_t>(lengths_q.size()) : batch; }
   // Backward takes neither pages, nor keys of two sequences, nor integers, nor a wide out.
   bool forward_only() const { return !starts_k.empty() || paged() || kv_format != KvFormat::kPlain || wide_out; }
   // Elements of a row of K or V with head dim `dim`: 32-bit words of integers.

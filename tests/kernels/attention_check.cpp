@@ -26,9 +26,10 @@ struct Quantity {
   const char* name;
   Values AttentionResult::* member;
 };
-constexpr Quantity kQuantities[] = {{"out", &AttentionResult::out}, {"lse", &AttentionResult::lse},
-                                    {"dq", &AttentionResult::dq},   {"dk", &AttentionResult::dk},
-                                    {"dv", &AttentionResult::dv},   {"dbias", &AttentionResult::dbias}};
+constexpr Quantity kQuantities[] = {{"out", &AttentionResult::out},         {"lse", &AttentionResult::lse},
+                                    {"dq", &AttentionResult::dq},           {"dk", &AttentionResult::dk},
+                                    {"dv", &AttentionResult::dv},           {"dbias", &AttentionResult::dbias},
+                                    {"dslopes", &AttentionResult::dslopes}, {"dsinks", &AttentionResult::dsinks}};
 constexpr size_t kForwardQuantities = 2;
 
 std::string index_text(int64_t index, const Sizes& sizes) {
@@ -103,7 +104,8 @@ std::string compare(const Sizes& sizes, double unit, const Values& got, const Va
   const reference::AttentionProblem problem = run.problem();
   const AttentionResult got = run.result(), expected = exact(problem, c.dtype),
                         plain = reference::plain(problem, c.dtype), roundings = reference::roundings(problem, c.dtype);
-  const StridedTensor* tensors[] = {&run.out, &run.lse, &run.dq, &run.dk, &run.dv, &run.dbias};
+  const StridedTensor* tensors[] = {&run.out, &run.lse,   &run.dq,      &run.dk,
+                                    &run.dv,  &run.dbias, &run.dslopes, &run.dsinks};
 
   std::string problems;
   for (size_t i = 0; i < std::size(kQuantities); ++i) {

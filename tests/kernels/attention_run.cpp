@@ -1,5 +1,7 @@
 #include "tests/kernels/attention_run.h"
 
+#include <algorithm>
+#include <cmath>
 #include <limits>
 #include <random>
 
@@ -31,6 +33,8 @@ RowTensor to_rows(const StridedTensor& t) { return {t.data(), t.stride(0), t.str
 ScoreBias to_bias(const StridedTensor& t) {
   return {t.data(), t.stride(0), t.stride(1), t.stride(2), t.stride(3), t.stride(4)};
 }
+
+HeadNumbers to_numbers(const StridedTensor& t) { return {t.data(), t.stride(0), t.stride(1), t.stride(2)}; }
 
 std::vector<int32_t> running_sums(const std::vector<int32_t>& lengths) {
   std::vector<int32_t> sums{0};
@@ -124,21 +128,51 @@ void AttentionRun::allocate() {
   lse_low = StridedTensor(wide, row_sizes, row_strides);
   dlse = StridedTensor(wide, row_sizes, row_strides);
 
-  if (c.bias != BiasValues::kNone) {
-    const Sizes full{c.batch, groups, heads, c.seqlen_q, c.seqlen_k};
-    Sizes sizes = full;
-    if (c.bias_memory == BiasMemory::kSharedByHeads) sizes[0] = sizes[1] = sizes[2] = 1;
-    if (c.bias_memory == BiasMemory::kSharedByRows) sizes[3] = 1;
-    if (c.bias_memory == BiasMemory::kSharedByKeys) sizes[4] = 1;
-    bias = make_bias(c.dtype, c.bias_memory, full, sizes);
-    dbias = make_bias(c.dtype, c.bias_memory, full, full);
-  }
+  const Sizes numbers{c.num_sequences(), groups, heads, 1, 1}, number_strides{groups * heads, heads, 1, 1, 1};
+  const auto make_numbers = [&](PerHead kind, StridedTensor& given, StridedTensor& gradient) {
+    if (kind == PerHead::kNone) return;
+    Sizes sizes = numbers;
+    if (kind == PerHead::kOfHeads) sizes[0] = 1;
+    given = expanded(StridedTensor(wide, sizes, number_strides), numbers);
+    gradient = StridedTensor(wide, numbers, number_strides);
+  };
+  make_numbers(c.alibi, slopes, dslopes);
+  make_numbers(c.sinks, sinks, dsinks);
+  allocate_bias();
   if (c.packed()) {
     cu_seqlens_q = running_sums(c.lengths_q);
     cu_seqlens_k = c.lengths_k.empty() ? c.starts_k : running_sums(c.lengths_k);
     used_k = c.used_k;
   }
   if (c.paged()) make_page_table();
+}
+
+void AttentionRun::allocate_bias() {
+  const AttentionCase& c = case_;
+  if (c.bias == BiasValues::kNone) return;
+  Sizes full{c.batch, c.num_groups(), c.heads_per_group(), c.seqlen_q, c.seqlen_k};
+  if (c.packed()) {
+    const std::vector<int32_t>& keys = c.used_k.empty() ? c.lengths_k : c.used_k;
+    full[0] = c.num_sequences();
+    full[3] = *std::max_element(c.lengths_q.begin(), c.lengths_q.end()) + 1;
+    full[4] = *std::max_element(keys.begin(), keys.end()) + 2;
+  }
+  Sizes sizes = full;
+  if (c.bias_memory == BiasMemory::kSharedByHeads) sizes[0] = sizes[1] = sizes[2] = 1;
+  if (c.bias_memory == BiasMemory::kSharedBySequences) sizes[0] = 1;
+  if (c.bias_memory == BiasMemory::kSharedByRows) sizes[3] = 1;
+  if (c.bias_memory == BiasMemory::kSharedByKeys) sizes[4] = 1;
+  bias = make_bias(c.dtype, c.bias_memory, full, sizes);
+  Sizes own = full;
+  for (int dim = 0; c.packed() && dim < 3; ++dim) own[dim] = sizes[dim];
+  const DType wide = c.dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
+  dbias = make_bias(own != full ? wide : c.dtype, c.bias_memory, own, own);
+  if (c.packed()) dbias.fill(0);  // as the caller does
+}
+
+bool AttentionRun::shares_bias() const {
+  const Sizes &own = dbias.sizes(), &full = bias.sizes();
+  return case_.packed() && (own[0] < full[0] || own[1] < full[1] || own[2] < full[2]);
 }
 
 void AttentionRun::fill() {
@@ -160,15 +194,22 @@ void AttentionRun::fill() {
   const double infinity = std::numeric_limits<double>::infinity();
   constexpr int64_t kBlock = 32;
   if (c.bias != BiasValues::kNone) {
-    std::vector<bool> hidden(static_cast<size_t>(c.seqlen_k / kBlock + 1));
+    std::vector<bool> hidden(static_cast<size_t>(bias.sizes()[4] / kBlock + 1));
     for (size_t block = 0; block < hidden.size(); ++block) hidden[block] = random() % 2 == 0;
     bias.fill([&](const Sizes& index) {
       const double value = normal(random);
+      const bool room = c.packed() && (index[3] + 1 >= bias.sizes()[3] || index[4] + 2 >= bias.sizes()[4]);
+      if (room && c.bias_memory != BiasMemory::kSharedByRows && c.bias_memory != BiasMemory::kSharedByKeys) {
+        return std::numeric_limits<double>::quiet_NaN();  // of no sequence
+      }
       if (c.bias == BiasValues::kPrefix && index[4] < c.bias_prefix) return -infinity;
       if (c.bias == BiasValues::kBlocks && (index[3] % 3 == 2 || hidden[index[4] / kBlock])) return -infinity;
       return value;
     });
   }
+
+  if (c.alibi != PerHead::kNone) slopes.fill([&](const Sizes&) { return std::exp2(-std::abs(4 * normal(random))); });
+  if (c.sinks != PerHead::kNone) sinks.fill([&](const Sizes&) { return 2 * normal(random); });
 
   spoil_unused_rows();
 }
@@ -199,6 +240,14 @@ Dropout AttentionRun::dropout() const {
   return {.p = case_.dropout_p, .philox_seed = kPhiloxSeed + case_.seed, .philox_offset = kPhiloxOffset};
 }
 
+ScoreModifiers AttentionRun::modifiers() const {
+  ScoreModifiers mods;
+  if (case_.bias != BiasValues::kNone) mods.bias = to_bias(bias);
+  mods.softcap = case_.softcap;
+  mods.alibi_slopes = to_numbers(slopes), mods.sinks = to_numbers(sinks);
+  return mods;
+}
+
 AttentionFwdParams AttentionRun::forward_params() const {
   AttentionFwdParams p;
   p.shape = shape();
@@ -206,7 +255,7 @@ AttentionFwdParams AttentionRun::forward_params() const {
   p.lse = to_rows(lse), p.lse_low = to_rows(lse_low);
   p.seq = layout();
   p.band = case_.band;
-  if (case_.bias != BiasValues::kNone) p.mods.bias = to_bias(bias);
+  p.mods = modifiers();
   p.dropout = dropout();
   p.wide_out = case_.wide_out;
   p.num_splits = case_.num_splits;
@@ -227,7 +276,16 @@ AttentionBwdParams AttentionRun::backward_params() const {
   p.dq = to_heads(dq), p.dk = to_heads(dk), p.dv = to_heads(dv);
   p.seq = layout();
   p.band = case_.band;
-  if (case_.bias != BiasValues::kNone) p.mods.bias = to_bias(bias), p.dbias = to_bias(dbias);
+  p.mods = modifiers();
+  if (case_.bias != BiasValues::kNone) {
+    p.dbias = to_bias(dbias);
+    p.dbias_shared = shares_bias();
+    const Sizes &own = dbias.sizes(), &full = bias.sizes();
+    if (p.dbias_shared && own[0] < full[0]) p.dbias.batch_stride = 0;
+    if (p.dbias_shared && own[1] < full[1]) p.dbias.group_stride = 0;
+    if (p.dbias_shared && own[2] < full[2]) p.dbias.head_stride = 0;
+  }
+  p.dslopes = to_numbers(dslopes), p.dsinks = to_numbers(dsinks);
   p.dropout = dropout();
   p.softmax_scale = case_.softmax_scale();
   return p;
@@ -243,7 +301,15 @@ reference::AttentionProblem AttentionRun::problem() const {
   p.heads = c.heads, p.head_dim = c.head_dim, p.head_dim_v = c.dim_v();
   p.q = q.values(), p.dout = dout.values();
   p.k = key_values(k, k_scale_shift, c.head_dim), p.v = key_values(v, v_scale_shift, c.dim_v());
-  if (c.bias != BiasValues::kNone) p.bias = bias.values();
+  if (c.bias != BiasValues::kNone) {
+    p.bias = bias.values();
+    p.bias_rows = bias.sizes()[3], p.bias_cols = bias.sizes()[4];
+    p.one_bias = dbias.sizes()[0] < bias.sizes()[0];
+    p.one_bias_head = shares_bias() && c.bias_memory == BiasMemory::kSharedByHeads;
+  }
+  p.softcap = c.softcap;
+  if (c.alibi != PerHead::kNone) p.slopes = slopes.values();
+  if (c.sinks != PerHead::kNone) p.sinks = sinks.values();
   if (c.dlse) p.dlse = dlse.values();
   if (c.packed()) {
     for (size_t b = 0; b < c.lengths_q.size(); ++b) p.sequences.push_back(sequence(b));
@@ -265,12 +331,14 @@ reference::AttentionResult AttentionRun::result() const {
   r.out = out.values(), r.lse = lse.values();
   r.dq = dq.values(), r.dk = dk.values(), r.dv = dv.values();
   if (case_.bias != BiasValues::kNone) r.dbias = dbias.values();
+  if (case_.alibi != PerHead::kNone) r.dslopes = dslopes.values();
+  if (case_.sinks != PerHead::kNone) r.dsinks = dsinks.values();
   return r;
 }
 
 std::vector<unsigned char> AttentionRun::output_bytes() const {
   std::vector<unsigned char> all;
-  for (const StridedTensor* t : {&out, &lse, &lse_low, &dq, &dk, &dv, &dbias}) {
+  for (const StridedTensor* t : {&out, &lse, &lse_low, &dq, &dk, &dv, &dbias, &dslopes, &dsinks}) {
     const std::vector<unsigned char> bytes = t->bytes();
     all.insert(all.end(), bytes.begin(), bytes.end());
   }

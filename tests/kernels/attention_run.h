@@ -38,9 +38,12 @@ class AttentionRun {
   const AttentionCase& attention_case() const { return case_; }
   StridedTensor q, k, v, out, dout;  // [batch, seqlen, groups, heads, head_dim]; shared heads have stride 0
   StridedTensor dq, dk, dv;
-  StridedTensor lse, lse_low, dlse;            // [batch, groups, heads, seqlen_q, 1]
-  StridedTensor bias, dbias;                   // [batch, groups, heads, seqlen_q, seqlen_k]
-  StridedTensor k_scale_shift, v_scale_shift;  // fp8: words, [batch, seqlen, groups, heads, 1]
+  StridedTensor lse, lse_low, dlse;  // [batch, groups, heads, seqlen_q, 1]
+  // [batch, groups, heads, seqlen_q, seqlen_k]; packed: [sequences, ..., more than the longest q, more than k], and
+  // dbias has one entry where sequences or heads share the bias.
+  StridedTensor bias, dbias;
+  StridedTensor slopes, sinks, dslopes, dsinks;  // [sequences, groups, heads, 1, 1]
+  StridedTensor k_scale_shift, v_scale_shift;    // fp8: words, [batch, seqlen, groups, heads, 1]
   std::vector<int32_t> cu_seqlens_q, cu_seqlens_k, used_k;
   bool held_scores = false;  // of the reference (tests/reference/attention.h)
 
@@ -55,11 +58,14 @@ class AttentionRun {
   void spoil_unused_rows();
   void make_page_table();
   int64_t max_pages() const;
+  void allocate_bias();
+  bool shares_bias() const;
   std::vector<double> key_values(const StridedTensor& rows, const StridedTensor& scale_shift, int64_t dim) const;
   reference::Sequence sequence(size_t b) const;
   AttentionShape shape() const;
   SeqLayout layout() const;
   Dropout dropout() const;
+  ScoreModifiers modifiers() const;
 
   AttentionCase case_;
   std::shared_ptr<GuardedBuffer> page_table_;

@@ -24,6 +24,21 @@ class RandomCase {
   }
   const AttentionCase& get() const { return case_; }
 
+  // The same with something done to its scores.
+  const AttentionCase& modified() {
+    AttentionCase& c = case_;
+    const auto per_head = [&] { return pick({PerHead::kNone, PerHead::kOfHeads, PerHead::kOfSequences}); };
+    c.softcap = pick({0.0, 0.5, 4.0, 30.0});
+    c.alibi = per_head(), c.sinks = per_head();
+    if (c.packed() && chance(2)) {
+      c.bias = pick({BiasValues::kRandom, BiasValues::kPrefix, BiasValues::kBlocks});
+      if (c.bias == BiasValues::kPrefix) c.bias_prefix = between(0, 60);
+      c.bias_memory = pick({BiasMemory::kDense, BiasMemory::kKeyStride, BiasMemory::kSharedByHeads,
+                            BiasMemory::kSharedBySequences, BiasMemory::kSharedByRows});
+    }
+    return c;
+  }
+
  private:
   int64_t between(int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(random_); }
   bool chance(int one_in) { return between(1, one_in) == 1; }
@@ -101,5 +116,6 @@ class RandomCase {
 }  // namespace
 
 AttentionCase random_case(uint64_t seed) { return RandomCase(seed).get(); }
+AttentionCase random_modified_case(uint64_t seed) { return RandomCase(seed).modified(); }
 
 }  // namespace xformers::testing

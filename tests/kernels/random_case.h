@@ -8,5 +8,6 @@
 namespace xformers::testing {
 
 AttentionCase random_case(uint64_t seed);
+AttentionCase random_modified_case(uint64_t seed);  // with softcap, ALiBi, sinks, and a bias where sequences are packed
 
 }  // namespace xformers::testing

@@ -18,6 +18,11 @@ bool AttentionProblem::visible(const Sequence& sequence, int64_t query, int64_t 
   return true;
 }
 
+int64_t AttentionProblem::distance(const Sequence& sequence, int64_t query, int64_t key) const {
+  const bool top_left = (window_left || window_right) && !bottom_right;
+  return std::abs((top_left ? query : query + sequence.num_keys - sequence.num_queries) - key);
+}
+
 double AttentionProblem::dropout_factor(int64_t index, int64_t head, int64_t query, int64_t key) const {
   if (dropout_p == 0) return 1;
   if (dropout_p == 1) return 0;
@@ -59,20 +64,44 @@ struct Head {
   size_t row_index(int64_t i) const {
     return (seq.batch * problem.heads + head) * problem.seqlen_q + seq.first_query + i;
   }
-  size_t score_index(int64_t i, int64_t j) const { return row_index(i) * problem.seqlen_k + seq.first_key + j; }
+  size_t bias_index(int64_t i, int64_t j) const {
+    return ((index * problem.heads + head) * problem.bias_rows + i) * problem.bias_cols + j;
+  }
+  size_t dbias_index(int64_t i, int64_t j) const {
+    const int64_t heads = problem.one_bias_head ? 1 : problem.heads;
+    const int64_t slice = (problem.one_bias ? 0 : index) * heads + (problem.one_bias_head ? 0 : head);
+    return (slice * problem.bias_rows + i) * problem.bias_cols + j;
+  }
+  size_t number_index() const { return index * problem.heads + head; }
+  bool sinks() const { return !problem.sinks.empty(); }
+  Real sink() const { return sinks() ? problem.sinks[number_index()] : -std::numeric_limits<Real>::infinity(); }
 
   Matrix<Real> rounded(Matrix<Real> x) const {
     for (Real& element : x.data) element = round(element);
     return x;
   }
 
-  Matrix<Real> scores() const {
+  // cap_derivative: what a softcap multiplies dS by.
+  Matrix<Real> scores(Matrix<Real>* cap_derivative = nullptr) const {
     const auto store = [&](Real x) { return problem.held_scores ? x : round(x); };
+    if (cap_derivative) *cap_derivative = tabulate<Real>(m, n, [](int64_t, int64_t) { return Real{1}; });
     Matrix<Real> s = product(q, transpose(k));
     for (int64_t i = 0; i < m; ++i) {
       for (int64_t j = 0; j < n; ++j) {
         s(i, j) = store(store(s(i, j)) * static_cast<Real>(problem.scale));
-        if (!problem.bias.empty()) s(i, j) = store(s(i, j) + static_cast<Real>(problem.bias[score_index(i, j)]));
+        if (problem.softcap > 0) {
+          const Real cap = static_cast<Real>(problem.softcap), t = store(std::tanh(s(i, j) / cap));
+          s(i, j) = store(cap * t);
+          if (cap_derivative) (*cap_derivative)(i, j) = 1 - t * t;
+        }
+        if (!problem.slopes.empty()) {
+          const Real slope = static_cast<Real>(problem.slopes[number_index()]);
+          s(i, j) = store(s(i, j) - slope * static_cast<Real>(problem.distance(seq, i, j)));
+        }
+        if (!problem.bias.empty()) {
+          const Real added = static_cast<Real>(problem.bias[bias_index(i, j)]);
+          s(i, j) = std::isinf(added) ? added : store(s(i, j) + added);
+        }
         if (problem.held_scores)
           s(i, j) = wide == DType::kFloat64 ? static_cast<double>(s(i, j)) : static_cast<float>(s(i, j));
         if (!problem.visible(seq, i, j)) s(i, j) = -std::numeric_limits<Real>::infinity();
@@ -81,7 +110,8 @@ struct Head {
     return s;
   }
 
-  // Softmax of each row, and its log-sum-exp; a row that sees nothing has zeros and -inf, one with a NaN is NaN.
+  // Softmax of each row, and its log-sum-exp; a row that sees nothing has zeros and -inf (or its sink), one with a NaN
+  // is NaN.
   Matrix<Real> softmax(const Matrix<Real>& s, std::vector<Real>& lse) const {
     const Real infinity = std::numeric_limits<Real>::infinity();
     lse.assign(m, -infinity);
@@ -90,8 +120,14 @@ struct Head {
       Real largest = -infinity, sum = 0;
       bool empty = true;
       for (int64_t j = 0; j < n; ++j) largest = std::max(largest, s(i, j)), empty = empty && s(i, j) == -infinity;
-      if (empty) continue;
+      if (empty) {
+        lse[i] = sink();
+        if (std::isnan(sink())) std::fill_n(&p(i, 0), n, sink());
+        continue;
+      }
       const auto hidden = [&](int64_t j) { return s(i, j) == -infinity; };
+      largest = std::max(largest, sink());
+      if (sinks()) sum = sink() == -infinity ? Real{0} : std::exp(sink() - largest);
       for (int64_t j = 0; j < n; ++j) sum += p(i, j) = hidden(j) ? 0 : std::exp(s(i, j) - largest);
       for (int64_t j = 0; j < n; ++j) p(i, j) = hidden(j) ? 0 : round(p(i, j) / sum);
       lse[i] = largest + std::log(sum);
@@ -118,7 +154,10 @@ AttentionResult empty_result(const AttentionProblem& p, double lse) {
   result.dq.assign(p.q.size(), 0);
   result.dk.assign(p.k.size(), 0);
   result.dv.assign(p.v.size(), 0);
-  result.dbias.assign(p.bias.size(), 0);
+  const size_t sharing = (p.one_bias ? p.sequences.size() : 1) * (p.one_bias_head ? p.heads : 1);
+  result.dbias.assign(p.bias.size() / std::max<size_t>(sharing, 1), 0);
+  result.dslopes.assign(p.slopes.size(), 0);
+  result.dsinks.assign(p.sinks.size(), 0);
   return result;
 }
 
@@ -136,10 +175,15 @@ class Writer {
   void lse(const std::vector<Real>& from) const {
     for (int64_t i = 0; i < head_.m; ++i) result_.lse[head_.row_index(i)] = static_cast<double>(from[i]);
   }
-  void dbias(const Matrix<Real>& from) const {
+  // add(sum, x): how elements that several sequences or heads have in common are put together.
+  template <class Add>
+  void dbias(const Matrix<Real>& from, const Add& add) const {
     if (result_.dbias.empty()) return;
     for (int64_t i = 0; i < head_.m; ++i) {
-      for (int64_t j = 0; j < head_.n; ++j) result_.dbias[head_.score_index(i, j)] = static_cast<double>(from(i, j));
+      for (int64_t j = 0; j < head_.n; ++j) {
+        double& sum = result_.dbias[head_.dbias_index(i, j)];
+        sum = add(sum, static_cast<double>(from(i, j)));
+      }
     }
   }
 
@@ -167,7 +211,8 @@ AttentionResult evaluate(const AttentionProblem& problem, DType dtype, const Rou
       const Writer<Real, Round> write(h, result);
 
       std::vector<Real> lse;
-      const Matrix<Real> p = h.softmax(h.scores(), lse);
+      Matrix<Real> cap_derivative(0, 0);
+      const Matrix<Real> p = h.softmax(h.scores(&cap_derivative), lse);
       const Matrix<Real> factors = h.dropout_factors();
       const Matrix<Real> dropped = h.times(p, factors);
       write.lse(lse);
@@ -176,14 +221,20 @@ AttentionResult evaluate(const AttentionProblem& problem, DType dtype, const Rou
       write.keys(result.dv, h.rounded(product(transpose(dropped), h.dout)));
       const Matrix<Real> dp = h.times(h.rounded(product(h.dout, transpose(h.v))), factors);
       Matrix<Real> ds(h.m, h.n);
+      Real dslope = 0, dsink = 0;
       for (int64_t i = 0; i < h.m; ++i) {
         Real delta = -h.dlse(i);
         for (int64_t j = 0; j < h.n; ++j) delta += p(i, j) * dp(i, j);
         for (int64_t j = 0; j < h.n; ++j) {
           ds(i, j) = problem.visible(h.seq, i, j) ? round(p(i, j) * (dp(i, j) - delta)) : 0;
+          dslope -= ds(i, j) * static_cast<Real>(problem.distance(h.seq, i, j));
         }
+        if (!std::isinf(h.sink())) dsink -= round(std::exp(h.sink() - lse[i])) * delta;
       }
-      write.dbias(ds);
+      write.dbias(ds, [](double sum, double x) { return sum + x; });
+      if (!result.dslopes.empty()) result.dslopes[h.number_index()] = static_cast<double>(dslope);
+      if (h.sinks()) result.dsinks[h.number_index()] = static_cast<double>(dsink);
+      for (size_t i = 0; i < ds.data.size(); ++i) ds.data[i] = round(ds.data[i] * round(cap_derivative.data[i]));
       for (Real& x : ds.data) x = round(x * scale);
       write.queries(result.dq, h.rounded(product(ds, h.k)));
       write.keys(result.dk, h.rounded(product(transpose(ds), h.q)));
@@ -222,7 +273,8 @@ AttentionResult roundings(const AttentionProblem& problem, DType dtype) {
       const Writer<double, decltype(keep)> write(h, result);
 
       std::vector<double> lse;
-      const Matrix<double> p = h.softmax(h.scores(), lse);
+      Matrix<double> cap_derivative(0, 0);
+      const Matrix<double> p = h.softmax(h.scores(&cap_derivative), lse);
       const Matrix<double> factors = h.dropout_factors();
       const Matrix<double> dropped = h.times(p, factors);
 
@@ -240,7 +292,13 @@ AttentionResult roundings(const AttentionProblem& problem, DType dtype) {
         const double stored = wide_unit * (std::isinf(lse[i]) ? 1 : std::max(1.0, std::abs(lse[i])));
         double summed = 0;
         for (int64_t j = 0; j < h.n; ++j) {
-          forward(i, j) = unit + inexact(wide_unit * std::abs(problem.scale) * score_sizes(i, j));
+          // A cap is held in two roundings, tanh and its multiple, and a distance in one of its own.
+          const double capped = problem.softcap > 0 ? 2 * problem.softcap * std::sqrt(1 - cap_derivative(i, j)) : 0;
+          const double tilt =
+              problem.slopes.empty() ? 0 : problem.slopes[h.number_index()] * problem.distance(h.seq, i, j);
+          forward(i, j) = unit +
+                          inexact(wide_unit * std::abs(problem.scale) * score_sizes(i, j) * cap_derivative(i, j)) +
+                          wide_unit * (capped + std::abs(tilt));
           backward(i, j) =
               forward(i, j) + (problem.held_scores ? std::max(difference(p(i, j)), inexact(stored)) : stored);
           summed += std::pow(p(i, j) * forward(i, j), 2);
@@ -248,12 +306,20 @@ AttentionResult roundings(const AttentionProblem& problem, DType dtype) {
         lse_roundings[i] = stored + std::sqrt(summed);
       }
       write.lse(lse_roundings);
-      write.queries(result.out, root_sum_squares(h.times(dropped, forward), h.v));
-      write.keys(result.dv, root_sum_squares(transpose(h.times(dropped, backward)), h.dout));
+      // A weight below the smallest normal number may be taken for 0.
+      const double smallest = wide_of(dtype) == DType::kFloat64 ? 0x1p-1022 : 0x1p-126;
+      const auto of_weights = [&](const Matrix<double>& relative) {
+        Matrix<double> roundings = h.times(dropped, relative);
+        for (double& x : roundings.data) x += smallest;
+        return roundings;
+      };
+      write.queries(result.out, root_sum_squares(of_weights(forward), h.v));
+      write.keys(result.dv, root_sum_squares(transpose(of_weights(backward)), h.dout));
 
       const Matrix<double> out = product(dropped, h.v);
       const Matrix<double> dp_sizes = product_sizes(h.dout, transpose(h.v));
-      Matrix<double> ds(h.m, h.n);
+      Matrix<double> ds(h.m, h.n), sizes(h.m, h.n);
+      double dslope_squares = 0, dsink_squares = 0;
       for (int64_t i = 0; i < h.m; ++i) {
         double delta = 0, delta_squares = h.dlse(i) * h.dlse(i);
         for (int64_t d = 0; d < out.cols; ++d) {
@@ -262,11 +328,23 @@ AttentionResult roundings(const AttentionProblem& problem, DType dtype) {
         }
         delta_squares = std::max(delta_squares, delta * delta);
         for (int64_t j = 0; j < h.n; ++j) {
-          ds(i, j) = backward(i, j) * p(i, j) * std::sqrt(std::pow(dp_sizes(i, j) * factors(i, j), 2) + delta_squares);
+          const double size = std::sqrt(std::pow(dp_sizes(i, j) * factors(i, j), 2) + delta_squares);
+          sizes(i, j) = p(i, j) * size;
+          ds(i, j) = (backward(i, j) * p(i, j) + smallest) * size + smallest;  // both may be taken for 0
+          dslope_squares += std::pow(ds(i, j) * static_cast<double>(problem.distance(h.seq, i, j)), 2);
         }
+        if (std::isinf(h.sink())) continue;
+        const double stored = wide_unit * (std::isinf(lse[i]) ? 1 : std::max(1.0, std::abs(lse[i])));
+        dsink_squares += std::pow((unit + stored) * std::exp(h.sink() - lse[i]), 2) * delta_squares;
       }
-      write.dbias(ds);
-      for (double& x : ds.data) x *= problem.scale;
+      write.dbias(ds, [](double sum, double x) { return std::hypot(sum, x); });
+      if (!result.dslopes.empty()) result.dslopes[h.number_index()] = std::sqrt(dslope_squares);
+      if (h.sinks()) result.dsinks[h.number_index()] = std::sqrt(dsink_squares);
+      // 1 - tanh^2 is off by two roundings of 1.
+      const double of_cap = problem.softcap > 0 ? 2 * wide_unit : 0;
+      for (size_t i = 0; i < ds.data.size(); ++i) {
+        ds.data[i] = problem.scale * std::hypot(ds.data[i] * cap_derivative.data[i], of_cap * sizes.data[i]);
+      }
       Matrix<double> dq = root_sum_squares(ds, h.k);
       // delta is one number for all keys of a row. Its error, from the roundings of out and of the weights in it, would
       // average out over keys that point everywhere, as they do in ordinary cases; keys that are alike add it up.

@@ -28,9 +28,13 @@ struct Sequence {
 struct AttentionProblem {
   int64_t batch = 0, seqlen_q = 0, seqlen_k = 0, heads = 0, head_dim = 0, head_dim_v = 0;
   Values q, k, v;  // [batch, seqlen, heads, head_dim or head_dim_v]; shared heads are written out
-  Values bias;     // [batch, heads, seqlen_q, seqlen_k] or empty
-  Values dout;     // [batch, seqlen_q, heads, head_dim_v]
-  Values dlse;     // [batch, heads, seqlen_q] or empty
+  Values bias;     // [sequences, heads, bias_rows, bias_cols] or empty; in dense layouts these are seqlen_q, seqlen_k
+  int64_t bias_rows = 0, bias_cols = 0;
+  bool one_bias = false, one_bias_head = false;  // dbias is one of all sequences, of all heads: a sum
+  double softcap = 0;
+  Values slopes, sinks;  // [sequences, heads] or empty
+  Values dout;           // [batch, seqlen_q, heads, head_dim_v]
+  Values dlse;           // [batch, heads, seqlen_q] or empty
   std::vector<Sequence> sequences;
   std::optional<int64_t> window_left, window_right;
   bool bottom_right = false;
@@ -42,6 +46,8 @@ struct AttentionProblem {
   uint64_t philox_seed = 0, philox_offset = 0;
 
   bool visible(const Sequence& sequence, int64_t query, int64_t key) const;
+  // Of ALiBi: from the diagonal of the band, or without a band from the bottom-right one.
+  int64_t distance(const Sequence& sequence, int64_t query, int64_t key) const;
   // 1 / (1 - p) for kept scores, 0 for dropped ones; `index` is the sequence's place in `sequences`.
   double dropout_factor(int64_t index, int64_t head, int64_t query, int64_t key) const;
 };
@@ -49,6 +55,7 @@ struct AttentionProblem {
 struct AttentionResult {
   Values out, lse;  // like q with head_dim_v; [batch, heads, seqlen_q]
   Values dq, dk, dv, dbias;
+  Values dslopes, dsinks;  // [sequences, heads]
 };
 
 // The exact answer: in double, or in long double for fp64 problems, where double would be no better than the kernel.

@@ -1,12 +1,13 @@
 // What an attention kernel is asked to do: plain structs, the contract between the operators and every kernel.
 //
-//   S = softmax_scale * q k^T + bias          scores, [seqlen_q, seqlen_k] per (sequence, head)
+//   S = softmax_scale * q k^T + bias          scores, [seqlen_q, seqlen_k] per (sequence, head); ScoreModifiers says
+//                                             what else may happen to them
 //   L = logsumexp of S over visible keys       natural log; -inf where a query sees no key
 //   P = exp(S - L),  out = (D * P) v           D = keep / (1 - p) with dropout, else 1
 //   dS = P * (D * (dout v^T) - delta),  delta = rowsum(dout * out) - dlse
 //   dq = softmax_scale * dS k,  dk = softmax_scale * dS^T q,  dv = (D * P)^T dout,  dbias = dS
 //
-// A query that sees no key has out 0, lse -inf and all gradients 0.
+// A query that sees no key has out 0, lse -inf (the sink's logit where there is one) and all gradients 0.
 // (Online softmax: Milakov & Gimelshein 2018; tiling and recomputation: Dao et al. 2022, Dao 2023.)
 #pragma once
 
@@ -81,7 +82,9 @@ struct MaskBand {
   bool bottom_right = false;
 };
 
-// What is added to the scaled scores: dense layout only, any strides (0 and non-unit included). data null: nothing.
+// What is added to the scores, any strides (0 and non-unit included): read at (sequence, head, query, key), counted
+// inside the sequence where sequences are packed; then seqlen_q and seqlen_k of none of them may exceed what is there.
+// data null: nothing.
 struct ScoreBias {
   void* data = nullptr;
   int64_t batch_stride = 0, group_stride = 0, head_stride = 0, q_stride = 0, k_stride = 0;
@@ -101,6 +104,16 @@ struct RowTensor {
   }
 };
 
+// One number per sequence and head, [sequences, groups, heads]; float, or double for fp64 inputs.
+struct HeadNumbers {
+  void* data = nullptr;
+  int64_t sequence_stride = 0, group_stride = 0, head_stride = 0;
+
+  XFORMERS_INLINE int64_t offset(int64_t sequence, int64_t group, int64_t head) const {
+    return sequence * sequence_stride + group * group_stride + head * head_stride;
+  }
+};
+
 // K and V as integers, dequantised to shape.dtype while they are read (forward only): element = code * scale + shift.
 // Strides of k and v then count 32-bit words. A coefficient word holds an fp16 scale (low half) and an fp16 shift.
 //   kInt4  a row is num_groups coefficient words, then head_dim / 8 words of eight codes 0 ... 15, lowest bits first;
@@ -114,11 +127,25 @@ struct KvQuantization {
   HeadsTensor k_scale_shift, v_scale_shift;  // kFp8: int32 [batch, seqlen_k, groups, heads]
 };
 
-// What is done to a score between the product and the softmax. A kernel asks which of them are there.
+// What is done to a score between the product and the softmax, in this order. A kernel asks which of them are there.
+//
+//   S = softmax_scale * q k^T
+//   S = softcap * tanh(S / softcap)                      softcap 0: left out
+//   S = S - alibi_slopes[sequence, head] * |d(i) - j|    d(i): the diagonal of the band (MaskBand); of none:
+//   bottom-right S = S + bias[sequence, head, i, j] L = log(sum over visible keys of exp(S) + exp(sinks[sequence,
+//   head]))    a sink has weight, and no value; -inf: none
+//
+// Backward: dS before the cap is dS after it times 1 - tanh^2, and
+//   dslope = -sum dS * |d(i) - j|,  dsink = -sum over queries of exp(sink - L) * delta.
+// (Softcap: Gemma Team 2024, arXiv:2408.00118. ALiBi: Press et al. 2021, arXiv:2108.12409. Sinks: Xiao et al. 2023,
+// arXiv:2309.17453, learned as in gpt-oss, arXiv:2508.10925.)
 struct ScoreModifiers {
   ScoreBias bias;
+  double softcap = 0;
+  HeadNumbers alibi_slopes, sinks;  // data null: none
 
-  constexpr bool any() const { return bias.data != nullptr; }
+  // Whether scores are anything but softmax_scale * q k^T.
+  constexpr bool change_scores() const { return bias.data || softcap > 0 || alibi_slopes.data; }
 };
 
 // What forward and backward of one attention have in common.
@@ -148,11 +175,17 @@ struct AttentionFwdParams : AttentionProblem {
 struct AttentionBwdParams : AttentionProblem {
   HeadsTensor out, dout;
   RowTensor lse;
-  RowTensor lse_low;           // data null: taken for 0
-  RowTensor dlse;              // gradient that reaches lse; data null: none
-  HeadsTensor dq, dk, dv;      // every element is written; dk and dv have one entry per query head
-  ScoreBias dbias;             // data null: not wanted; every element is written (0 where masked)
-  bool deterministic = false;  // CUDA: the same bits from run to run, for some time; on the CPU they always are
+  RowTensor lse_low;       // data null: taken for 0
+  RowTensor dlse;          // gradient that reaches lse; data null: none
+  HeadsTensor dq, dk, dv;  // every element is written; dk and dv have one entry per query head
+  // data null: not wanted. Every element is written (0 where masked); of packed sequences those of visible scores
+  // alone, the rest are zeros already.
+  ScoreBias dbias;
+  // Several sequences or heads of a packed layout have elements of dbias in common, by strides of 0: it is then float
+  // (or double), and their sum is added to what is there.
+  bool dbias_shared = false;
+  HeadNumbers dslopes, dsinks;  // data null: not wanted; every element is written
+  bool deterministic = false;   // CUDA: the same bits from run to run, for some time; on the CPU they always are
 };
 
 }  // namespace xformers

@@ -1,5 +1,6 @@
 #include "xformers/kernels/params/attention_check.h"
 
+#include <cmath>
 #include <string>
 
 #include "xformers/kernels/base/check.h"
@@ -55,6 +56,20 @@ void check_dropout(const Dropout& dropout) {
   }
 }
 
+void check_modifiers(const AttentionProblem& problem, KnownModifiers known) {
+  const ScoreModifiers& mods = problem.mods;
+  if (!(mods.softcap >= 0 && std::isfinite(mods.softcap))) {
+    refuse("softcap", std::to_string(mods.softcap), "0 (off) or a finite number above it", "pass the largest score");
+  }
+  if (known == KnownModifiers::kAll) return;
+  const char* name = mods.softcap > 0                         ? "softcap"
+                     : mods.alibi_slopes.data                 ? "alibi_slopes"
+                     : mods.sinks.data                        ? "sinks"
+                     : mods.bias.data && problem.seq.packed() ? "a bias of packed sequences"
+                                                              : nullptr;
+  if (name) refuse(name, "given to a device whose kernels do not know it", "none", "run it on the CPU");
+}
+
 void check_quantization(const AttentionShape& shape, const KvQuantization& quantization) {
   const auto head_dims = [&] {
     return std::to_string(shape.head_dim) + " with head_dim_v " + std::to_string(shape.head_dim_v);
@@ -82,8 +97,9 @@ void check_quantization(const AttentionShape& shape, const KvQuantization& quant
 
 }  // namespace
 
-void check(const AttentionFwdParams& params) {
+void check(const AttentionFwdParams& params, KnownModifiers known) {
   check_shape(params.shape);
+  check_modifiers(params, known);
   check_packed(params.shape, params.seq);
   check_pages(params.seq);
   check_band(params.band);
@@ -94,8 +110,9 @@ void check(const AttentionFwdParams& params) {
   }
 }
 
-void check(const AttentionBwdParams& params) {
+void check(const AttentionBwdParams& params, KnownModifiers known) {
   check_shape(params.shape);
+  check_modifiers(params, known);
   check_packed(params.shape, params.seq);
   if (params.seq.paged()) {
     refuse("the layout of keys", "paged in backward", "keys in rows of their own",

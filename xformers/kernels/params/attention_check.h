@@ -5,7 +5,10 @@
 
 namespace xformers {
 
-void check(const AttentionFwdParams& params);
-void check(const AttentionBwdParams& params);
+// Which score modifiers a device's kernels know: all, or a bias of the dense layout alone.
+enum class KnownModifiers { kDenseBias, kAll };
+
+void check(const AttentionFwdParams& params, KnownModifiers known = KnownModifiers::kDenseBias);
+void check(const AttentionBwdParams& params, KnownModifiers known = KnownModifiers::kDenseBias);
 
 }  // namespace xformers

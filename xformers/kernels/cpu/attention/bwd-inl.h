@@ -57,13 +57,20 @@ class Backward {
     const ptrdiff_t rows = max_of(round_up(dim, 32), round_up(dim_v, 32)) * kBlockColumns;
     staging_ = arena.take<C>(max_of(rows, 2 * kBlockKeys * kBlockColumns));
     keep_ = p_.dropout.p > 0 ? arena.take<C>(kBlockKeys * kBlockColumns) : nullptr;
+    const bool capped = p_.mods.softcap > 0;
+    cap_derivative_ = capped ? arena.take<C>(kBlockKeys * kBlockColumns) : nullptr;
+    uncapped_ds_ = capped && wants_ds() ? arena.take<C>(kBlockKeys * kBlockColumns) : dprobs_;
     own_dq_ = arena.take<C>(dq_size(longest_own, dim));
     return arena.bytes();
   }
 
-  HWY_NOINLINE void run(const BackwardTask& task) {
+  // Returns -sum dS * |d(i) - j| where dslopes are wanted.
+  HWY_NOINLINE double run(const BackwardTask& task) {
     const Sequence sequence = sequence_at(p_.shape, p_.seq, task.sequence);
     const Band band(p_.band, sequence);
+    dslope_ = dsink_ = 0;
+    sink_ = p_.dsinks.data ? number_of<C>(p_.mods.sinks, sequence.index, task.group, task.head) : C(0);
+    Range with_sink{0, 0};  // queries whose share of dsink is in dsink_
     C* const dq = task.partial >= 0 ? shares_ + task.partial : own_dq_;
     zero_row(dq, dq_size(sequence.seqlen_q, p_.shape.head_dim));
 
@@ -74,6 +81,11 @@ class Backward {
         start(key_blocks_[b], {begin, min_of(begin + kBlockKeys, keys.end)}, task, sequence);
       }
       const Range queries = band.query_range(keys);
+      sums_sink_ = p_.dsinks.data && task.first_keys && key == task.keys.begin;
+      if (sums_sink_ && !queries.empty()) {
+        with_sink = {queries.begin / kBlockColumns * kBlockColumns,
+                     min_of(round_up(queries.end, kBlockColumns), sequence.seqlen_q)};
+      }
       for (int64_t query = queries.begin / kBlockColumns * kBlockColumns; query < queries.end; query += kBlockColumns) {
         const Range rows{query, min_of(query + kBlockColumns, sequence.seqlen_q)};
         load_queries(rows, task, sequence);
@@ -89,6 +101,12 @@ class Backward {
       for (ptrdiff_t b = 0; key + b * kBlockKeys < keys.end; ++b) finish(key_blocks_[b], task, sequence);
     }
     if (task.partial < 0) write_dq(dq, task.sequence, task.group, task.head);
+    if (p_.dsinks.data && task.first_keys) {
+      add_to_dsink({0, with_sink.begin}, task, sequence);
+      add_to_dsink({with_sink.end, sequence.seqlen_q}, task, sequence);
+      static_cast<C*>(p_.dsinks.data)[p_.dsinks.offset(sequence.index, task.group, task.head)] = static_cast<C>(dsink_);
+    }
+    return dslope_;
   }
 
   // Sums the shares of dQ in order and writes it.
@@ -112,6 +130,9 @@ class Backward {
     Left k, kt, v;  // [keys, head_dim], [head_dim, keys], [keys, head_dim_v]
     C *dk, *dv;     // [keys, head_dim to 16], [keys, head_dim_v to 16]
   };
+
+  // Whether dS is used for more than dQ and dK.
+  HWY_INLINE bool wants_ds() const { return p_.dbias.data || p_.dslopes.data; }
 
   HWY_INLINE C* dq_block(C* dq, int64_t query) const { return dq + query * round_up(p_.shape.head_dim, 16); }
 
@@ -152,6 +173,26 @@ class Backward {
           dot(dout.data + c * dout.stride, row_of<const T>(p_.out, sequence.batch, row, task.group, task.head), dim_v);
       if (p_.dlse.data) delta_[c] -= *row_of<const C>(p_.dlse, sequence.batch, row, task.group, task.head);
     }
+    if (sums_sink_) add_to_dsink();
+  }
+
+  // dsink is -sum over the queries of exp(sink - lse) * delta. Those that are loaded, and others: a row that sees no
+  // key has its sink for an lse, so it counts, too.
+  HWY_INLINE void add_to_dsink() {
+    const Tag<C> d;
+    auto sum = hn::Zero(d);
+    for (ptrdiff_t c = 0; c < columns_.padded; c += kLanes) {
+      const auto above = hn::Sub(hn::Set(d, sink_), hn::Load(d, lse_ + c));
+      const auto exponent = hn::MulSub(above, hn::Set(d, kToExponent<C>), hn::Load(d, low_ + c));
+      sum = hn::MulAdd(power_vec<5>(exponent), hn::Load(d, delta_ + c), sum);
+    }
+    dsink_ -= static_cast<double>(hn::GetLane(hn::SumOfLanes(d, sum)));
+  }
+  HWY_NOINLINE void add_to_dsink(Range queries, const BackwardTask& task, const Sequence& sequence) {
+    sums_sink_ = true;
+    for (int64_t query = queries.begin; query < queries.end; query += kBlockColumns) {
+      load_queries({query, min_of(query + kBlockColumns, queries.end)}, task, sequence);
+    }
   }
 
   struct Rows {
@@ -190,7 +231,7 @@ class Backward {
     Gemm::multiply(dprobs_, cols, block.v.at_row(begin), doutt_, rows, cols, dim_v, false);
 
     const bool some_hidden =
-        finish_scores<T>(scores_, rows, p_, band, sequence.batch, task.group, columns_, key, staging_);
+        finish_scores<T>(scores_, rows, p_, band, sequence, task.group, columns_, key, staging_, cap_derivative_);
     if (p_.dropout.p > 0) {
       fill_keep(keep_, rows, p_.dropout, task.sequence, p_.shape.num_heads(), task.group * p_.shape.heads_per_group,
                 columns_, key);
@@ -198,12 +239,15 @@ class Backward {
     const Left probs = Gemm::probs_left(p_memory_, scores_, kBlockKeys, cols);
     const Left ds = Gemm::probs_left(ds_memory_, dprobs_, kBlockKeys, cols);
     const Right ds_right = Gemm::probs_right(dst_memory_, dprobs_, kBlockKeys, cols);
-    if (some_hidden) {
-      differentiate<true>(probs, ds, ds_right, rows);
+    if (cap_derivative_) {
+      differentiate<true, true>(probs, ds, ds_right, rows);
+    } else if (some_hidden) {
+      differentiate<true, false>(probs, ds, ds_right, rows);
     } else {
-      differentiate<false>(probs, ds, ds_right, rows);
+      differentiate<false, false>(probs, ds, ds_right, rows);
     }
     if (p_.dbias.data) store_dbias(rows, key, task, sequence);
+    if (p_.dslopes.data) add_dslope(rows, key, sequence);
 
     Gemm::multiply(block.dv + begin * round_up(dim_v, 16), round_up(dim_v, 16), probs, dout_, rows, round_up(dim_v, 16),
                    cols, true);
@@ -212,15 +256,16 @@ class Backward {
     Gemm::multiply(dq, cols, block.kt.at_depth(begin), ds_right, dim, cols, rows, true);
   }
 
-  // scores -> P (with dropout), dprobs -> dS. Both are 0 where a score is hidden, whatever NaN stands beside it.
-  template <bool kSomeHidden>
+  // scores -> P (with dropout), dprobs -> dS. Both are 0 where a score is hidden, whatever NaN stands beside it. dS of
+  // the scores before their cap is what dQ and dK want, dS behind it what dbias and dslopes do.
+  template <bool kSomeHidden, bool kCapped>
   HWY_INLINE void differentiate(const Left& probs, const Left& ds, const Right& ds_right, ptrdiff_t rows) {
     const Tag<C> d;
     const ptrdiff_t cols = columns_.padded;
     const auto scale = hn::Set(d, score_factor<C>(p_)), to_exponent = hn::Set(d, kToExponent<C>), zero = hn::Zero(d);
     const auto hidden = hn::Set(d, -kInfinity<C>);
     const auto kept = hn::Set(d, p_.dropout.p < 1 ? static_cast<C>(1 / (1 - p_.dropout.p)) : C(0));
-    const bool keep_ds = p_.dbias.data && !Gemm::kProbsInPlace;
+    const bool keep_ds = wants_ds() && (kCapped || !Gemm::kProbsInPlace);
     for (ptrdiff_t c = 0; c < cols; c += kLanes) {
       const auto lse = hn::Load(d, lse_ + c), low = hn::Load(d, low_ + c), delta = hn::Load(d, delta_ + c);
       const auto one = [&](ptrdiff_t n, Vec<C>& p, Vec<C>& s) HWY_ATTR {
@@ -239,7 +284,8 @@ class Backward {
           p = hn::IfThenZeroElse(masked, p);
           s = hn::IfThenZeroElse(masked, s);
         }
-        if (keep_ds) hn::StoreU(s, d, dprobs_ + n * cols + c);
+        if (keep_ds) hn::StoreU(s, d, uncapped_ds_ + n * cols + c);
+        if constexpr (kCapped) s = hn::Mul(s, hn::LoadU(d, cap_derivative_ + n * cols + c));
       };
       for (ptrdiff_t n = 0; n < rows; n += 2) {
         Vec<C> p0, s0, p1 = zero, s1 = zero;
@@ -257,17 +303,37 @@ class Backward {
 
   HWY_INLINE void store_dbias(ptrdiff_t rows, int64_t key, const BackwardTask& task, const Sequence& sequence) {
     const ptrdiff_t stride = round_up(rows, 16);
-    transpose(dprobs_, columns_.padded, staging_, stride, rows, columns_.padded);
+    transpose(uncapped_ds_, columns_.padded, staging_, stride, rows, columns_.padded);
     for (ptrdiff_t c = 0; c < columns_.count; ++c) {
-      T* to =
-          bias_row<T>(p_.dbias, sequence.batch, columns_.origin + c, task.group, task.head) + key * p_.dbias.k_stride;
       const C* from = staging_ + c * stride;
+      if (p_.dbias_shared) {
+        C* const sum =
+            bias_row<C>(p_.dbias, sequence.index, columns_.origin + c, task.group, task.head) + key * p_.dbias.k_stride;
+        for (ptrdiff_t n = 0; n < rows; ++n) sum[n * p_.dbias.k_stride] += from[n];
+        continue;
+      }
+      T* to =
+          bias_row<T>(p_.dbias, sequence.index, columns_.origin + c, task.group, task.head) + key * p_.dbias.k_stride;
       if (p_.dbias.k_stride == 1) {
         store_row(from, C(1), to, rows);
       } else {
         for (ptrdiff_t n = 0; n < rows; ++n) to[n * p_.dbias.k_stride] = from_compute<T>(from[n]);
       }
     }
+  }
+
+  HWY_INLINE void add_dslope(ptrdiff_t rows, int64_t key, const Sequence& sequence) {
+    const Tag<C> d;
+    const int64_t first = key - alibi_shift(p_.band, sequence) - columns_.origin;
+    auto sum = hn::Zero(d);
+    for (ptrdiff_t n = 0; n < rows; ++n) {
+      const auto place = hn::Set(d, static_cast<C>(first + n));
+      for (ptrdiff_t c = 0; c < columns_.padded; c += kLanes) {
+        const auto ds = hn::LoadU(d, uncapped_ds_ + n * columns_.padded + c);
+        sum = hn::MulAdd(ds, alibi_distance(columns_, c, place), sum);
+      }
+    }
+    dslope_ -= static_cast<double>(hn::GetLane(hn::SumOfLanes(d, sum)));
   }
 
   HWY_INLINE void finish(const KeyBlock& block, const BackwardTask& task, const Sequence& sequence) {
@@ -305,6 +371,10 @@ class Backward {
   char *p_memory_, *ds_memory_, *dst_memory_;
   C *scores_, *dprobs_;  // [128 keys, 64 queries]
   C *staging_, *keep_, *own_dq_;
+  C *cap_derivative_, *uncapped_ds_;  // like dprobs_, which the second one is unless scores are capped
+  bool sums_sink_;                    // of queries as they are loaded
+  C sink_;
+  double dslope_, dsink_;
   Columns<C> columns_;
   alignas(64) C delta_[kBlockColumns];
   alignas(64) C lse_[kBlockColumns];

@@ -170,7 +170,9 @@ class Decode : public DecodeStreams<T> {
       for (ptrdiff_t i = 0; i < kTileKeys; ++i) next_k_.next();
       hn::StoreU(hn::Mul(tile_scores<kRows>(row, k, n, count), scale), d, scores_ + n * kRows);
     }
-    if (p_.mods.bias.data) add_bias_rows<kRows>(row, keys, sequence);
+    if (p_.mods.change_scores()) {
+      Base::template modify_rows<kRows>(scores_, padded * kRows, rows_ + row, kRows, keys, sequence);
+    }
     mask_rows<kRows>(row, keys, padded, band);
 
     // Lanes hold kTileKeys keys of each row side by side; every row's maximum is copied to all of its lanes. It ignores
@@ -239,20 +241,6 @@ class Decode : public DecodeStreams<T> {
       }
     }
     return sum_each<kLanes, C>(acc);
-  }
-
-  template <int kRows>
-  HWY_INLINE void add_bias_rows(ptrdiff_t row, Range keys, const Sequence& sequence) {
-    for (int r = 0; r < kRows; ++r) {
-      const Row& state = rows_[row + r];
-      const T* bias = bias_row<const T>(p_.mods.bias, sequence.batch, state.query, state.group, state.head) +
-                      keys.begin * p_.mods.bias.k_stride;
-      for (int64_t n = 0; n < keys.end - keys.begin; ++n) {
-        const C added = static_cast<C>(to_compute(bias[n * p_.mods.bias.k_stride]));
-        C& score = scores_[n * kRows + r];
-        score = added == -kInfinity<C> ? added : score + added;  // hidden, whatever the score is
-      }
-    }
   }
 
   // Keys that a row may not see, and those past the end, become -inf.

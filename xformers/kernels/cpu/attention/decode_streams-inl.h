@@ -52,11 +52,36 @@ class DecodeStreams {
     return {first, clamp_to(band.last_key(row.query) + 1 - keys.begin, first, count)};
   }
 
+  // Cap, ALiBi and bias of scores [keys][kRows] of a stream's rows, which softmax_scale has been multiplied to. count:
+  // numbers of the array, a multiple of the vector.
+  template <int kRows>
+  HWY_INLINE void modify_rows(C* scores, ptrdiff_t count, const Row* rows, ptrdiff_t num_rows, Range keys,
+                              const Sequence& sequence) const {
+    const ScoreModifiers& mods = p_.mods;
+    if (mods.softcap > 0) cap_scores<C>(scores, count, C(1), static_cast<C>(mods.softcap), nullptr);
+    for (ptrdiff_t r = 0; mods.alibi_slopes.data && r < num_rows; ++r) {
+      const C slope = number_of<C>(mods.alibi_slopes, sequence.index, rows[r].group, rows[r].head);
+      const int64_t diagonal = rows[r].query + alibi_shift(p_.band, sequence) - keys.begin;
+      for (int64_t n = 0; n < keys.end - keys.begin; ++n) {
+        scores[n * kRows + r] -= slope * static_cast<C>(n < diagonal ? diagonal - n : n - diagonal);
+      }
+    }
+    for (ptrdiff_t r = 0; mods.bias.data && r < num_rows; ++r) {
+      const T* bias = bias_row<const T>(mods.bias, sequence.index, rows[r].query, rows[r].group, rows[r].head) +
+                      keys.begin * mods.bias.k_stride;
+      for (int64_t n = 0; n < keys.end - keys.begin; ++n) {
+        const C added = static_cast<C>(to_compute(bias[n * mods.bias.k_stride]));
+        C& score = scores[n * kRows + r];
+        score = added == -kInfinity<C> ? added : score + added;  // hidden, whatever the score is
+      }
+    }
+  }
+
   // out: the row's sum of probabilities times values, relative to row.max.
   HWY_INLINE void finish(ptrdiff_t r, const C* out, const ForwardTask& task, const Sequence& sequence) {
     const Row& row = rows_[r];
     const ptrdiff_t dim_v = p_.shape.head_dim_v;
-    const C inverse = row.sum == C(0) ? C(0) : C(1) / row.sum;
+    C inverse = row.sum == C(0) ? C(0) : C(1) / row.sum;
     if (task.partial_row >= 0) {
       store_row(out, inverse, partials_.out + (task.partial_row + r) * dim_v, dim_v);
       partials_.row_max[task.partial_row + r] = row.max;
@@ -64,9 +89,14 @@ class DecodeStreams {
       return;
     }
     const int64_t at = sequence.q_begin + row.query;
-    store_out<T>(p_, out, inverse, sequence.batch, at, row.group, row.head);
     const Tag<C> d;
-    const LogSum<C> total = log_sum<C>(hn::Set(d, row.max), score_factor<C>(p_), hn::Set(d, row.sum));
+    LogSum<C> total = log_sum<C>(hn::Set(d, row.max), score_factor<C>(p_), hn::Set(d, row.sum));
+    if (p_.mods.sinks.data) {
+      const C sink = number_of<C>(p_.mods.sinks, sequence.index, row.group, row.head);
+      const SunkRows<C> sunk = add_sink(total, hn::Set(d, sink));
+      total = sunk.sum, inverse *= hn::GetLane(sunk.kept);
+    }
+    store_out<T>(p_, out, inverse, sequence.batch, at, row.group, row.head);
     store_lse(p_, hn::GetLane(total.lse), hn::GetLane(total.low), sequence.batch, at, row.group, row.head);
   }
 

@@ -173,15 +173,16 @@ class DecodeTile : public DecodeStreams<BFloat16> {
     store_tile<kAcc>(scores_of<kRows>(s) + t * kTileKeys * kRows, kRows * sizeof(float));
   }
 
-  // ---- bias, mask, softmax, P ----
+  // ---- modifiers, mask, softmax, P ----
   template <int kRows>
   HWY_INLINE void softmax(ptrdiff_t s, const KeyBlock& block, const Band& band, const Sequence& sequence) {
     const Row* const rows = rows_ + s * per_stream_;
     float* const scores = scores_of<kRows>(s);
     const ptrdiff_t count = block.keys.end - block.keys.begin;
     if (needs_scaling(p_)) {
-      scale_scores(scores, block.num_tiles * kTileKeys * kRows, static_cast<float>(p_.softmax_scale));
-      if (p_.mods.bias.data) add_bias_rows<kRows>(scores, rows, per_stream_, block.keys, sequence);
+      const ptrdiff_t numbers = block.num_tiles * kTileKeys * kRows;
+      scale_scores(scores, numbers, static_cast<float>(p_.softmax_scale));
+      Base::template modify_rows<kRows>(scores, numbers, rows, per_stream_, block.keys, sequence);
     }
     for (ptrdiff_t r = 0; r < per_stream_; ++r) {
       const Range seen = Base::visible(rows[r], block.keys, band);
@@ -195,20 +196,6 @@ class DecodeTile : public DecodeStreams<BFloat16> {
     if (states_[s].template raise<kRows>(scores, block.num_tiles, to_exponent, factor)) rescale<kRows>(s, factor);
     states_[s].template weigh<kRows>(scores, block.num_tiles, to_exponent, even_ + probs_of<kRows>(s),
                                      odd_ + probs_of<kRows>(s));
-  }
-
-  template <int kRows>
-  HWY_INLINE void add_bias_rows(float* scores, const Row* rows, ptrdiff_t num_rows, Range keys,
-                                const Sequence& sequence) const {
-    for (ptrdiff_t r = 0; r < num_rows; ++r) {
-      const T* bias = bias_row<const T>(p_.mods.bias, sequence.batch, rows[r].query, rows[r].group, rows[r].head) +
-                      keys.begin * p_.mods.bias.k_stride;
-      for (int64_t n = 0; n < keys.end - keys.begin; ++n) {
-        const float added = to_compute(bias[n * p_.mods.bias.k_stride]);
-        float& score = scores[n * kRows + r];
-        score = added == -kInfinity<float> ? added : score + added;  // hidden, whatever the score is
-      }
-    }
   }
 
   template <int kRows>

@@ -108,7 +108,7 @@ class Forward {
     const ptrdiff_t cols = block.columns.padded;
     Gemm::multiply(scores_, cols, k, block.q, rows, cols, p_.shape.head_dim, false);
 
-    finish_scores<T>(scores_, rows, p_, band, sequence.batch, task.group_begin, block.columns, key, staging_);
+    finish_scores<T>(scores_, rows, p_, band, sequence, task.group_begin, block.columns, key, staging_);
     if (p_.dropout.p > 0) {
       fill_keep(keep_, rows, p_.dropout, task.sequence, p_.shape.num_heads(),
                 task.group_begin * p_.shape.heads_per_group, block.columns, key);
@@ -207,6 +207,8 @@ class Forward {
       hn::Store(total.lse, d, lse + c);
       hn::Store(total.low, d, lse_low + c);
     }
+    // Of rows whose keys are split, the sink takes part when they are merged.
+    if (p_.mods.sinks.data && task.partial_row < 0) add_sinks(columns, task, sequence, inverse, lse, lse_low);
     if (block.started) {
       transpose(block.out, cols, staging_, stride, dim_v, cols);
     } else {
@@ -224,6 +226,22 @@ class Forward {
       const int64_t row = sequence.q_begin + columns.origin + columns.query[c];
       store_out<T>(p_, staging_ + c * stride, inverse[c], sequence.batch, row, task.group_begin, columns.head[c]);
       store_lse(p_, lse[c], lse_low[c], sequence.batch, row, task.group_begin, columns.head[c]);
+    }
+  }
+
+  HWY_NOINLINE void add_sinks(const Columns<C>& columns, const ForwardTask& task, const Sequence& sequence, C* inverse,
+                              C* lse, C* lse_low) const {
+    const Tag<C> d;
+    alignas(64) C sink[kBlockColumns];
+    for (ptrdiff_t c = 0; c < columns.padded; ++c) {
+      sink[c] = number_of<C>(p_.mods.sinks, sequence.index, task.group_begin, columns.head[c]);
+    }
+    for (ptrdiff_t c = 0; c < columns.padded; c += kLanes) {
+      const LogSum<C> sum{hn::Load(d, lse + c), hn::Load(d, lse_low + c)};
+      const SunkRows<C> rows = add_sink(sum, hn::Load(d, sink + c));
+      hn::Store(rows.sum.lse, d, lse + c);
+      hn::Store(rows.sum.low, d, lse_low + c);
+      hn::Store(hn::Mul(hn::Load(d, inverse + c), rows.kept), d, inverse + c);
     }
   }
 

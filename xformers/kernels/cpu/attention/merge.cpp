@@ -21,16 +21,20 @@ void merge_rows(const AttentionFwdParams& params, const ForwardMerge& merge, con
     const auto statistics = [&](int64_t split) {
       return PartStatistics<C>{partials.row_max[partial(split)], partials.row_sum[partial(split)]};
     };
-    const MergedLse<C> merged = merge_shares(merge.num_splits, partials.factor, statistics, shares.data());
+    MergedLse<C> merged = merge_shares(merge.num_splits, partials.factor, statistics, shares.data());
+    const int64_t num_heads = merge.head_end - merge.head_begin, head = merge.head_begin + r / num_queries % num_heads;
+    const int64_t group = merge.group_begin + r / num_queries / num_heads,
+                  row = sequence.q_begin + merge.queries.begin + r % num_queries;
+    if (const HeadNumbers& sinks = params.mods.sinks; sinks.data) {
+      const C sink = static_cast<const C*>(sinks.data)[sinks.offset(sequence.index, group, head)];
+      merged = add_sink(merged, sink, merge.num_splits, shares.data());
+    }
     std::fill(sum.begin(), sum.end(), C(0));
     for (int64_t s = 0; s < merge.num_splits; ++s) {
       if (!statistics(s).saw_keys()) continue;
       const C* const from = partials.out + partial(s) * dim_v;
       for (int64_t d = 0; d < dim_v; ++d) sum[d] += shares[s] * from[d];
     }
-    const int64_t num_heads = merge.head_end - merge.head_begin, head = merge.head_begin + r / num_queries % num_heads;
-    const int64_t group = merge.group_begin + r / num_queries / num_heads,
-                  row = sequence.q_begin + merge.queries.begin + r % num_queries;
     T* out = static_cast<T*>(params.out.data) + params.out.offset(sequence.batch, row, group, head);
     for (int64_t d = 0; d < dim_v; ++d) out[d] = from_compute<T>(sum[d]);
     const auto store = [&](const RowTensor& to, C value) {

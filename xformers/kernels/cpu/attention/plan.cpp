@@ -1,6 +1,8 @@
 #include "xformers/kernels/cpu/attention/plan.h"
 
 #include <algorithm>
+#include <numeric>
+#include <utility>
 
 namespace xformers::cpu {
 namespace {
@@ -36,6 +38,36 @@ void add_tasks(ForwardPlan& plan, ForwardTask task, int64_t splits, int64_t alig
 Range aligned_key_range(const Band& band, Range queries) {
   const Range keys = band.key_range(queries);
   return {keys.begin / kBlockColumns * kBlockColumns, keys.end};
+}
+
+// dbias as slices [seqlen_q, seqlen_k] that have no element in common: those of a sequence and head, all sequences and
+// heads whose strides are 0 taken for one.
+int64_t dbias_slice(const AttentionBwdParams& params, int64_t sequence, int64_t group, int64_t head) {
+  const ScoreBias& dbias = params.dbias;
+  const int64_t s = dbias.batch_stride ? sequence : 0, g = dbias.group_stride ? group : 0,
+                h = dbias.head_stride ? head : 0;
+  return (s * params.shape.num_groups + g) * params.shape.heads_per_group + h;
+}
+int64_t num_dbias_slices(const AttentionBwdParams& params) {
+  const ScoreBias& dbias = params.dbias;
+  return (dbias.batch_stride ? num_sequences(params.shape, params.seq) : 1) *
+         (dbias.group_stride ? params.shape.num_groups : 1) * (dbias.head_stride ? params.shape.heads_per_group : 1);
+}
+
+// Sorts tasks by their chains, which keeps the order of each chain's own.
+void link(BackwardPlan& plan, const std::vector<int64_t>& chain_of) {
+  std::vector<size_t> order(plan.tasks.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return chain_of[a] < chain_of[b]; });
+  std::vector<BackwardTask> tasks;
+  for (const size_t task : order) {
+    if (tasks.empty() || chain_of[task] != chain_of[order[tasks.size() - 1]]) {
+      plan.chains.push_back(static_cast<int64_t>(tasks.size()));
+    }
+    tasks.push_back(plan.tasks[task]);
+  }
+  plan.chains.push_back(static_cast<int64_t>(tasks.size()));
+  plan.tasks = std::move(tasks);
 }
 
 }  // namespace
@@ -144,32 +176,61 @@ BackwardPlan plan_backward(const AttentionBwdParams& params, int num_threads) {
   const int64_t num_seqs = num_sequences(shape, params.seq);
   BackwardPlan plan;
   const int64_t whole_tasks = num_seqs * shape.num_heads();
-  const int64_t wanted =
-      num_threads > 1 && whole_tasks > 0 && whole_tasks % num_threads != 0 && whole_tasks < 4 * num_threads
-          ? ceil_div(4 * num_threads, whole_tasks)
-          : 1;
+  // What may run at the same time if no keys are split.
+  const int64_t alone = params.dbias_shared ? num_dbias_slices(params) : whole_tasks;
+  const int64_t wanted = num_threads > 1 && alone > 0 && alone % num_threads != 0 && alone < 4 * num_threads
+                             ? ceil_div(4 * num_threads, alone)
+                             : 1;
+  const auto affordable_splits = [&](int64_t share) {
+    return std::max(kMaxShareBytes / 4 / std::max(share * whole_tasks, int64_t{1}), int64_t{1});
+  };
+  const auto step_of = [](int64_t seqlen_k, int64_t splits) {
+    return ceil_div(ceil_div(seqlen_k, splits), kBlockKeys) * kBlockKeys;
+  };
+  // Tasks that share a slice of dbias and have the same keys of it form a chain, so all sequences are split alike.
+  int64_t chain_keys = 0, chain_splits = 1;
+  if (params.dbias_shared) {
+    int64_t longest_q = 0, longest_k = 0;
+    for (int64_t s = 0; s < num_seqs; ++s) {
+      const Sequence sequence = sequence_at(shape, params.seq, s);
+      longest_q = std::max(longest_q, sequence.seqlen_q), longest_k = std::max(longest_k, sequence.seqlen_k);
+    }
+    const int64_t affordable = affordable_splits(dq_size(longest_q, shape.head_dim));
+    const int64_t splits = std::clamp(std::min(longest_k / kBlockKeys, affordable), int64_t{1}, wanted);
+    chain_keys = std::max(step_of(longest_k, splits), kBlockKeys);
+    chain_splits = std::max(ceil_div(longest_k, chain_keys), int64_t{1});
+  }
+  std::vector<int64_t> chain_of;  // each task
   for (int64_t s = 0; s < num_seqs; ++s) {
     const Sequence sequence = sequence_at(shape, params.seq, s);
     const int64_t share = dq_size(sequence.seqlen_q, shape.head_dim);
-    const int64_t affordable = std::max(kMaxShareBytes / 4 / std::max(share * whole_tasks, int64_t{1}), int64_t{1});
-    const int64_t splits = std::clamp(std::min(sequence.seqlen_k / kBlockKeys, affordable), int64_t{1}, wanted);
-    const int64_t step = ceil_div(ceil_div(sequence.seqlen_k, splits), kBlockKeys) * kBlockKeys;
+    int64_t splits = std::clamp(std::min(sequence.seqlen_k / kBlockKeys, affordable_splits(share)), int64_t{1}, wanted);
+    int64_t step = step_of(sequence.seqlen_k, splits);
+    if (params.dbias_shared) {
+      step = chain_keys;
+      splits = std::max(ceil_div(sequence.seqlen_k, step), int64_t{1});
+    }
     for (int64_t group = 0; group < shape.num_groups; ++group) {
       for (int64_t head = 0; head < shape.heads_per_group; ++head) {
         if (splits == 1) {
-          plan.tasks.push_back({s, group, head, {0, sequence.seqlen_k}, -1});
+          plan.tasks.push_back({s, group, head, {0, sequence.seqlen_k}, -1, true});
           plan.longest_own = std::max(plan.longest_own, sequence.seqlen_q);
-          continue;
+        } else {
+          plan.merges.push_back({s, group, head, plan.partial_size, share, splits});
+          for (int64_t split = 0; split < splits; ++split) {
+            const Range keys{std::min(split * step, sequence.seqlen_k),
+                             std::min((split + 1) * step, sequence.seqlen_k)};
+            plan.tasks.push_back({s, group, head, keys, plan.partial_size, split == 0});
+            plan.partial_size += share;
+          }
         }
-        plan.merges.push_back({s, group, head, plan.partial_size, share, splits});
-        for (int64_t split = 0; split < splits; ++split) {
-          const Range keys{std::min(split * step, sequence.seqlen_k), std::min((split + 1) * step, sequence.seqlen_k)};
-          plan.tasks.push_back({s, group, head, keys, plan.partial_size});
-          plan.partial_size += share;
+        for (int64_t split = 0; params.dbias_shared && split < splits; ++split) {
+          chain_of.push_back(dbias_slice(params, s, group, head) * chain_splits + split);
         }
       }
     }
   }
+  if (params.dbias_shared) link(plan, chain_of);
   return plan;
 }
 

@@ -74,6 +74,7 @@ struct BackwardTask {
   int64_t sequence, group, head;
   Range keys;
   int64_t partial;  // index of the task's share of dq, in floats; -1: the task has all keys and writes dq itself
+  bool first_keys;  // of all tasks of the head, the one that has its first keys
 };
 
 // dq of one head is the sum over num_splits shares, `stride` floats apart.
@@ -87,6 +88,8 @@ struct BackwardPlan {
   std::vector<BackwardMerge> merges;
   int64_t partial_size = 0;  // elements of all shares
   int64_t longest_own = 0;   // queries of the longest sequence among tasks that write dq themselves
+  // Tasks [chains[i], chains[i + 1]) add to the same elements of dbias, one after the other. Empty: none do.
+  std::vector<int64_t> chains;
 };
 
 BackwardPlan plan_backward(const AttentionBwdParams& params, int num_threads);

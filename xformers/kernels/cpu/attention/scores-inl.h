@@ -1,128 +1,18 @@
-// What happens to a block of scores between the two products: bias, mask, dropout.
-//
-// Blocks are transposed: scores[key][column], where a column is one (head, query) pair. Row statistics are then plain
-// vectors over columns, no reduction runs across a vector, and neither key nor value needs transposing in memory.
+// What happens to a block of scores (columns-inl.h) between the two products: modifiers, mask, dropout.
 #pragma once
 
-#include "xformers/kernels/cpu/attention/plan.h"
+#include "xformers/kernels/cpu/attention/score_mods-inl.h"
 #include "xformers/kernels/cpu/base/philox-inl.h"
 #include "xformers/kernels/cpu/base/vec-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace xformers::cpu::XFORMERS_ISA_NAMESPACE {
 
-template <class C>
-inline constexpr C kInfinity = static_cast<C>(__builtin_inf());
-
-// A score is s = softmax_scale * (q k) + bias, in natural units: no factor log2(e), which would carry the lowest
-// numbers to -inf. The difference to the row's maximum comes first, and only then the factor that powers want. -inf
-// alone means hidden. Exponents are those of 2 for fp32, whose powers are cheap, and those of e for fp64, where a
-// change of base would cost accuracy: kToExponent times a natural exponent.
-template <class C>
-inline constexpr C kToExponent = static_cast<C>(sizeof(C) == 8 ? 1 : 1.4426950408889634074);
-
-template <int kDegree>
-HWY_INLINE Vec<float> power_vec(Vec<float> x) {
-  return exp2_vec<kDegree>(x);
-}
-template <int kDegree>
-HWY_INLINE Vec<double> power_vec(Vec<double> x) {
-  const Tag<double> d;
-  const auto lowest = hn::Set(d, -700.0);
-  return hn::IfThenZeroElse(hn::Lt(x, lowest), hn::IfThenElse(hn::IsNaN(x), x, hn::Exp(d, hn::Max(x, lowest))));
-}
-
-template <class T>
-HWY_INLINE T* row_of(const HeadsTensor& tensor, int64_t batch, int64_t row, int64_t group, int64_t head) {
-  return static_cast<T*>(tensor.data) + tensor.offset(batch, row, group, head);
-}
-template <class C>
-HWY_INLINE C* row_of(const RowTensor& tensor, int64_t batch, int64_t row, int64_t group, int64_t head) {
-  return static_cast<C*>(tensor.data) + tensor.offset(batch, group, head, row);
-}
-template <class T>
-HWY_INLINE T* bias_row(const ScoreBias& bias, int64_t batch, int64_t query, int64_t group, int64_t head) {
-  return static_cast<T*>(bias.data) + bias.offset(batch, group, head, query, 0);
-}
-
-// The columns of one block: which head and query each one is.
-template <class C>
-struct Columns {
-  ptrdiff_t count;   // in use
-  ptrdiff_t padded;  // count rounded up: the width of the block's arrays
-  Range queries;     // all queries among them
-  int32_t head[kBlockColumns];
-  int32_t query[kBlockColumns];                 // from origin
-  alignas(64) C query_position[kBlockColumns];  // the same, to compare with
-  int64_t origin;                               // a query of the sequence
-};
-
-// [begin, begin + count) of (head, query) pairs, queries running faster; the width a multiple of `align` (16 or 32).
-template <class C>
-HWY_INLINE void fill_columns(Columns<C>& columns, ptrdiff_t begin, ptrdiff_t count, ptrdiff_t align, Range queries,
-                             int64_t first_head) {
-  const int64_t num_queries = queries.end - queries.begin;
-  columns.count = count;
-  columns.padded = round_up(count, align);
-  columns.origin = queries.begin;
-  int64_t low = num_queries, high = 0;
-  for (ptrdiff_t c = 0; c < columns.padded; ++c) {
-    const int64_t index = begin + (c < count ? c : 0);
-    const int64_t query = index % num_queries;
-    columns.head[c] = static_cast<int32_t>(first_head + index / num_queries);
-    columns.query[c] = static_cast<int32_t>(query);
-    columns.query_position[c] = static_cast<C>(query);
-    low = query < low ? query : low;
-    high = query > high ? query : high;
-  }
-  columns.queries = {queries.begin + low, queries.begin + high + 1};
-}
-
-// Copies the rows of the columns next to each other: to[column][width], unused columns zero.
-template <class T, class C>
-HWY_INLINE void gather_rows(T* to, ptrdiff_t width, const HeadsTensor& tensor, const Sequence& sequence, int64_t group,
-                            const Columns<C>& columns) {
-  for (ptrdiff_t c = 0; c < columns.count; ++c) {
-    const int64_t row = sequence.q_begin + columns.origin + columns.query[c];
-    std::memcpy(to + c * width, row_of<const T>(tensor, sequence.batch, row, group, columns.head[c]),
-                width * sizeof(T));
-  }
-  std::memset(static_cast<void*>(to + columns.count * width), 0, (columns.padded - columns.count) * width * sizeof(T));
-}
-
-// scores = scores * softmax_scale + bias, for keys [key, key + rows); -inf hides whatever score it meets. staging:
-// 2 * 64 * 128 numbers.
-template <class T, class C>
-HWY_INLINE void add_bias(C* scores, ptrdiff_t rows, C softmax_scale, const ScoreBias& bias, int64_t batch,
-                         int64_t group, const Columns<C>& columns, int64_t key, C* staging) {
-  C* const transposed = staging + kBlockColumns * kBlockKeys;
-  const ptrdiff_t padded_rows = round_up(rows, 16);
-  for (ptrdiff_t c = 0; c < columns.count; ++c) {
-    const T* from =
-        bias_row<const T>(bias, batch, columns.origin + columns.query[c], group, columns.head[c]) + key * bias.k_stride;
-    C* to = staging + c * padded_rows;
-    if (bias.k_stride == 1) {
-      convert_row(from, to, rows);
-    } else {
-      for (ptrdiff_t n = 0; n < rows; ++n) to[n] = static_cast<C>(to_compute(from[n * bias.k_stride]));
-    }
-  }
-  zero_row(staging + columns.count * padded_rows,
-           (columns.padded - columns.count) * padded_rows);  // stale NaN would spread
-  transpose(staging, padded_rows, transposed, columns.padded, columns.padded, rows);
-  const Tag<C> d;
-  const auto scale = hn::Set(d, softmax_scale), hidden = hn::Set(d, -kInfinity<C>);
-  for (ptrdiff_t i = 0; i < rows * columns.padded; i += lanes<C>()) {
-    const auto added = hn::LoadU(d, transposed + i), sum = hn::MulAdd(hn::LoadU(d, scores + i), scale, added);
-    hn::StoreU(hn::IfThenElse(hn::Eq(added, hidden), hidden, sum), d, scores + i);
-  }
-}
-
-// softmax_scale is left to the exponential, where it costs nothing, unless a bias comes between, it is not positive,
+// softmax_scale is left to the exponential, where it costs nothing, unless something comes between, it is not positive,
 // which would spoil maxima and the -inf of masked scores, or no fused multiply-add keeps the product exact.
 HWY_INLINE bool needs_scaling([[maybe_unused]] const AttentionProblem& problem) {
 #if HWY_NATIVE_FMA
-  return problem.mods.bias.data || !(problem.softmax_scale > 0);
+  return problem.mods.change_scores() || !(problem.softmax_scale > 0);
 #else
   return true;
 #endif
@@ -132,13 +22,6 @@ HWY_INLINE bool needs_scaling([[maybe_unused]] const AttentionProblem& problem) 
 template <class C>
 HWY_INLINE C score_factor(const AttentionProblem& problem) {
   return needs_scaling(problem) ? C(1) : static_cast<C>(problem.softmax_scale);
-}
-
-template <class C>
-HWY_INLINE void scale_scores(C* scores, ptrdiff_t count, C softmax_scale) {
-  const Tag<C> d;
-  const auto scale = hn::Set(d, softmax_scale);
-  for (ptrdiff_t i = 0; i < count; i += lanes<C>()) hn::StoreU(hn::Mul(hn::LoadU(d, scores + i), scale), d, scores + i);
 }
 
 // Invisible scores become -inf. (Scores are still to be multiplied by score_factor.)
@@ -159,15 +42,16 @@ HWY_INLINE void mask_scores(C* scores, ptrdiff_t rows, const Band& band, const C
   }
 }
 
-// Bias and mask: -inf where a column does not see a key. False: all see all of them.
+// Modifiers and mask: -inf where a column does not see a key. False: all see all of them. cap_derivative: null, or for
+// backward.
 template <class T, class C>
 HWY_INLINE bool finish_scores(C* scores, ptrdiff_t rows, const AttentionProblem& problem, const Band& band,
-                              int64_t batch, int64_t group, const Columns<C>& columns, int64_t key, C* staging) {
-  const C softmax_scale = static_cast<C>(problem.softmax_scale);
-  if (problem.mods.bias.data) {
-    add_bias<T>(scores, rows, softmax_scale, problem.mods.bias, batch, group, columns, key, staging);
+                              const Sequence& sequence, int64_t group, const Columns<C>& columns, int64_t key,
+                              C* staging, C* cap_derivative = nullptr) {
+  if (problem.mods.change_scores()) {
+    modify_scores<T>(scores, rows, problem, sequence, group, columns, key, staging, cap_derivative);
   } else if (needs_scaling(problem)) {
-    scale_scores(scores, rows * columns.padded, softmax_scale);
+    scale_scores(scores, rows * columns.padded, static_cast<C>(problem.softmax_scale));
   }
   const bool full = band.is_full(columns.queries, {key, key + rows});
   if (!full) mask_scores(scores, rows, band, columns, key);
@@ -191,6 +75,30 @@ HWY_INLINE LogSum<C> log_sum(Vec<C> row_max, C factor, Vec<C> row_sum) {
   const auto lse = hn::IfThenElse(positive, hn::MulAdd(row_max, scale, log), other);
   const auto low = hn::Add(hn::MulSub(row_max, scale, lse), log);
   return {lse, hn::IfThenElseZero(hn::IsFinite(lse), low)};
+}
+
+// What a sink, which has weight and no value, makes of rows' sums; out is multiplied by `kept`. The rule of
+// merge/shares.h.
+template <class C>
+struct SunkRows {
+  LogSum<C> sum;
+  Vec<C> kept;
+};
+
+template <class C>
+HWY_INLINE SunkRows<C> add_sink(const LogSum<C>& sum, Vec<C> sink) {
+  const Tag<C> d;
+  const auto one = hn::Set(d, C(1)), none = hn::Eq(sink, hn::Set(d, -kInfinity<C>));
+  const auto higher = hn::Gt(sink, sum.lse);
+  const auto below =
+      hn::IfThenElse(higher, hn::Add(hn::Sub(sum.lse, sink), sum.low), hn::Sub(hn::Sub(sink, sum.lse), sum.low));
+  const auto smaller = power_vec<5>(hn::Mul(below, hn::Set(d, kToExponent<C>)));
+  const auto more = hn::IfThenElse(hn::IsNaN(smaller), smaller, hn::Log1p(d, smaller));
+  const auto top = hn::IfThenElse(higher, sink, sum.lse), rest = hn::IfThenElse(higher, more, hn::Add(sum.low, more));
+  const auto lse = hn::Add(top, rest);
+  const auto low = hn::IfThenElseZero(hn::IsFinite(lse), hn::Add(hn::Sub(top, lse), rest));
+  const auto kept = hn::Div(hn::IfThenElse(higher, smaller, one), hn::Add(one, smaller));
+  return {{hn::IfThenElse(none, sum.lse, lse), hn::IfThenElse(none, sum.low, low)}, hn::IfThenElse(none, one, kept)};
 }
 
 // ---- dropout: the attention stream of base/philox.h over vectors, a call per column and class of keys ----

@@ -92,7 +92,7 @@ void clear_uncovered(const AttentionBwdParams& params, const Threads& threads) {
     zero_rows(params.dk, shape, shape.head_dim * element, element, keys);
     zero_rows(params.dv, shape, shape.head_dim_v * element, element, keys);
   }
-  if (params.dbias.data) zero_dbias(params, threads);
+  if (params.dbias.data && !params.seq.packed()) zero_dbias(params, threads);
 }
 
 }  // namespace xformers::cpu

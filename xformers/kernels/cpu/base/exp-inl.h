@@ -49,6 +49,38 @@ HWY_INLINE Vec<double> sigmoid(Vec<double> x) {
   return hn::Div(one, hn::Add(one, hn::Exp(d, hn::Neg(hn::Min(hn::Set(d, 700.0), x)))));
 }
 
+// tanh(x) to 2 ulp, near 0 too; NaN stays NaN. With m = exp(2 x) - 1 it is m / (m + 2); m = 2^n (2^f - 1) + (2^n - 1)
+// for 2 x log2(e) = n + f, by the series of 2^f - 1, loses no digits where x is small.
+HWY_INLINE Vec<float> tanh_vec(Vec<float> x) {
+  const Tag<float> d;
+  const auto bound = hn::Set(d, 40.0f);  // tanh is 1 from 26 on
+  const auto power = hn::Min(bound, hn::Max(hn::Neg(bound), hn::Mul(x, hn::Set(d, 2.88539008f))));
+  const auto whole = hn::Round(power), f = hn::Sub(power, whole);
+  auto series = hn::Set(d, 1.52527338e-5f);  // ln(2)^k / k!, k = 7 ... 1
+  for (const float next :
+       {1.54035304e-4f, 1.33335581e-3f, 9.61812911e-3f, 5.55041087e-2f, 0.240226507f, 0.693147181f}) {
+    series = hn::MulAdd(series, f, hn::Set(d, next));
+  }
+  series = hn::Mul(series, f);
+#if XFORMERS_AVX512
+  const Vec<float> scale{_mm512_scalef_ps(_mm512_set1_ps(1), whole.raw)};
+#else
+  const hn::RebindToSigned<Tag<float> > di;
+  const auto scale = hn::BitCast(d, hn::ShiftLeft<23>(hn::Add(hn::ConvertTo(di, whole), hn::Set(di, 127))));
+#endif
+  const auto m = hn::MulAdd(scale, series, hn::Sub(scale, hn::Set(d, 1.0f))), sum = hn::Add(m, hn::Set(d, 2.0f));
+#if XFORMERS_AVX512
+  const auto near = hn::ApproximateReciprocal(sum);  // to 2^-14: one Newton step is enough
+  return hn::Mul(m, hn::Mul(near, hn::NegMulAdd(sum, near, hn::Set(d, 2.0f))));
+#else
+  return hn::Div(m, sum);
+#endif
+}
+HWY_INLINE Vec<double> tanh_vec(Vec<double> x) {
+  const Tag<double> d;
+  return hn::IfThenElse(hn::IsNaN(x), x, hn::Tanh(d, x));
+}
+
 // exp(x) for x <= 0, also -inf; NaN stays NaN.
 template <class T>
 HWY_INLINE Vec<float> exp_below_zero(Vec<float> x) {

@@ -49,4 +49,16 @@ MergedLse<C> merge_shares(int64_t num_parts, C factor, const Statistics& statist
   return {lse, std::isfinite(lse) ? std::fma(highest, factor, -lse) + log_total : C(0)};
 }
 
+// The same with a sink, which has weight and no value. shares: of num_parts, as merge_shares left them.
+template <class C>
+MergedLse<C> add_sink(const MergedLse<C>& merged, C sink, int64_t num_parts, C* shares) {
+  if (sink == -std::numeric_limits<C>::infinity()) return merged;
+  const bool higher = sink > merged.lse;
+  const C below = higher ? (merged.lse - sink) + merged.low : (sink - merged.lse) - merged.low;
+  const C smaller = std::exp(below), more = std::log1p(smaller), kept = (higher ? smaller : C(1)) / (C(1) + smaller);
+  for (int64_t i = 0; i < num_parts; ++i) shares[i] *= kept;
+  const C top = higher ? sink : merged.lse, rest = higher ? more : merged.low + more, lse = top + rest;
+  return {lse, std::isfinite(lse) ? (top - lse) + rest : C(0)};
+}
+
 }  // namespace xformers::cpu
