@@ -146,7 +146,7 @@ OFFSETS = dict(cu_seqlens_q=[0, 2, 5], cu_seqlens_k=[0, 3, 7])
         (dict(p=0.5, philox_state=[1, 2]), "philox_state is [2] int32 cpu"),
         (dict(p=0.5, philox_state=torch.tensor([1]).expand(2)), "philox_state is [2] int64 cpu, expected contiguous"),
         (dict(p=0.5, philox_state=torch.zeros(2).long().to("meta")), "philox_state.device is meta, expected cpu"),
-        (dict(attn_bias=torch.zeros(1, 3, 5, 7)), "attn_bias is a tensor beside packed sequences"),
+        (dict(attn_bias=torch.zeros(1, 2, 5, 7)), "attn_bias.shape is [1, 2, 5, 7], expected [2 or 1, 3 or 1, longest"),
     ],
     ids=str,
 )

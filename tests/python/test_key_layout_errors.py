@@ -70,7 +70,7 @@ BAD = [
     ("paged", dict(page_table=int32([3, -1], [2, 1])), r"page_table\[0, 1\] is -1, expected a page inside key"),
     ("paged", dict(seqused_k=int32(3, 5)), r"keys of sequence 1 is \[0, 5\), expected .*\[0, 4\), pages \* page_size"),
     ("paged", dict(cu_seqlens_k=int32(2, 1)), r"keys of sequence 0 is \[2, 5\)"),
-    ("paged", dict(attn_bias=torch.zeros(1, 3, 5, 8)), "attn_bias is a tensor beside packed sequences"),
+    ("paged", dict(attn_bias=torch.zeros(1, 3, 5, 2)), r"attn_bias.shape is \[1, 3, 5, 2\], expected room for the"),
     ("int4", dict(key=torch.zeros(1, 8, 3, 4)), "value.dtype is int32, expected fp32 .*or int32 for both"),
     ("int4", dict(value=torch.zeros(1, 8, 3, 3, dtype=torch.int32)), "value.head_dim is 3, expected 4"),
     ("int4", dict(query=torch.zeros(1, 5, 3, 12)), "query.head_dim is 12, expected a multiple of 8 beside int4 keys"),

@@ -195,7 +195,7 @@ def test_cutlass_bias_and_its_gradient():
     grad = torch.randn_like(out)
     arguments = (grad, q, k, v, bias, out, None, None, 5, 7, lse, 0.0, seed, offset, 1)
     want = backward(grad, q, k, v, want, want_lse, bias, window_right=0, need_bias_grad=True)
-    equal(*zip(cutlass_backward(*arguments, True), want, strict=True))
+    equal(*zip(cutlass_backward(*arguments, True), want[:4], strict=True))
     assert cutlass_backward(*arguments, False)[3].shape == (0,)
     with pytest.raises(ValueError, match="a tensor beside packed sequences"):
         cutlass_forward(q[:1], k[:1], v[:1], bias[:1], CU_Q, CU_K, 3, 3, 0.0, 0, True)

@@ -88,16 +88,17 @@ def test_biases_by_their_short_address(name):
 
 
 COMMON = ["query", "key", "value", "attn_bias", "p", "scale"]
+MODIFIERS = ["softcap", "alibi_slopes", "sinks"]
 
 
 @pytest.mark.parametrize(
     "name, positional, keywords",
     [
-        ("memory_efficient_attention", COMMON, ["op", "output_dtype"]),
-        ("memory_efficient_attention_forward", COMMON, ["op", "output_dtype"]),
-        ("memory_efficient_attention_forward_requires_grad", COMMON, ["op", "output_dtype"]),
-        ("memory_efficient_attention_partial", COMMON, ["op", "output_dtype"]),
-        ("memory_efficient_attention_backward", ["grad", "output", "lse", *COMMON], ["op"]),
+        ("memory_efficient_attention", COMMON, ["op", "output_dtype", *MODIFIERS]),
+        ("memory_efficient_attention_forward", COMMON, ["op", "output_dtype", *MODIFIERS]),
+        ("memory_efficient_attention_forward_requires_grad", COMMON, ["op", "output_dtype", *MODIFIERS]),
+        ("memory_efficient_attention_partial", COMMON, ["op", "output_dtype", *MODIFIERS]),
+        ("memory_efficient_attention_backward", ["grad", "output", "lse", *COMMON], ["op", *MODIFIERS]),
         ("merge_attentions", ["attn_split", "lse_split", "write_lse", "output_dtype"], []),
     ],
 )

@@ -76,8 +76,8 @@ def test_backward_stacked():
     for dim in range(4):
         arguments = (torch.randn_like(out), query, key, value, out, lse, bias)
         opcheck(stacked, arguments, dict(need_bias_grad=True, stack_dim=dim))
-        dqkv, dbias = stacked(*arguments, need_bias_grad=True, stack_dim=dim)
-        *expected, expected_bias = backward(*arguments, need_bias_grad=True)
+        dqkv, dbias, *_ = stacked(*arguments, need_bias_grad=True, stack_dim=dim)
+        *expected, expected_bias, _, _ = backward(*arguments, need_bias_grad=True)
         assert torch.equal(dqkv, torch.stack(expected, dim)) and torch.equal(dbias, expected_bias)
         elsewhere = torch._C.DispatchKeySet(torch._C.DispatchKey.XLA)  # a device that stacks with a copy
         assert torch.equal(stacked.redispatch(elsewhere, *arguments, need_bias_grad=True, stack_dim=dim)[0], dqkv)

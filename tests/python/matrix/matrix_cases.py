@@ -136,11 +136,8 @@ class Run:
         tensor = p.tensor
         if tensor is not None:
             tensor = tensor.to(device).detach().requires_grad_(requires_grad and p.trained)
-        if tensor is None:
-            bias = p.attn_bias.to(device) if self.case.row.has_a_device else p.attn_bias
-        else:
-            bias = tensor if self.case.row.on_top_of is None else self.case.row.on_top_of(tensor)
-        return qkv, tensor, bias
+        bias = self.case.row.bias(p, tensor)
+        return qkv, tensor, bias.to(device) if tensor is None and self.case.row.has_a_device else bias
 
     def run(self, mode):
         case = self.case

@@ -49,6 +49,18 @@ def boolean(p, heads, dtype, seed):
     return scores(p.batch, heads, p.nq, p.nk, torch.float32, seed) > -0.5
 
 
+def per_sequence(p, tensor):
+    """What a dense tensor [1, (heads,) nq, nk] adds to each sequence: [sequences, heads, longest nq, longest nk]."""
+    tensor = tensor if tensor.ndim > 3 else tensor[:, None]
+    longest = [max(s.num_queries for s in p.sequences), max(len(s.key_rows) for s in p.sequences)]
+    blocks = []
+    for s in p.sequences:
+        block = tensor[0, ..., s.first_query : s.first_query + s.num_queries, :][..., list(s.key_rows)]
+        room = (0, longest[1] - block.shape[-1], 0, longest[0] - block.shape[-2])
+        blocks.append(torch.nn.functional.pad(block.float() if block.dtype == torch.bool else block, room))
+    return torch.stack(blocks)
+
+
 @dataclass
 class Row:
     """A bias of the matrix."""
@@ -59,6 +71,14 @@ class Row:
     trained: bool = True
     on_top_of: Callable[[torch.Tensor], Any] | None = None  # the bias tensor -> the bias; None: the tensor itself
     takes_3d: bool = False
+    in_sequences: bool = False  # the tensor is added by `with_bias`, at the place inside each sequence
+
+    def bias(self, p, tensor):
+        if tensor is None:
+            return p.attn_bias
+        if self.in_sequences:
+            return p.attn_bias.with_bias(per_sequence(p, tensor))
+        return tensor if self.on_top_of is None else self.on_top_of(tensor)
 
     @property
     def has_a_device(self) -> bool:
@@ -252,6 +272,15 @@ ROWS = [
         lambda size: paged(size, ap.full, ap.paged_gappy, ap.uneven_starts, shared=True),
     ),
 ]
+# The same with a tensor inside each sequence.
+_BIASED = [
+    "BlockDiagonalMask",
+    "BlockDiagonalCausalLocalAttentionFromBottomRightMask",
+    "BlockDiagonalCausalWithOffsetPaddedKeysMask",
+    "BlockDiagonalGappyKeysMask, overlapping",
+    "PagedBlockDiagonalGappyKeysMask",
+]
+ROWS += [Row(f"{row.name}, with a bias", row.build, additive, in_sequences=True) for row in ROWS if row.name in _BIASED]
 # A class that has no row of its own comes with its golden example.
 _have_one = {row.name.split(",")[0] for row in ROWS}
 ROWS += [

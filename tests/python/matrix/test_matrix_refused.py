@@ -13,8 +13,7 @@ def inputs(row, heads=(2,), batch=None, dtype=torch.float32, requires_grad=False
     p = row.problem("few", heads, dtype, seed=3)
     batch = p.batch if batch is None else batch
     qkv = [torch.randn(batch, n, *heads, 8, dtype=dtype, requires_grad=requires_grad) for n in (p.nq, p.nk, p.nk)]
-    bias = p.attn_bias if p.tensor is None else row.on_top_of(p.tensor) if row.on_top_of else p.tensor
-    return qkv, bias
+    return qkv, row.bias(p, p.tensor)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=IDS)

@@ -11,7 +11,7 @@ namespace {
 
 AttentionResult attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                           const AttentionBias& attn_bias, double p, std::optional<double> scale,
-                          std::optional<at::ScalarType> out_dtype, bool need_lse) {
+                          std::optional<at::ScalarType> out_dtype, bool need_lse, const ScoreOptions& options) {
   const LoweredBias& bias = attn_bias.lowered();
   if (query.dim() == 3 && !bias.takes_3d) {
     AttentionCheck(query, key, value)
@@ -37,7 +37,10 @@ AttentionResult attention(const at::Tensor& query, const at::Tensor& key, const 
                             .need_lse = need_lse,
                             .page_table = to_optional(bias.page_table),
                             .page_size = bias.page_size,
-                            .out_dtype = out_dtype});
+                            .out_dtype = out_dtype,
+                            .softcap = options.softcap,
+                            .alibi_slopes = to_optional(options.alibi_slopes),
+                            .sinks = to_optional(options.sinks)});
 }
 
 std::tuple<at::Tensor, at::Tensor> out_and_lse(const AttentionResult& result) {
@@ -47,33 +50,34 @@ std::tuple<at::Tensor, at::Tensor> out_and_lse(const AttentionResult& result) {
 // On devices whose backward doesn't write one tensor: with a copy.
 AttentionStackedGradients backward_and_stack(const AttentionBackwardStacked& args) {
   args.check();
-  const auto [dq, dk, dv, dbias] = call(static_cast<const AttentionGradArgs&>(args));
-  return {at::stack({dq, dk, dv}, args.stack_dim), dbias};
+  const auto [dq, dk, dv, dbias, dslopes, dsinks] = call(static_cast<const AttentionGradArgs&>(args));
+  return {at::stack({dq, dk, dv}, args.stack_dim), dbias, dslopes, dsinks};
 }
 
 }  // namespace
 
 at::Tensor memory_efficient_attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                                       const AttentionBias& attn_bias, double p, std::optional<double> scale,
-                                      std::optional<at::ScalarType> out_dtype) {
-  return std::get<0>(attention(query, key, value, attn_bias, p, scale, out_dtype, /*need_lse=*/false));
+                                      std::optional<at::ScalarType> out_dtype, const ScoreOptions& options) {
+  return std::get<0>(attention(query, key, value, attn_bias, p, scale, out_dtype, /*need_lse=*/false, options));
 }
 
-std::tuple<at::Tensor, at::Tensor> memory_efficient_attention_with_lse(const at::Tensor& query, const at::Tensor& key,
-                                                                       const at::Tensor& value,
-                                                                       const AttentionBias& attn_bias, double p,
-                                                                       std::optional<double> scale,
-                                                                       std::optional<at::ScalarType> out_dtype) {
-  return out_and_lse(attention(query, key, value, attn_bias, p, scale, out_dtype, /*need_lse=*/true));
+std::tuple<at::Tensor, at::Tensor> memory_efficient_attention_with_lse(
+    const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, const AttentionBias& attn_bias, double p,
+    std::optional<double> scale, std::optional<at::ScalarType> out_dtype, const ScoreOptions& options) {
+  return out_and_lse(attention(query, key, value, attn_bias, p, scale, out_dtype, /*need_lse=*/true, options));
 }
 
-std::tuple<at::Tensor, at::Tensor> memory_efficient_attention_partial(const at::Tensor& query, const at::Tensor& key,
-                                                                      const at::Tensor& value,
-                                                                      const AttentionBias& attn_bias,
-                                                                      std::optional<double> scale,
-                                                                      std::optional<at::ScalarType> out_dtype) {
+std::tuple<at::Tensor, at::Tensor> memory_efficient_attention_partial(
+    const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, const AttentionBias& attn_bias,
+    std::optional<double> scale, std::optional<at::ScalarType> out_dtype, const ScoreOptions& options) {
+  if (options.sinks.defined()) {
+    AttentionCheck(query, key, value)
+        .fail("sinks", describe(options.sinks) + " beside partial attention", "None: they belong to all keys",
+              "add them once, when merging: merge_attentions({out, zeros}, {lse, sinks})");
+  }
   return out_and_lse(attention(query, key, value, attn_bias, /*p=*/0, scale, out_dtype.value_or(compute_dtype(query)),
-                               /*need_lse=*/true));
+                               /*need_lse=*/true, options));
 }
 
 }  // namespace xformers::ops

@@ -39,7 +39,7 @@ struct AttentionKept : AttentionArgs {
     return std::tuple_cat(members_of<AttentionArgs>(), std::tuple{&K::out, &K::lse, &K::lse_low});
   }
 
-  // From those of out and lse, each possibly undefined: of query, key, value and attn_bias.
+  // From those of out and lse, each possibly undefined: of query, key, value, attn_bias, alibi_slopes and sinks.
   variable_list gradients(const variable_list& grads, const Wanted& wanted) const {
     AttentionBackwardStacked args;
     static_cast<AttentionArgs&>(args) = *this;
@@ -49,23 +49,29 @@ struct AttentionKept : AttentionArgs {
     args.lse_low = lse_low;
     args.grad_lse = to_optional(grads[1]);
     args.need_bias_grad = wanted[3];
+    args.need_slopes_grad = wanted[4];
+    args.need_sinks_grad = wanted[5];
     args.stack_dim = stack_dim_of(args);
-    variable_list result(4);
+    variable_list result(6);
     if (args.stack_dim < 0) {
-      std::tie(result[0], result[1], result[2], result[3]) = call(static_cast<const AttentionGradArgs&>(args));
+      std::tie(result[0], result[1], result[2], result[3], result[4], result[5]) =
+          call(static_cast<const AttentionGradArgs&>(args));
     } else {
       at::Tensor stacked;
-      std::tie(stacked, result[3]) = call(args);
+      std::tie(stacked, result[3], result[4], result[5]) = call(args);
       for (int i = 0; i < 3; ++i) result[i] = stacked.select(args.stack_dim, i);
     }
-    if (!wanted[3]) result[3] = at::Tensor();
+    for (int i = 3; i < 6; ++i) {
+      if (!wanted[i]) result[i] = at::Tensor();
+    }
     return result;
   }
 };
 
 AttentionResult forward_autograd(const AttentionArgs& args) {
   check_same_device(args);  // here, since below the dispatcher has already chosen one of the devices
-  const auto node = record<AttentionKept>(args.query, args.key, args.value, args.attn_bias);
+  const auto node =
+      record<AttentionKept>(args.query, args.key, args.value, args.attn_bias, args.alibi_slopes, args.sinks);
   if (!node) return below_autograd(args);
   TORCH_CHECK_NOT_IMPLEMENTED(!is_quantized(args),
                               "attention: an input requires grad beside quantised key and value (int32), expected none "
@@ -80,7 +86,8 @@ AttentionResult forward_autograd(const AttentionArgs& args) {
   return {out, lse, lse_low};
 }
 
-// query, key, value and a score bias in the region's dtype (fp64, masks and quantised keys stay as they are).
+// query, key, value, a score bias and sinks in the region's dtype (fp64, masks, quantised keys, slopes and sinks of
+// fp32 stay as they are).
 void attention_autocast(AttentionArgs& args, const AutocastRegion& region) {
   const auto cast = [&](const at::Tensor& t) {
     if (t.scalar_type() == region.dtype()) return t;
@@ -90,6 +97,7 @@ void attention_autocast(AttentionArgs& args, const AutocastRegion& region) {
   args.key = cast(args.key);
   args.value = cast(args.value);
   if (args.attn_bias) args.attn_bias = cast(*args.attn_bias);
+  if (args.sinks && args.sinks->scalar_type() != at::kFloat) args.sinks = cast(*args.sinks);
 }
 
 // What attention_forward will see of these, for callers that ask first who takes them.

@@ -64,31 +64,6 @@ void check_kernel_dtypes(const AttentionArgs& args) {
   }
 }
 
-void check_attn_bias(const AttentionArgs& args) {
-  const AttentionCheck check = check_of(args);
-  const at::Tensor& bias = *args.attn_bias;
-  const auto q = args.query.sym_sizes();
-  c10::SymDimVector expected{q[0]};
-  expected.append(q.begin() + 2, q.end() - 1);
-  expected.push_back(q[1]);
-  expected.push_back(args.key.sym_size(1));
-  check.same_shape("attn_bias.shape", bias.sym_sizes(), expected,
-                   "a bias is not broadcast; repeat with bias.expand(...), which copies nothing");
-  if (bias.scalar_type() != args.query.scalar_type() && bias.scalar_type() != at::kBool) {
-    check.fail("attn_bias.dtype", describe_dtype(bias.scalar_type()),
-               std::string(describe_dtype(args.query.scalar_type())) + " like the query's, or bool (True: attend)",
-               "convert with bias.to(query.dtype)");
-  }
-  if (bias.device() != args.query.device()) {
-    check.fail("attn_bias.device", bias.device().str(), args.query.device().str(),
-               "move it with bias.to(query.device)");
-  }
-  if (args.cu_seqlens_q) {
-    check.fail("attn_bias", "a tensor beside packed sequences", "one of the two",
-               "use a block-diagonal bias alone, or pad the sequences to one batch");
-  }
-}
-
 void check_ranges(const AttentionArgs& args) {
   const AttentionCheck check = check_of(args);
   check_probability(check, args.p, "weights");
@@ -124,7 +99,7 @@ void check_problem(const AttentionArgs& args) {
   check_ranges(args);
   if (is_packed(args)) check_packed(args);
   if (is_quantized(args) || args.k_scale_shift || args.v_scale_shift) check_quantized(args);
-  if (args.attn_bias) check_attn_bias(args);
+  check_modifiers(args);
 }
 
 void AttentionArgs::check() const {
@@ -179,7 +154,7 @@ void AttentionGradArgs::check() const {
 
 AttentionGradients AttentionGradArgs::empty() const {
   const auto like = [&](const at::Tensor& t) { return empty_result(t.sym_sizes(), query.options()); };
-  return {like(query), like(key), like(value), empty_dbias()};
+  return {like(query), like(key), like(value), empty_dbias(), empty_dslopes(), empty_dsinks()};
 }
 
 void AttentionBackwardStacked::check() const {
@@ -199,7 +174,7 @@ void AttentionBackwardStacked::check() const {
 AttentionStackedGradients AttentionBackwardStacked::empty() const {
   c10::SymDimVector sizes(query.sym_sizes().begin(), query.sym_sizes().end());
   sizes.insert(sizes.begin() + stack_dim, 3);
-  return {empty_result(sizes, query.options()), empty_dbias()};
+  return {empty_result(sizes, query.options()), empty_dbias(), empty_dslopes(), empty_dsinks()};
 }
 
 c10::SymDimVector out_sizes(const AttentionArgs& args) {

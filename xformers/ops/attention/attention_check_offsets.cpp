@@ -58,10 +58,23 @@ void check_rooms(const AttentionArgs& args, const int32_t* starts, const int32_t
       "give a longer cache or a shorter length; keys that sequences share have starts without a total");
 }
 
-}  // namespace
+// The bias of packed sequences has a place for every query and key. Lengths are good.
+void check_bias_room(const AttentionArgs& args) {
+  const int32_t* q = args.cu_seqlens_q->const_data_ptr<int32_t>();
+  const int32_t* k = args.cu_seqlens_k ? args.cu_seqlens_k->const_data_ptr<int32_t>() : nullptr;
+  const int32_t* used = args.seqused_k ? args.seqused_k->const_data_ptr<int32_t>() : nullptr;
+  const at::Tensor& bias = *args.attn_bias;
+  for (int64_t i = 0; i + 1 < args.cu_seqlens_q->size(0); ++i) {
+    const int64_t queries = q[i + 1] - q[i], keys = used ? used[i] : k[i + 1] - k[i];
+    if (queries <= bias.size(-2) && keys <= bias.size(-1)) continue;
+    check_of(args).fail("attn_bias.shape", describe_shape(bias.sym_sizes()),
+                        "room for the " + std::to_string(queries) + " queries and " + std::to_string(keys) +
+                            " keys of sequence " + std::to_string(i),
+                        "its last two dimensions are those of the longest sequence, or more");
+  }
+}
 
-void check_offsets(const AttentionArgs& args) {
-  if (!args.cu_seqlens_q) return;
+void check_offsets_alone(const AttentionArgs& args) {
   const AttentionCheck check = check_of(args);
   // Every query belongs to a sequence; so does every key, unless seqused_k says which are used.
   check_rising(check, "cu_seqlens_q", *args.cu_seqlens_q, args.query.size(1));
@@ -82,6 +95,14 @@ void check_offsets(const AttentionArgs& args) {
     if (paged && end > begin) check_pages_of(args, i, begin, end);
   }
   if (starts && !paged) check_rooms(args, starts, used);
+}
+
+}  // namespace
+
+void check_offsets(const AttentionArgs& args) {
+  if (!args.cu_seqlens_q) return;
+  check_offsets_alone(args);
+  if (args.attn_bias) check_bias_room(args);
 }
 
 }  // namespace xformers::ops

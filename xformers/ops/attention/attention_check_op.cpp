@@ -11,7 +11,8 @@ struct AttentionCheckInputs : AttentionArgs {
   using Result = void;
 
   static constexpr auto arguments() {
-    return std::tuple_cat(operands(), visibility(), std::tuple{arg("p", &AttentionArgs::p)}, pages(), quantization());
+    return std::tuple_cat(operands(), visibility(), std::tuple{arg("p", &AttentionArgs::p)}, pages(), quantization(),
+                          modifiers());
   }
   void empty() const = delete;  // decided by what it calls
 };

@@ -17,7 +17,9 @@ struct AttentionArgs {
   static constexpr const char* kResults[] = {"out", "lse", "lse_low"};
   using Result = AttentionResult;
   at::Tensor query, key, value;  // [batch, seqlen, (groups, heads,) head_dim]; value may have its own head_dim
-  OptionalTensor attn_bias{};    // what is added: [batch, (groups, heads,) seqlen_q, seqlen_k], or bool
+  // What is added: [batch, (groups, heads,) seqlen_q, seqlen_k], or bool. Packed: [sequences, (groups, heads,) longest
+  // seqlen_q or more, longest seqlen_k or more], read at the place inside the sequence; all but the last two may be 1.
+  OptionalTensor attn_bias{};
   c10::SymInt window_left = -1, window_right = -1;  // who sees whom
   bool bottom_right = false;
   OptionalTensor cu_seqlens_q{}, cu_seqlens_k{};  // who is there: int32 [sequences + 1],
@@ -31,6 +33,10 @@ struct AttentionArgs {
   std::optional<at::ScalarType> out_dtype{};
   int64_t num_splits = 0;                           // parts of the keys that are worked on and merged; 0: chosen
   OptionalTensor k_scale_shift{}, v_scale_shift{};  // int32 [batch, seqlen_k, (groups, heads)]: key and value are fp8
+  // ScoreModifiers (params/attention.h). The tensors are [(batch or sequences,) (groups,) heads], 3-D inputs having one
+  // head: slopes fp32, fp64 for fp64 inputs; sinks likewise, or in the query's dtype.
+  double softcap = 0;
+  OptionalTensor alibi_slopes{}, sinks{};
 
   // Groups of arguments that several operators take.
   using A = AttentionArgs;
@@ -51,36 +57,42 @@ struct AttentionArgs {
     return std::tuple{arg("k_scale_shift", &A::k_scale_shift), arg("v_scale_shift", &A::v_scale_shift)};
   }
 
+  static constexpr auto modifiers() {
+    return std::tuple{arg("softcap", &A::softcap), arg("alibi_slopes", &A::alibi_slopes), arg("sinks", &A::sinks)};
+  }
+
   static constexpr auto arguments() {
     return std::tuple_cat(operands(), visibility(), std::tuple{arg("scale", &A::scale)}, dropout(),
                           std::tuple{arg("need_lse", &A::need_lse)}, pages(),
                           std::tuple{arg("out_dtype", &A::out_dtype), arg("num_splits", &A::num_splits)},
-                          quantization());
+                          quantization(), modifiers());
   }
   void check() const;
   Result empty() const;
 };
 
-// (dq, dk, dv, dbias) in the shapes of the inputs; dbias has shape [0] unless need_bias_grad.
-using AttentionGradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+// (dq, dk, dv, dbias, dslopes, dsinks) in the shapes of the inputs; the last three have shape [0] unless asked for.
+using AttentionGradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 // What backward needs beside the forward's arguments.
 struct AttentionGradArgs : AttentionArgs {
   static constexpr const char* kName = "attention_backward";
-  static constexpr const char* kResults[] = {"dq", "dk", "dv", "dbias"};
+  static constexpr const char* kResults[] = {"dq", "dk", "dv", "dbias", "dslopes", "dsinks"};
   using Result = AttentionGradients;
   at::Tensor grad_out, out, lse;  // in any floating dtype
   OptionalTensor grad_lse{};      // gradient that reaches lse
   bool need_bias_grad = false;
   OptionalTensor lse_low{};  // of the forward; without it, gradients of rows far from 0 are as good as lse alone
+  bool need_slopes_grad = false, need_sinks_grad = false;
 
   static constexpr auto arguments() {
     using G = AttentionGradArgs;
-    return std::tuple_cat(std::tuple{arg("grad_out", &G::grad_out)}, operands(),
-                          std::tuple{arg("out", &G::out), arg("lse", &G::lse)}, visibility(),
-                          std::tuple{arg("scale", &G::scale)}, dropout(),
-                          std::tuple{arg("grad_lse", &G::grad_lse), arg("need_bias_grad", &G::need_bias_grad)}, pages(),
-                          std::tuple{arg("lse_low", &G::lse_low)});
+    return std::tuple_cat(
+        std::tuple{arg("grad_out", &G::grad_out)}, operands(), std::tuple{arg("out", &G::out), arg("lse", &G::lse)},
+        visibility(), std::tuple{arg("scale", &G::scale)}, dropout(),
+        std::tuple{arg("grad_lse", &G::grad_lse), arg("need_bias_grad", &G::need_bias_grad)}, pages(),
+        std::tuple{arg("lse_low", &G::lse_low)}, modifiers(),
+        std::tuple{arg("need_slopes_grad", &G::need_slopes_grad), arg("need_sinks_grad", &G::need_sinks_grad)});
   }
   void check() const;
   Result empty() const;
@@ -88,15 +100,22 @@ struct AttentionGradArgs : AttentionArgs {
     return attn_bias ? empty_result(attn_bias->sym_sizes(), query.options(), need_bias_grad)
                      : empty_result({0}, query.options());
   }
+  at::Tensor empty_dslopes() const { return empty_like_heads(alibi_slopes, need_slopes_grad); }
+  at::Tensor empty_dsinks() const { return empty_like_heads(sinks, need_sinks_grad); }
+
+ private:
+  at::Tensor empty_like_heads(const OptionalTensor& numbers, bool wanted) const {
+    return numbers ? empty_result(*numbers, wanted) : empty_result({0}, query.options());
+  }
 };
 
-// (dqkv, dbias)
-using AttentionStackedGradients = std::tuple<at::Tensor, at::Tensor>;
+// (dqkv, dbias, dslopes, dsinks)
+using AttentionStackedGradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 // For query, key and value of one shape: their gradients stacked at stack_dim.
 struct AttentionBackwardStacked : AttentionGradArgs {
   static constexpr const char* kName = "attention_backward_stacked";
-  static constexpr const char* kResults[] = {"dqkv", "dbias"};
+  static constexpr const char* kResults[] = {"dqkv", "dbias", "dslopes", "dsinks"};
   using Result = AttentionStackedGradients;
   int64_t stack_dim = 0;
 

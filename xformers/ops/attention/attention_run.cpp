@@ -3,6 +3,7 @@
 #include <ATen/EmptyTensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
+#include <ATen/ops/sum.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 
@@ -38,6 +39,9 @@ void to_kernel_form(AttentionArgs& args) {
     args.value = args.value.contiguous();
   }
   if (args.attn_bias) args.attn_bias = to_score_tensor(*args.attn_bias, args.query.scalar_type());
+  for (OptionalTensor* numbers : {&args.alibi_slopes, &args.sinks}) {
+    if (*numbers) *numbers = (*numbers)->to(compute_dtype(args.query));
+  }
 }
 
 int64_t head_dim_v(const AttentionArgs& args) { return is_quantized(args) ? args.query.size(-1) : args.value.size(-1); }
@@ -93,6 +97,9 @@ void fill_common(Params& params, const AttentionArgs& args, HeadDims dims) {
                  .window_right = args.window_right.expect_int(),
                  .bottom_right = args.bottom_right};
   if (args.attn_bias) params.mods.bias = to_score_bias(*args.attn_bias, dims);
+  params.mods.softcap = args.softcap;
+  if (args.alibi_slopes) params.mods.alibi_slopes = to_head_numbers(*args.alibi_slopes, dims);
+  if (args.sinks) params.mods.sinks = to_head_numbers(*args.sinks, dims);
   params.dropout = to_dropout(args.p, args.philox_state);
   params.softmax_scale = args.scale.value_or(1 / std::sqrt(static_cast<double>(params.shape.head_dim)));
 }
@@ -110,12 +117,33 @@ at::Tensor without_elements(const at::TensorOptions& options) {
                                    c10::typeMetaToScalarType(options.dtype()), std::nullopt);
 }
 
+// Whether the bias of packed sequences is shared by some of them, or by heads: dbias is a sum then.
+bool shares_bias(const AttentionGradArgs& args) {
+  const at::Tensor& bias = *args.attn_bias;
+  if (!args.cu_seqlens_q) return false;
+  if (bias.size(0) == 1 && num_sequences(args).expect_int() > 1) return true;
+  for (int64_t dim = 1; dim + 2 < bias.dim(); ++dim) {
+    if (bias.size(dim) == 1 && args.query.size(dim + 1) > 1) return true;
+  }
+  return false;
+}
+
+// A number per sequence and head, in which a kernel leaves a gradient of `like`, which may have one per head.
+at::Tensor each_number(const AttentionGradArgs& args, const at::Tensor& like) {
+  at::DimVector sizes{num_sequences(args).expect_int()};
+  const int64_t head_dims = std::max<int64_t>(args.query.dim() - 3, 1);
+  sizes.append(like.sizes().end() - head_dims, like.sizes().end());
+  return at::empty(sizes, args.query.options().dtype(compute_dtype(args.query)));
+}
+void write_numbers(const at::Tensor& to, const at::Tensor& each) {
+  to.copy_(each.dim() == to.dim() ? each : each.sum(0));
+}
+
 // Into the tensors of `grads`, whatever their strides are.
 void write_gradients(const AttentionGradArgs& given, const AttentionGradients& grads, BackwardKernel kernel) {
-  const auto& [dq, dk, dv, dbias] = grads;
+  const auto& [dq, dk, dv, dbias, dslopes, dsinks] = grads;
   if (given.out.numel() == 0) {  // no query, so nothing reaches the keys
-    dk.zero_();
-    dv.zero_();
+    for (const at::Tensor* t : {&dk, &dv, &dbias, &dslopes, &dsinks}) t->zero_();
     return;
   }
   AttentionGradArgs args = given;
@@ -139,8 +167,28 @@ void write_gradients(const AttentionGradArgs& given, const AttentionGradients& g
   params.dq = to_heads(dq, dims);
   params.dk = to_heads(dk, dims);
   params.dv = to_heads(dv, dims);
-  if (args.need_bias_grad && args.attn_bias) params.dbias = to_score_bias(dbias, dims);
+  at::Tensor dbias_sum, each_slope, each_sink;
+  if (args.need_bias_grad && args.attn_bias) {
+    params.dbias_shared = shares_bias(args);
+    if (params.dbias_shared) {
+      dbias_sum = at::zeros(dbias.sizes(), dbias.options().dtype(compute_dtype(args.query)));
+    } else if (args.cu_seqlens_q) {
+      dbias.zero_();
+    }
+    params.dbias = to_score_bias(params.dbias_shared ? dbias_sum : dbias, dims);
+  }
+  if (args.need_slopes_grad && args.alibi_slopes) {
+    each_slope = each_number(args, *args.alibi_slopes);
+    params.dslopes = to_head_numbers(each_slope, dims);
+  }
+  if (args.need_sinks_grad && args.sinks) {
+    each_sink = each_number(args, *args.sinks);
+    params.dsinks = to_head_numbers(each_sink, dims);
+  }
   kernel(params);
+  if (dbias_sum.defined()) dbias.copy_(dbias_sum);
+  if (each_slope.defined()) write_numbers(dslopes, each_slope);
+  if (each_sink.defined()) write_numbers(dsinks, each_sink);
 }
 
 }  // namespace
@@ -191,10 +239,10 @@ AttentionGradients run_backward(const AttentionGradArgs& args, BackwardKernel ke
 AttentionStackedGradients run_backward_stacked(const AttentionBackwardStacked& args, BackwardKernel kernel) {
   args.check();
   if (args.query.is_cpu()) check_offsets(args);
-  const auto [stacked, dbias] = args.empty();
+  const auto [stacked, dbias, dslopes, dsinks] = args.empty();
   const auto part = [&, &stacked = stacked](int64_t index) { return stacked.select(args.stack_dim, index); };
-  write_gradients(args, {part(0), part(1), part(2), dbias}, kernel);
-  return {stacked, dbias};
+  write_gradients(args, {part(0), part(1), part(2), dbias, dslopes, dsinks}, kernel);
+  return {stacked, dbias, dslopes, dsinks};
 }
 
 }  // namespace xformers::ops

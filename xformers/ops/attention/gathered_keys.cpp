@@ -101,9 +101,11 @@ AttentionGradients backward_on_host(const AttentionGradArgs& args,
   AttentionGradArgs gathered = on_copies(args, rows);
   gathered.cu_seqlens_k = at::tensor(offsets, at::kInt);
   gathered.seqused_k.reset();
-  auto [dq, dk, dv, dbias] = backward(gathered);
-  const int64_t seqlen = args.key.size(1);
-  return {dq, scatter(dk, rows, seqlen).to(dk.scalar_type()), scatter(dv, rows, seqlen).to(dv.scalar_type()), dbias};
+  AttentionGradients grads = backward(gathered);
+  for (at::Tensor* grad : {&std::get<1>(grads), &std::get<2>(grads)}) {
+    *grad = scatter(*grad, rows, args.key.size(1)).to(grad->scalar_type());
+  }
+  return grads;
 }
 
 // Sequences [first, first + count) with their keys in slots of `room` rows; the others see no key. dk and dv are wide.
@@ -128,8 +130,9 @@ AttentionGradients backward_on_slots(
   AttentionGradArgs gathered = on_copies(args, rows);
   gathered.seqused_k = used * (index >= 0).logical_and(index < count);
   gathered.cu_seqlens_k = at::constant_pad_nd(begins + index.clamp(0, count - 1) * room, {0, 1}, count * room);
-  auto [dq, dk, dv, dbias] = backward(gathered);
-  return {dq, scatter(dk, rows, seqlen), scatter(dv, rows, seqlen), dbias};
+  AttentionGradients grads = backward(gathered);
+  for (at::Tensor* grad : {&std::get<1>(grads), &std::get<2>(grads)}) *grad = scatter(*grad, rows, seqlen);
+  return grads;
 }
 
 AttentionGradients backward_on_device(
@@ -152,14 +155,17 @@ AttentionGradients backward_on_device(
   const int64_t at_once = std::clamp<int64_t>(std::max(kManyRows, 2 * seqlen) / room, 1, sequences);
   AttentionGradients sum = backward_on_slots(args, room, 0, at_once, backward);
   for (int64_t first = at_once; first < sequences; first += at_once) {
-    const auto [dq, dk, dv, dbias] =
+    const auto [dq, dk, dv, dbias, dslopes, dsinks] =
         backward_on_slots(args, room, first, std::min(at_once, sequences - first), backward);
     std::get<0>(sum) += dq;  // rows of other sequences are zeros
     std::get<1>(sum) += dk;
     std::get<2>(sum) += dv;
+    std::get<3>(sum) += dbias;
+    std::get<4>(sum) += dslopes;  // dsinks are whole in every part: a sink needs no key
   }
   const at::ScalarType dtype = args.query.scalar_type();
-  return {std::get<0>(sum), std::get<1>(sum).to(dtype), std::get<2>(sum).to(dtype), std::get<3>(sum)};
+  for (at::Tensor* grad : {&std::get<1>(sum), &std::get<2>(sum)}) *grad = grad->to(dtype);
+  return sum;
 }
 
 }  // namespace

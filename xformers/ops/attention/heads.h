@@ -55,15 +55,26 @@ inline RowTensor to_rows(const at::Tensor& t, HeadDims dims) {
           .head_stride = heads.head};
 }
 
-// [batch, (groups, heads,) seqlen_q, seqlen_k]
+// [batch, (groups, heads,) seqlen_q, seqlen_k]; what has size 1 in front of these is shared.
 inline ScoreBias to_score_bias(const at::Tensor& t, HeadDims dims) {
   const HeadStrides heads = head_strides(t, dims, 1);
+  const auto shared = [&](int64_t dim, int64_t stride) { return t.size(dim) == 1 ? 0 : stride; };
   return {.data = const_cast<void*>(t.const_data_ptr()),
-          .batch_stride = t.stride(0),
-          .group_stride = heads.group,
-          .head_stride = heads.head,
+          .batch_stride = shared(0, t.stride(0)),
+          .group_stride = shared(1, heads.group),
+          .head_stride = shared(-3, heads.head),
           .q_stride = t.stride(-2),
           .k_stride = t.stride(-1)};
+}
+
+// [(sequences,) (groups, heads)]; 3-D inputs have one head here.
+inline HeadNumbers to_head_numbers(const at::Tensor& t, HeadDims dims) {
+  const int64_t first = t.dim() - (dims == HeadDims::kGroupsHeads ? 2 : 1);
+  const HeadStrides heads = head_strides(t, dims, first);
+  return {.data = const_cast<void*>(t.const_data_ptr()),
+          .sequence_stride = first > 0 ? t.stride(0) : 0,
+          .group_stride = heads.group,
+          .head_stride = heads.head};
 }
 
 inline AttentionShape to_shape(const at::Tensor& query, const at::Tensor& key, int64_t head_dim_v, HeadDims dims) {

@@ -11,8 +11,8 @@ from ._call import _memory_efficient_attention_forward as _memory_efficient_atte
 from ._call import (
     _memory_efficient_attention_forward_requires_grad as _memory_efficient_attention_forward_requires_grad,
 )
-from ._call import attention, refuse_dropout, with_operators
-from ._lower import Bias
+from ._call import attention, refuse_dropout, refuse_sinks, with_operators
+from ._lower import NO_CAP, Bias, modifiers
 from .attn_bias import *  # noqa: F403  (bias classes by their short address)
 from .common import (
     AttentionBwOpBase,
@@ -51,6 +51,9 @@ def memory_efficient_attention(
     *,
     op: AttentionOp | None = None,
     output_dtype: torch.dtype | None = None,
+    softcap: float = NO_CAP,
+    alibi_slopes: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attention in memory that grows with the sequence, not with its square.
 
@@ -73,9 +76,15 @@ def memory_efficient_attention(
         op: ``(forward, backward)`` operator classes, each possibly None, such as ``(fmha.flash.FwOp,
             fmha.flash.BwOp)``: their contracts are then enforced. Without it everything is supported.
         output_dtype: dtype of the output, the query's by default.
+        softcap: scores become ``softcap * tanh(scores / softcap)`` before a bias is added; 0: off.
+        alibi_slopes: ``[heads]`` or ``[batch, heads]`` ([sequences, heads] where they are packed; 5-D inputs [groups,
+            heads]), fp32 (fp64 for fp64 inputs): ``slope * |i + seqlen_k - seqlen_q - j|`` is taken off the score of
+            query i and key j, with a band from the top-left corner ``slope * |i - j|``. No tensor of that size is made.
+        sinks: likewise, also in the query's dtype: the score of one more key, without a value, that every query sees
+            behind `attn_bias`; -inf: none. docs/ops/score-modifiers.md has all three, and their sources.
 
     Returns: the output, contiguous, in the query's layout. A query that sees no key gets 0. Differentiable in query,
-    key, value and a tensor bias.
+    key, value, a tensor bias, slopes and sinks.
 
     Raises: ValueError where arguments contradict each other or a named operator does not take them, with what came,
     what was expected and how to fix it; NotImplementedError where no operator takes them.
@@ -83,9 +92,11 @@ def memory_efficient_attention(
     Computed in blocks with a running maximum and sum, the backward from the log-sum-exp: "Self-attention Does Not Need
     O(n^2) Memory" (Rabe and Staats, arXiv:2112.05682), "FlashAttention" (Dao et al., arXiv:2205.14135).
     """
+    # Each function that is called costs time.
+    given = {} if softcap is NO_CAP and alibi_slopes is sinks is None else modifiers(softcap, alibi_slopes, sinks)
     if op is not None:
-        return with_operators(Inputs(query, key, value, attn_bias, p, scale, output_dtype), op)[0]
-    return attention(query, key, value, attn_bias, p, scale, output_dtype, False)[0]
+        return with_operators(Inputs(query, key, value, attn_bias, p, scale, output_dtype, **given), op)[0]
+    return attention(query, key, value, attn_bias, p, scale, output_dtype, False, given)[0]
 
 
 def memory_efficient_attention_forward(
@@ -98,12 +109,16 @@ def memory_efficient_attention_forward(
     *,
     op: type[AttentionFwOpBase] | None = None,
     output_dtype: torch.dtype | None = None,
+    softcap: float = NO_CAP,
+    alibi_slopes: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`memory_efficient_attention` that never records gradients; `op` is a forward operator class. Same errors."""
+    given = modifiers(softcap, alibi_slopes, sinks)
     with torch.no_grad():
         if op is not None:
-            return with_operators(Inputs(query, key, value, attn_bias, p, scale, output_dtype), op)[0]
-        return attention(query, key, value, attn_bias, p, scale, output_dtype, False)[0]
+            return with_operators(Inputs(query, key, value, attn_bias, p, scale, output_dtype, **given), op)[0]
+        return attention(query, key, value, attn_bias, p, scale, output_dtype, False, given)[0]
 
 
 def memory_efficient_attention_forward_requires_grad(
@@ -116,6 +131,9 @@ def memory_efficient_attention_forward_requires_grad(
     *,
     op: type[AttentionFwOpBase] | None = None,
     output_dtype: torch.dtype | None = None,
+    softcap: float = NO_CAP,
+    alibi_slopes: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns (out, lse), what `memory_efficient_attention_backward` asks for, and records no gradient itself.
 
@@ -124,10 +142,12 @@ def memory_efficient_attention_forward_requires_grad(
     has that operator's format. Errors as `memory_efficient_attention`; NotImplementedError for p other than 0.
     """
     refuse_dropout(p)
+    given = modifiers(softcap, alibi_slopes, sinks)
     with torch.no_grad():
         if op is not None:
-            return with_operators(Inputs(query, key, value, attn_bias, p, scale, output_dtype), op, need_lse=True)
-        return attention(query, key, value, attn_bias, 0.0, scale, output_dtype, True)[:2]
+            inp = Inputs(query, key, value, attn_bias, p, scale, output_dtype, **given)
+            return with_operators(inp, op, need_lse=True)
+        return attention(query, key, value, attn_bias, 0.0, scale, output_dtype, True, given)[:2]
 
 
 def memory_efficient_attention_backward(
@@ -142,6 +162,9 @@ def memory_efficient_attention_backward(
     scale: float | None = None,
     *,
     op: type[AttentionBwOpBase] | None = None,
+    softcap: float = NO_CAP,
+    alibi_slopes: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of query, key and value, from the gradient of the output and what the forward returned. Errors as
     `memory_efficient_attention`; NotImplementedError for p other than 0, ValueError for an lse in a format of another
@@ -149,7 +172,7 @@ def memory_efficient_attention_backward(
     refuse_dropout(p)
     if isinstance(attn_bias, torch.Tensor) and attn_bias.requires_grad:
         attn_bias = attn_bias.detach()  # its gradient is not returned
-    inp = Inputs(query, key, value, attn_bias, p, scale)
+    inp = Inputs(query, key, value, attn_bias, p, scale, **modifiers(softcap, alibi_slopes, sinks))
     gradients = _memory_efficient_attention_backward(Context(lse=lse, out=output), inp, grad, op)
     return gradients.dq, gradients.dk, gradients.dv
 
@@ -164,17 +187,24 @@ def memory_efficient_attention_partial(
     *,
     op: AttentionOp | type[AttentionFwOpBase] | None = None,
     output_dtype: torch.dtype | None = None,
+    softcap: float = NO_CAP,
+    alibi_slopes: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention over a part of the keys: (out, lse), of which `merge_attentions` makes attention over all of them.
 
     out is fp32 (fp64 for fp64 inputs) unless `output_dtype` says otherwise; gradients flow through both. Packed
     sequences have lse ``[1, heads, total]``. Errors as `memory_efficient_attention`; NotImplementedError for p other
-    than 0."""
+    than 0, ValueError for sinks: they belong to all keys, and are added when merging, as a part with out 0 and lse
+    `sinks`."""
     refuse_dropout(p)
-    inp = Inputs(query, key, value, attn_bias, p, scale, output_dtype, is_partial=True)
+    refuse_sinks(sinks)
+    given = modifiers(softcap, alibi_slopes, None)
+    inp = Inputs(query, key, value, attn_bias, p, scale, output_dtype, is_partial=True, **given)
     if op is not None:
         return with_operators(inp, op, need_lse=True)
-    return attention(query, key, value, attn_bias, 0.0, scale, inp.get_output_dtype(), True)[:2]
+    out_dtype = inp.get_output_dtype()
+    return attention(query, key, value, attn_bias, 0.0, scale, out_dtype, True, given)[:2]
 
 
 def merge_attentions(

@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 
 from . import dispatch, generic
+from ._bias.sequences import SequencesBias
 from ._engine import forward
 from ._lower import Bias, bias_name, dense_of, query_lengths
 from .attn_bias import AttentionBias
@@ -23,18 +24,19 @@ def attention(
     scale: float | None,
     output_dtype: torch.dtype | None,
     need_lse: bool,
+    given: dict[str, Any],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(out, lse, lse_low), without named operators. Gradients are recorded where grad mode is on.
+    """(out, lse, lse_low), without named operators. Gradients are recorded where grad mode is on. given: the modifiers.
 
     Contradicting arguments are a ValueError that says which; arguments that no operator takes, a NotImplementedError
     with the reasons of each. What goes wrong while the library runs, such as a lack of memory, is passed on."""
     refused: Exception | None
     try:
-        return forward(query, key, value, attn_bias, p, scale, output_dtype, need_lse)
+        return forward(query, key, value, attn_bias, p, scale, output_dtype, need_lse, **given)
     except (ValueError, NotImplementedError) as error:
         refused = error
     try:
-        inp = Inputs(query, key, value, attn_bias, p, scale, output_dtype)
+        inp = Inputs(query, key, value, attn_bias, p, scale, output_dtype, **given)
         inp.validate_inputs()
         dispatch._dispatch_fw(inp, needs_gradient=inp._needs_gradient())
         raise refused
@@ -47,6 +49,14 @@ def refuse_dropout(p: float) -> None:
         raise NotImplementedError(
             f"attention: p is {p}, expected 0.  Fix: use memory_efficient_attention, which keeps the dropout mask from "
             "forward to backward."
+        )
+
+
+def refuse_sinks(sinks: torch.Tensor | None) -> None:
+    if sinks is not None:
+        raise ValueError(
+            f"attention: sinks is a tensor {list(sinks.shape)} beside partial attention, expected None.  Fix: add them "
+            "once, when merging: merge_attentions([out, torch.zeros_like(out)], [lse, sinks expanded like lse])."
         )
 
 
@@ -92,9 +102,14 @@ def _under_autocast(inp: Inputs) -> Inputs:
     device = inp.query.device.type
     if device in ("cpu", "cuda") and torch.is_autocast_enabled(device):
         bias = inp.attn_bias
-        dense = dense_of(inp.query, bias) if isinstance(bias, torch.Tensor) else None
+        packed = isinstance(bias, SequencesBias)
+        dense = dense_of(inp.query, bias) if isinstance(bias, (torch.Tensor, SequencesBias)) else None
         inp.query, inp.key, inp.value, dense = torch.ops.xformers.attention_under_autocast(*inp._tensors(), dense)
-        if dense is not None:
+        if inp.sinks is not None and inp.sinks.dtype != torch.float32:
+            inp.sinks = inp.sinks.to(inp.query.dtype)
+        if dense is not None and packed:
+            inp.attn_bias = cast(Any, bias).with_bias(dense)
+        elif dense is not None:
             inp.attn_bias = cast(Any, bias).to(dense.dtype) if isinstance(bias, AttentionBias) else dense
     return inp
 

@@ -47,6 +47,7 @@ def forward(
 def backward(ctx: Context, inp: Inputs, grad: torch.Tensor) -> Gradients:
     """Gradients from what a forward left, whatever format its lse has."""
     operands, options = lower(inp.query, inp.attn_bias)
+    options.update(inp._modifiers())
     if inp.scale is not None:
         options["scale"] = inp.scale
     if inp.p != 0:
@@ -63,7 +64,7 @@ def backward(ctx: Context, inp: Inputs, grad: torch.Tensor) -> Gradients:
         options["need_bias_grad"] = True
     lse = torch.ops.xformers.lse_from_format(ctx.lse, inp.query, query_lengths(inp.attn_bias), bias_name(inp.attn_bias))
     with torch.no_grad():
-        dq, dk, dv, db = _backward(grad, inp.query, inp.key, inp.value, ctx.out, lse, *operands, **options)
+        dq, dk, dv, db, *_ = _backward(grad, inp.query, inp.key, inp.value, ctx.out, lse, *operands, **options)
     return Gradients(dq, dk, dv, db if "need_bias_grad" in options else None)
 
 
@@ -93,6 +94,7 @@ class Forward(AttentionFwOpBase):
         """(out, lse as the contract has it, lse_low)."""
         cls.check_own_options(inp)
         options.update(inp._quantization())
+        options.update(inp._modifiers())
         if splits := getattr(cls, "SPLIT_K", None):
             options["num_splits"] = splits
         out_dtype = inp.get_output_dtype() if cls.SUPPORTS_OUTPUT_DTYPE else None

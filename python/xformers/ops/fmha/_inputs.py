@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ._lower import Bias, bias_name, dense_of, lower, query_lengths
+from ._lower import Bias, bias_name, dense_of, lower, modifiers, query_lengths
 from .attn_bias import VARLEN_BIASES
 
 if TYPE_CHECKING:
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Inputs:
-    """The arguments of one attention call; tensors 3-D, 4-D or 5-D as in `memory_efficient_attention`."""
+    """The arguments of one attention call; tensors 3-D, 4-D or 5-D as in `memory_efficient_attention`. `softcap`,
+    `alibi_slopes` and `sinks` by name only."""
 
     query: torch.Tensor
     key: torch.Tensor
@@ -27,6 +28,9 @@ class Inputs:
     scale: float | None = None
     output_dtype: torch.dtype | None = None
     is_partial: bool = False
+    softcap: float = field(default=0.0, kw_only=True)
+    alibi_slopes: torch.Tensor | None = field(default=None, kw_only=True)
+    sinks: torch.Tensor | None = field(default=None, kw_only=True)
 
     @property
     def device(self) -> torch.device:
@@ -66,7 +70,14 @@ class Inputs:
         """Raises a ValueError where shapes, dtypes, devices and bias contradict each other."""
         operands, options = lower(self.query, self.attn_bias)
         torch.ops.xformers.attention_check_inputs(
-            self.query, self.key, self.value, *operands, p=self.p, **options, **self._quantization()
+            self.query,
+            self.key,
+            self.value,
+            *operands,
+            p=self.p,
+            **options,
+            **self._quantization(),
+            **self._modifiers(),
         )
 
     def get_output_dtype(self) -> torch.dtype:
@@ -84,10 +95,13 @@ class Inputs:
         """Arguments of the operator that say how integer keys and values are read."""
         return {}
 
+    def _modifiers(self) -> dict[str, Any]:
+        """Arguments of the operator that say what is done to scores."""
+        return modifiers(self.softcap, self.alibi_slopes, self.sinks)
+
     def _needs_gradient(self) -> bool:
-        return torch.is_grad_enabled() and any(
-            x is not None and x.requires_grad for x in (*self._tensors(), dense_of(self.query, self.attn_bias))
-        )
+        added = (dense_of(self.query, self.attn_bias), self.alibi_slopes, self.sinks)
+        return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (*self._tensors(), *added))
 
     def _request(self, op: type[AttentionOpBase] | None = None) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
         """(query, key, value) in at least 4 dimensions, and the rest of what contracts are asked about."""
@@ -105,6 +119,12 @@ class Inputs:
             "bias_requires_grad": dense is not None and dense.requires_grad,
             "fp8": bool(self._quantization()),
         }
+        if self.softcap != 0.0:
+            options["softcap"] = self.softcap
+        if self.alibi_slopes is not None:
+            options.update(alibi_slopes=True, slopes_require_grad=self.alibi_slopes.requires_grad)
+        if self.sinks is not None:
+            options["sinks"] = True
         if isinstance(bias, VARLEN_BIASES):
             options["seqlens_q"] = query_lengths(bias)
             options["seqlens_k"] = bias.k_seqinfo._lengths_py()

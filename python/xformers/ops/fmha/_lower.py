@@ -8,6 +8,7 @@ from ._bias.subtensor import LowerTriangularMask, LowerTriangularMaskWithTensorB
 from .attn_bias import VARLEN_BIASES, AttentionBias, LoweredBias
 
 Bias = torch.Tensor | AttentionBias | None
+NO_CAP = 0  # an int, which compilers take for a constant, where 0.0 would be a number that may change
 MASKS = (LowerTriangularMask, LowerTriangularMaskWithTensorBias)
 
 
@@ -49,6 +50,18 @@ def dense_of(query: torch.Tensor, attn_bias: Bias) -> torch.Tensor | None:
     if isinstance(attn_bias, AttentionBias):
         return _lowered(query, attn_bias).scores
     return attn_bias
+
+
+def modifiers(softcap: float, alibi_slopes: torch.Tensor | None, sinks: torch.Tensor | None) -> dict[str, Any]:
+    """What is done to scores, as far as something is."""
+    given: dict[str, Any] = {}
+    if softcap != 0.0:
+        given["softcap"] = softcap
+    if alibi_slopes is not None:
+        given["alibi_slopes"] = alibi_slopes
+    if sinks is not None:
+        given["sinks"] = sinks
+    return given
 
 
 def query_lengths(attn_bias: Bias) -> list[int]:

@@ -25,4 +25,14 @@ class AttentionBias {
   LoweredBias lowered_;
 };
 
+// The same bias, scores [sequences or 1, (groups or 1,) heads or 1, longest queries or more, longest keys or more]
+// added at the place of query and key inside each sequence; in the query's dtype, or bool: True attends. Gradients flow
+// to it. A bias that has scores already gets others. xformers::Error where they are too small for the longest sequence.
+template <class Bias>
+Bias with_bias(Bias bias, const at::Tensor& scores) {
+  check_scores(scores, bias.q_seqinfo.num_sequences(), bias.q_seqinfo.max_seqlen, bias.k_seqinfo.max_seqlen);
+  bias.scores = scores;
+  return bias;
+}
+
 }  // namespace xformers::ops

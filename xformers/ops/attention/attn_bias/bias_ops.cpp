@@ -61,6 +61,7 @@ TORCH_LIBRARY_FRAGMENT(xformers, m) {
       "int window_right=-1, bool bottom_right=False, Tensor? cu_seqlens_q=None, Tensor? cu_seqlens_k=None, "
       "Tensor? seqused_k=None, Tensor? page_table=None, int page_size=0, int? total_keys=None) -> Tensor",
       materialize_lowered);
+  m.def("_bias_check_scores(Tensor scores, int num_sequences, int longest_q, int longest_k) -> ()", check_scores);
   m.def("_bias_split(Tensor x, SymInt[] seqstart, SymInt[] batch_sizes) -> Tensor[]", split_sequences);
   m.def("_bias_concatenate(Tensor[] tensors) -> Tensor", concatenate_sequences);
   m.def("_bias_share_keys(int[] seqstarts, int[] seqlens) -> bool", share_keys);

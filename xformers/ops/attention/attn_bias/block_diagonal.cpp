@@ -82,6 +82,7 @@ BlockDiagonalCausalLocalAttentionFromBottomRightMask BlockDiagonalMask::make_loc
 BlockDiagonalMask BlockDiagonalMask::to(at::Device device) const {
   BlockDiagonalMask moved = *this;
   moved.q_seqinfo = q_seqinfo.to(device);
+  if (scores.defined()) moved.scores = scores.to(device);
   moved.k_seqinfo = k_seqinfo.seqstart.is_same(q_seqinfo.seqstart) ? moved.q_seqinfo : k_seqinfo.to(device);
   return moved;
 }
@@ -126,6 +127,7 @@ void check_blocks(at::IntArrayRef seqstart_q, at::IntArrayRef seqstart_k, const 
 
 LoweredBias lower(const BlockDiagonalMask& bias) {
   LoweredBias lowered{.name = bias.name,
+                      .scores = bias.scores,
                       .cu_seqlens_q = bias.q_seqinfo.seqstart,
                       .cu_seqlens_k = bias.k_seqinfo.seqstart,
                       .device_given = bias.q_seqinfo.device_given,

@@ -45,6 +45,8 @@ struct BlockDiagonalMask {
   SeqLenInfo q_seqinfo, k_seqinfo;
   std::vector<int64_t> batch_sizes;  // runs of sequences that split() puts together
 
+  at::Tensor scores{};  // what with_bias adds
+
   // What a class adds to this one.
   const char* name = "BlockDiagonalMask";
   MaskBand band = kFullBand;

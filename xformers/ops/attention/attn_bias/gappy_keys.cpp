@@ -12,6 +12,7 @@ template <class Mask>
 Mask moved_gappy(Mask mask, at::Device device) {
   mask.q_seqinfo = mask.q_seqinfo.to(device);
   mask.k_seqinfo = mask.k_seqinfo.to(device);
+  if (mask.scores.defined()) mask.scores = mask.scores.to(device);
   return mask;
 }
 
@@ -39,6 +40,7 @@ PagedBlockDiagonalGappyKeysMask BlockDiagonalGappyKeysMask::make_paged(const at:
   paged.k_seqinfo.seqlen = k_seqinfo.seqlen;  // shared: attention follows what a decoding loop writes there
   paged.block_tables = block_tables;
   paged.page_size = page_size;
+  paged.scores = scores;
   return paged;
 }
 
@@ -96,6 +98,7 @@ LoweredBias lower(const BlockDiagonalGappyKeysMask& bias) {
   // Starts without the total: the operator's way to hear that keys may be shared.
   const at::Tensor starts = keys.disjoint ? keys.seqstart : keys.seqstart.narrow(0, 0, keys.num_sequences());
   LoweredBias lowered{.name = bias.name,
+                      .scores = bias.scores,
                       .cu_seqlens_q = bias.q_seqinfo.seqstart,
                       .cu_seqlens_k = starts,
                       .seqused_k = bias.k_seqinfo.seqlen,

@@ -26,6 +26,8 @@ struct BlockDiagonalGappyKeysMask {
   SeqLenInfo q_seqinfo;
   GappySeqInfo k_seqinfo;
 
+  at::Tensor scores{};  // what with_bias adds
+
   // What a class adds to this one.
   const char* name = "BlockDiagonalGappyKeysMask";
   MaskBand band = kFullBand;

@@ -72,6 +72,20 @@ void check_rooms(const LoweredBias& bias) {
   if (i >= 0) bias_error("keys of sequence " + std::to_string(i) + " run into another's", "no more than fit", kTooLong);
 }
 
+// Scores as numbers to add, on the device and in the dtype of `options`.
+at::Tensor to_added(const at::Tensor& scores, const at::TensorOptions& options) {
+  if (!scores.defined()) return {};
+  const at::Tensor here = scores.detach().to(options.device());
+  if (here.scalar_type() != at::kBool) return here.to(options);
+  return at::zeros(here.sizes(), options).masked_fill_(here.logical_not(), kHidden);
+}
+
+// Those of one sequence: [(groups,) heads, queries, keys].
+at::Tensor scores_of(const at::Tensor& scores, int64_t sequence, int64_t queries, int64_t keys) {
+  check_scores(scores, 0, queries, keys);
+  return scores.select(0, scores.size(0) == 1 ? 0 : sequence).slice(-2, 0, queries).slice(-1, 0, keys);
+}
+
 at::Tensor materialize_sequences(const LoweredBias& bias, at::IntArrayRef sizes, const at::TensorOptions& options,
                                  std::optional<int64_t> total_keys) {
   const std::vector<int64_t> rows = on_host(bias.cu_seqlens_q);
@@ -95,7 +109,10 @@ at::Tensor materialize_sequences(const LoweredBias& bias, at::IntArrayRef sizes,
     for (const auto& range : ranges) end = std::max(end, range.second);
     check_sizes(sizes, rows.back(), total_keys.value_or(end), /*or_more=*/!total_keys);
   }
-  at::Tensor mask = at::full({rows.back(), width}, kHidden, options);
+  const at::Tensor scores = to_added(bias.scores, options);
+  at::DimVector mask_sizes{rows.back(), width};
+  if (scores.defined()) mask_sizes.insert(mask_sizes.begin(), scores.sizes().begin() + 1, scores.sizes().end() - 2);
+  at::Tensor mask = at::full(mask_sizes, kHidden, options);
   for (size_t i = 0; i < sequences; ++i) {
     const auto [k0, k1] = ranges[i];
     if (k0 < 0 || k1 < k0 || k1 > room) {
@@ -103,11 +120,12 @@ at::Tensor materialize_sequences(const LoweredBias& bias, at::IntArrayRef sizes,
           "keys of sequence " + std::to_string(i) + " is [" + std::to_string(k0) + ", " + std::to_string(k1) + ")",
           "a range inside [0, " + std::to_string(room) + ")", kTooLong);
     }
-    const at::Tensor band = materialize_band(rows[i + 1] - rows[i], k1 - k0, band_of(bias),
-                                             c10::typeMetaToScalarType(options.dtype()), options.device());
-    const at::Tensor own = mask.slice(0, rows[i], rows[i + 1]);
+    at::Tensor band = materialize_band(rows[i + 1] - rows[i], k1 - k0, band_of(bias),
+                                       c10::typeMetaToScalarType(options.dtype()), options.device());
+    if (scores.defined()) band = band + scores_of(scores, static_cast<int64_t>(i), band.size(0), band.size(1));
+    const at::Tensor own = mask.slice(-2, rows[i], rows[i + 1]);
     if (!paged) {
-      own.slice(1, k0, k1).copy_(band);
+      own.slice(-1, k0, k1).copy_(band);
       continue;
     }
     // Only pages that hold keys: the rest of the table may be anything.
@@ -116,13 +134,14 @@ at::Tensor materialize_sequences(const LoweredBias& bias, at::IntArrayRef sizes,
       if (where < 0) bias_error("a page in use is " + std::to_string(where), "0 or more", "give a page of the keys");
       const int64_t first = std::max(k0, page * page_size), last = std::min(k1, (page + 1) * page_size);
       const int64_t shift = (where - page) * page_size;  // logical -> physical
-      own.slice(1, where * page_size, (where + 1) * page_size)
+      own.slice(-1, where * page_size, (where + 1) * page_size)
           .fill_(kHidden);  // of a page met twice, the last one counts
-      own.slice(1, first + shift, last + shift).copy_(band.slice(1, first - k0, last - k0));
+      own.slice(-1, first + shift, last + shift).copy_(band.slice(-1, first - k0, last - k0));
     }
   }
   at::DimVector physical(sizes);
   physical.back() = width;
+  while (mask.dim() > static_cast<int64_t>(physical.size()) && mask.size(0) == 1) mask = mask.squeeze(0);
   return mask.expand(physical);
 }
 
@@ -150,10 +169,20 @@ at::Tensor materialize(const LoweredBias& bias, at::IntArrayRef sizes, at::Scala
     return materialize_sequences(bias, sizes, at::dtype(dtype).device(device), total_keys);
   }
   at::Tensor mask = materialize_band(sizes[sizes.size() - 2], sizes.back(), band_of(bias), dtype, device).expand(sizes);
-  if (!bias.scores.defined()) return mask;
-  const at::Tensor scores = bias.scores.detach().to(device);
-  if (scores.scalar_type() != at::kBool) return mask + scores.to(dtype);
-  return mask.masked_fill(scores.logical_not(), kHidden);
+  const at::Tensor scores = to_added(bias.scores, mask.options());
+  return scores.defined() ? mask + scores : mask;
+}
+
+void check_scores(const at::Tensor& scores, int64_t num_sequences, int64_t longest_q, int64_t longest_k) {
+  const bool fits = scores.defined() && (scores.dim() == 4 || scores.dim() == 5) &&
+                    (scores.sym_size(0) == 1 || num_sequences == 0 || scores.sym_size(0) == num_sequences) &&
+                    scores.sym_size(-2) >= longest_q && scores.sym_size(-1) >= longest_k;
+  if (fits) return;
+  const std::string sequences = num_sequences == 0 ? "sequences" : std::to_string(num_sequences);
+  bias_error("the tensor to add has shape " + (scores.defined() ? c10::str(scores.sym_sizes()) : "None"),
+             "[" + sequences + " or 1, heads or 1, " + std::to_string(longest_q) + " or more, " +
+                 std::to_string(longest_k) + " or more]",
+             "give scores by the place inside each sequence, for the longest one");
 }
 
 int64_t first_past_its_room(c10::ArrayRef<int32_t> starts, c10::ArrayRef<int32_t> lengths) {

@@ -12,7 +12,7 @@ namespace xformers::ops {
 // layout x band x score bias: all that operators and kernels know. See kernels/params/attention.h.
 struct LoweredBias {
   const char* name = "None";
-  at::Tensor scores{};  // added to the scaled scores; bool: True attends
+  at::Tensor scores{};  // added to the scaled scores; bool: True attends; of sequences: at the place inside each
   int64_t window_left = -1, window_right = -1;
   bool bottom_right = false;
   at::Tensor cu_seqlens_q{}, cu_seqlens_k{}, seqused_k{};
@@ -40,6 +40,9 @@ MaskBand causal_window_band(int64_t window_size, bool bottom_right);
 
 // xformers::Error if one is negative.
 void check_windows(int64_t window_left, int64_t window_right);
+
+// xformers::Error unless scores have a place for every query and key of packed sequences; see with_bias.
+void check_scores(const at::Tensor& scores, int64_t num_sequences, int64_t longest_q, int64_t longest_k);
 
 // The bias as a tensor of `sizes` ([..., queries, keys], the totals of packed ones): 0 where attended (or the scores
 // that are added), -inf elsewhere. Keys in pages are asked for as sequences * max_pages * page_size, and come as key

@@ -9,6 +9,7 @@ template <class Mask>
 Mask moved_padded(Mask mask, at::Device device) {
   mask.q_seqinfo = mask.q_seqinfo.to(device);
   mask.k_seqinfo = mask.k_seqinfo.to(device);
+  if (mask.scores.defined()) mask.scores = mask.scores.to(device);
   return mask;
 }
 
@@ -30,6 +31,7 @@ PagedBlockDiagonalPaddedKeysMask BlockDiagonalPaddedKeysMask::make_paged(const a
   paged.k_seqinfo = k_seqinfo.with_padding(block_tables.size(1) * page_size);
   paged.block_tables = block_tables;
   paged.page_size = page_size;
+  paged.scores = scores;
   return paged;
 }
 
@@ -85,6 +87,7 @@ BlockDiagonalCausalLocalAttentionPaddedKeysMask BlockDiagonalCausalLocalAttentio
 
 LoweredBias lower(const BlockDiagonalPaddedKeysMask& bias) {
   LoweredBias lowered{.name = bias.name,
+                      .scores = bias.scores,
                       .cu_seqlens_q = bias.q_seqinfo.seqstart,
                       .cu_seqlens_k = bias.k_seqinfo.seqstart,
                       .seqused_k = bias.k_seqinfo.seqlen,

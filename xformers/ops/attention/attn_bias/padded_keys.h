@@ -25,6 +25,8 @@ struct BlockDiagonalPaddedKeysMask {
   SeqLenInfo q_seqinfo;
   PaddedSeqLenInfo k_seqinfo;
 
+  at::Tensor scores{};  // what with_bias adds
+
   // What a class adds to this one.
   const char* name = "BlockDiagonalPaddedKeysMask";
   MaskBand band = kFullBand;

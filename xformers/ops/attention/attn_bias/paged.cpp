@@ -13,6 +13,7 @@ template <class Mask>
 Mask moved_paged(Mask mask, at::Device device) {
   mask.q_seqinfo = mask.q_seqinfo.to(device);
   mask.k_seqinfo = mask.k_seqinfo.to(device);
+  if (mask.scores.defined()) mask.scores = mask.scores.to(device);
   mask.block_tables = mask.block_tables.to(device, /*non_blocking=*/true);
   return mask;
 }
@@ -88,6 +89,7 @@ at::Tensor PagedBlockDiagonalGappyKeysMask::materialize(at::IntArrayRef sizes, a
 
 LoweredBias lower(const PagedBlockDiagonalPaddedKeysMask& bias) {
   LoweredBias lowered{.name = bias.name,
+                      .scores = bias.scores,
                       .cu_seqlens_q = bias.q_seqinfo.seqstart,
                       .seqused_k = bias.k_seqinfo.seqlen,
                       .page_table = bias.block_tables,
@@ -99,6 +101,7 @@ LoweredBias lower(const PagedBlockDiagonalPaddedKeysMask& bias) {
 
 LoweredBias lower(const PagedBlockDiagonalGappyKeysMask& bias) {
   return {.name = "PagedBlockDiagonalGappyKeysMask",
+          .scores = bias.scores,
           .cu_seqlens_q = bias.q_seqinfo.seqstart,
           .cu_seqlens_k = bias.k_seqinfo.seqstart,
           .seqused_k = bias.k_seqinfo.seqlen,

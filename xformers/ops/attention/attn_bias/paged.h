@@ -24,6 +24,8 @@ struct PagedBlockDiagonalPaddedKeysMask {
   at::Tensor block_tables;     // int32 [sequences, max_pages]
   int64_t page_size = 0;
 
+  at::Tensor scores{};  // what with_bias adds
+
   // What a class adds to this one.
   const char* name = "PagedBlockDiagonalPaddedKeysMask";
   MaskBand band = kFullBand;
@@ -53,6 +55,7 @@ struct PagedBlockDiagonalGappyKeysMask {
   GappySeqInfo k_seqinfo;
   at::Tensor block_tables;  // int32 [sequences, max_pages]
   int64_t page_size = 0;
+  at::Tensor scores{};  // what with_bias adds
 };
 
 LoweredBias lower(const PagedBlockDiagonalPaddedKeysMask& bias);  // of both

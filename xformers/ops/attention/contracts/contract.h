@@ -49,6 +49,8 @@ struct Contract {
   bool partial = true;
   bool groups = false;  // 5-D inputs
   bool bias_gradient = false;
+  bool softcap_and_alibi = false;  // scores may be capped and tilted
+  bool all_modifiers = false;      // and have sinks, biases of packed sequences and gradients of all of these
   bool quantized_keys = false;
   bool derived_biases = false;  // classes that users derive from ours
   bool deterministic = true;

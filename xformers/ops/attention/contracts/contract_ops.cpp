@@ -16,7 +16,8 @@ constexpr const char* kRequestSchema =
     "Tensor query, Tensor key_, Tensor value, *, str bias_type='None', Tensor? dense_bias=None, int[] seqlens_q=[], "
     "int[] seqlens_k=[], int page_size=0, float p=0.0, bool scale_given=False, ScalarType? output_dtype=None, "
     "bool is_partial=False, bool bias_requires_grad=False, int num_groups=1, int split_k=0, bool autotune=False, "
-    "int block_n=64, bool fp8=False, int[]? cuda_capability=None";
+    "int block_n=64, bool fp8=False, int[]? cuda_capability=None, float softcap=0.0, bool alibi_slopes=False, "
+    "bool slopes_require_grad=False, bool sinks=False";
 
 class Arguments {
  public:
@@ -44,6 +45,10 @@ AttentionRequest to_request(const Arguments& arguments) {
                            .bias = arguments.text("bias_type"),
                            .dense_bias = arguments["dense_bias"].toOptional<at::Tensor>(),
                            .bias_requires_grad = arguments.flag("bias_requires_grad"),
+                           .softcap = arguments["softcap"].toDouble(),
+                           .alibi_slopes = arguments.flag("alibi_slopes"),
+                           .slopes_require_grad = arguments.flag("slopes_require_grad"),
+                           .sinks = arguments.flag("sinks"),
                            .seqlens_q = arguments["seqlens_q"].toIntVector(),
                            .seqlens_k = arguments["seqlens_k"].toIntVector(),
                            .page_size = arguments["page_size"].toInt(),

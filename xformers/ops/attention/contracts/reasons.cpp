@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "xformers/ops/attention/attention_check.h"
 #include "xformers/ops/common/check.h"
 
 namespace xformers::ops {
@@ -78,6 +79,28 @@ void add_bias_reasons(Reasons& reasons, const Contract& contract, const Attentio
   }
 }
 
+void add_modifier_reasons(Reasons& reasons, const Contract& contract, const AttentionRequest& request) {
+  const bool packed_bias = request.packed() && request.dense_bias;
+  const GivenModifiers given{request.softcap > 0, request.alibi_slopes, request.sinks, packed_bias};
+  if (const char* name = unknown_modifier(given, request.query.device())) {
+    add_reason(reasons, name, "given beside tensors on " + request.query.device().str(), kOnlyOnCpu, kUseCpu);
+  }
+  if (request.softcap != 0 && !contract.softcap_and_alibi) {
+    add(reasons, "softcap", request.softcap, "0: this operator does not cap scores");
+  }
+  if (request.alibi_slopes && !contract.softcap_and_alibi) {
+    add(reasons, "alibi_slopes", "given", "None: this operator does not lower scores by distance");
+  }
+  if (contract.all_modifiers) return;
+  if (contract.backward && request.slopes_require_grad) {
+    add(reasons, "alibi_slopes.requires_grad", "True", "False: this operator has no gradient of the slopes");
+  }
+  if (request.sinks) add(reasons, "sinks", "given", "None: this operator has none");
+  if (packed_bias) {
+    add(reasons, "attn_bias", request.bias + " with a tensor", "one without: this operator adds none to sequences");
+  }
+}
+
 }  // namespace
 
 bool has_attention_kernels(at::DeviceType device) {
@@ -111,6 +134,7 @@ Reasons not_supported_reasons(const Contract& contract, const AttentionRequest& 
   add_dtype_reasons(reasons, contract, request);
   add_layout_reasons(reasons, contract, request);
   add_bias_reasons(reasons, contract, request);
+  add_modifier_reasons(reasons, contract, request);
   if (request.p != 0 && !contract.dropout) add(reasons, "p", request.p, "0: this operator has no dropout");
   if (request.partial && !contract.partial) reasons.emplace_back("this operator has no partial attention");
   if (contract.not_built) {

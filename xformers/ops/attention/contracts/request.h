@@ -17,6 +17,8 @@ struct AttentionRequest {
   std::string bias = "None";               // name of its class
   std::optional<at::Tensor> dense_bias{};  // of a bias that holds one
   bool bias_requires_grad = false;
+  double softcap = 0;
+  bool alibi_slopes = false, slopes_require_grad = false, sinks = false;
   std::vector<int64_t> seqlens_q{}, seqlens_k{};  // of biases that pack sequences of different lengths
   int64_t page_size = 0;                          // of paged keys
   double p = 0;

@@ -21,6 +21,9 @@ namespace {
 const Check kCheck("efficient_attention");
 
 void set_mask(AttentionArgs& args, int64_t custom_mask_type, std::optional<int64_t> window_size) {
+  if (args.attn_bias && args.cu_seqlens_q) {
+    kCheck.fail("attn_bias", "a tensor beside packed sequences", "one of the two", "use mask.with_bias(tensor)");
+  }
   if (custom_mask_type < 0 || custom_mask_type > 2) {
     kCheck.fail("custom_mask_type", std::to_string(custom_mask_type), "0, 1 or 2",
                 "0: none, 1: causal from the top left, 2: causal from the bottom right");
@@ -88,14 +91,13 @@ CutlassForward cutlass_forward(const at::Tensor& query, const at::Tensor& key, c
 }
 
 // num_splits_key is how many parts upstream's kernel splits the keys into; ours chooses itself.
-AttentionGradients cutlass_backward(const at::Tensor& grad_out, const at::Tensor& query, const at::Tensor& key,
-                                    const at::Tensor& value, const OptionalTensor& bias, const at::Tensor& out,
-                                    const OptionalTensor& cu_seqlens_q, const OptionalTensor& cu_seqlens_k,
-                                    c10::SymInt /*max_seqlen_q*/, c10::SymInt /*max_seqlen_k*/,
-                                    const at::Tensor& logsumexp, double dropout_p, const at::Tensor& philox_seed,
-                                    const at::Tensor& philox_offset, int64_t custom_mask_type, bool bias_requires_grad,
-                                    std::optional<double> scale, std::optional<int64_t> /*num_splits_key*/,
-                                    std::optional<int64_t> window_size) {
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> cutlass_backward(
+    const at::Tensor& grad_out, const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+    const OptionalTensor& bias, const at::Tensor& out, const OptionalTensor& cu_seqlens_q,
+    const OptionalTensor& cu_seqlens_k, c10::SymInt /*max_seqlen_q*/, c10::SymInt /*max_seqlen_k*/,
+    const at::Tensor& logsumexp, double dropout_p, const at::Tensor& philox_seed, const at::Tensor& philox_offset,
+    int64_t custom_mask_type, bool bias_requires_grad, std::optional<double> scale,
+    std::optional<int64_t> /*num_splits_key*/, std::optional<int64_t> window_size) {
   AttentionGradArgs args;
   args.query = query;
   args.key = key;
@@ -112,7 +114,8 @@ AttentionGradients cutlass_backward(const at::Tensor& grad_out, const at::Tensor
   args.lse = cu_seqlens_q ? unpad_lse(logsumexp, *cu_seqlens_q, query.sym_size(1))
                           : logsumexp.narrow_symint(-1, 0, query.sym_size(1));
   args.need_bias_grad = bias_requires_grad && bias;
-  return call(args);
+  const auto [dq, dk, dv, dbias, dslopes, dsinks] = call(args);
+  return {dq, dk, dv, dbias};
 }
 
 // xformer::memory_efficient_attention_forward (that namespace has no s)

@@ -132,7 +132,7 @@ FlashResult flash_backward(bool grads_share_storage, const at::Tensor& query, co
     return {unbatched(stacked.select(2, 0)), unbatched(stacked.select(2, 1)), unbatched(stacked.select(2, 2))};
   }
   const Heads heads = Heads::of(query, key);
-  const auto [dq, dk, dv, dbias] = call(given);
+  const auto [dq, dk, dv, dbias, dslopes, dsinks] = call(given);
   return {unbatched(heads.merge(dq, 2)), unbatched(heads.sum_repeats(dk)), unbatched(heads.sum_repeats(dv))};
 }
 

@@ -31,7 +31,8 @@ class LoweredBias(NamedTuple):
     `bottom_right`.
     """
 
-    scores: torch.Tensor | None = None  # [batch, (groups, heads,) seqlen_q, seqlen_k], added; bool: True attends
+    # [batch, (groups, heads,) seqlen_q, seqlen_k], added; bool: True attends; of sequences: as in `with_bias`
+    scores: torch.Tensor | None = None
     window_left: int = -1
     window_right: int = -1
     bottom_right: bool = False

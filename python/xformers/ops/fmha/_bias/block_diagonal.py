@@ -90,23 +90,24 @@ class BlockDiagonalMask(SequencesBias):
 
     def make_causal(self) -> BlockDiagonalCausalMask:
         """The same blocks, causal inside, aligned top-left."""
-        return BlockDiagonalCausalMask(self.q_seqinfo, self.k_seqinfo, self._batch_sizes)
+        return BlockDiagonalCausalMask(*self._blocks(), _scores=self._scores)
 
     def make_causal_from_bottomright(self) -> BlockDiagonalCausalFromBottomRightMask:
         """The same blocks, causal inside, the last query of each seeing all its keys."""
-        return BlockDiagonalCausalFromBottomRightMask(self.q_seqinfo, self.k_seqinfo, self._batch_sizes)
+        return BlockDiagonalCausalFromBottomRightMask(*self._blocks(), _scores=self._scores)
 
     def make_local_attention(self, window_size: int) -> BlockDiagonalCausalLocalAttentionMask:
         """Causal from the top-left corner, and no further back than the last `window_size` keys."""
-        return BlockDiagonalCausalLocalAttentionMask(self.q_seqinfo, self.k_seqinfo, self._batch_sizes, window_size)
+        return BlockDiagonalCausalLocalAttentionMask(*self._blocks(), window_size, _scores=self._scores)
 
     def make_local_attention_from_bottomright(
         self, window_size: int
     ) -> BlockDiagonalCausalLocalAttentionFromBottomRightMask:
         """Causal from the bottom-right corner, and no further back than the last `window_size` keys."""
-        return BlockDiagonalCausalLocalAttentionFromBottomRightMask(
-            self.q_seqinfo, self.k_seqinfo, self._batch_sizes, window_size
-        )
+        return BlockDiagonalCausalLocalAttentionFromBottomRightMask(*self._blocks(), window_size, _scores=self._scores)
+
+    def _blocks(self) -> tuple[_SeqLenInfo, _SeqLenInfo, Sequence[int] | None]:
+        return self.q_seqinfo, self.k_seqinfo, self._batch_sizes
 
     def _check_blocks(self) -> None:
         """An error where the band hides every key from a query."""

@@ -43,7 +43,7 @@ class PagedBias(SequencesBias):
         q = self.q_seqinfo
         starts, used = self._keys(device)
         return LoweredBias(
-            None, *self._BAND, q._on(q.seqstart, device), starts, used, self.block_tables, self.page_size
+            self._scores, *self._BAND, q._on(q.seqstart, device), starts, used, self.block_tables, self.page_size
         )
 
     def _keys(self, device: torch.device) -> tuple[torch.Tensor | None, torch.Tensor]:
@@ -56,7 +56,7 @@ class PagedBias(SequencesBias):
         q_seqinfo = _SeqLenInfo.from_seqlens(q_seqlen, device=where)
         # Lengths built beside the table, for want of a device, follow the inputs all the same.
         q_seqinfo._device_given = k_seqinfo._device_given = device is not None
-        return cls(q_seqinfo=q_seqinfo, k_seqinfo=k_seqinfo, **table)  # type: ignore[call-arg]
+        return cls(q_seqinfo=q_seqinfo, k_seqinfo=k_seqinfo, **table)
 
 
 @dataclass(eq=False)

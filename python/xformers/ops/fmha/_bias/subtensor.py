@@ -123,8 +123,9 @@ def _attend(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     scores = mask._subtensor if scores is mask else scores
     given.update(attn_bias=scores, window_left=left, window_right=right, bottom_right=bottom_right)
     if scores is None and given.get("need_bias_grad"):  # of a mask that holds nothing
-        *others, _ = func(**{**given, "need_bias_grad": False})
-        return (*others, mask._subtensor.new_zeros(()))
+        results = list(func(**{**given, "need_bias_grad": False}))
+        results[[result.name for result in func._schema.returns].index("dbias")] = mask._subtensor.new_zeros(())
+        return tuple(results)
     return func(**given)
 
 
