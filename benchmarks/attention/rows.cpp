@@ -65,6 +65,28 @@ void add_packed(std::vector<Row>& rows, DType dtype, bool quick) {
   add(rows, Family::kPacked, c, what + " causal");
 }
 
+void add_modified(std::vector<Row>& rows, DType dtype, bool quick) {
+  const int64_t seqlen = quick ? 512 : 2048, head_dim = 128;
+  const std::string size = " S=" + std::to_string(seqlen) + " D=128";
+  for (const char* what : {"sinks", "alibi", "softcap"}) {
+    for (bool causal : {false, true}) {
+      AttentionCase c = dense(dtype, seqlen, head_dim);
+      if (causal) c.band = {kUnbounded, 0, false};
+      if (what == std::string("sinks")) c.sinks = testing::PerHead::kOfHeads;
+      if (what == std::string("alibi")) c.alibi = testing::PerHead::kOfHeads;
+      if (what == std::string("softcap")) c.softcap = 30;
+      add(rows, Family::kModified, c, what + std::string(causal ? " causal" : " full") + size);
+    }
+  }
+  AttentionCase c = dense(dtype, 0, head_dim);
+  c.bias = testing::BiasValues::kRandom;
+  c.bias_memory = testing::BiasMemory::kSharedBySequences;
+  c.lengths_q.assign(quick ? 4 : 8, 512);
+  c.lengths_k = c.lengths_q;
+  c.seqlen_q = c.seqlen_k = 512 * static_cast<int64_t>(c.lengths_q.size());
+  add(rows, Family::kModified, c, "packed bias " + std::to_string(c.lengths_q.size()) + " x 512 D=128");
+}
+
 void add_one_query(std::vector<Row>& rows, DType dtype, bool quick) {
   for (int64_t keys : {4096, 32768}) {
     if (quick && keys > 4096) continue;
@@ -156,6 +178,7 @@ std::vector<Row> attention_rows(const RowOptions& options) {
   for (DType dtype : kDTypes) add_dense(rows, dtype, options.quick);
   for (DType dtype : kDTypes) add_window(rows, dtype, options.quick);
   for (DType dtype : kDTypes) add_packed(rows, dtype, options.quick);
+  for (DType dtype : kDTypes) add_modified(rows, dtype, options.quick);
   for (DType dtype : kDTypes) add_one_query(rows, dtype, options.quick);
   add_decode(rows, options.quick);
   return filtered(rows, options.filter);

@@ -8,7 +8,8 @@
 
 namespace xformers::bench {
 
-enum class Family { kDense, kWindow, kPacked, kOneQuery, kDecode };
+// kModified: against the same without what is done to its scores; a bias of packed sequences against one of a batch.
+enum class Family { kDense, kWindow, kPacked, kModified, kOneQuery, kDecode };
 
 // Families that read each key once and do little else: they are measured in bytes.
 constexpr bool reads_memory(Family family) { return family == Family::kOneQuery || family == Family::kDecode; }

@@ -113,6 +113,43 @@ Tensor additive(const Tensor& mask, at::ScalarType dtype) {
   return at::zeros(mask.sizes(), dtype).masked_fill_(mask.logical_not(), -INFINITY);
 }
 
+ops::ScoreOptions score_options(const testing::AttentionCase& c) {
+  ops::ScoreOptions options{.softcap = c.softcap};
+  const auto number = at::arange(1, c.heads + 1, at::kFloat) / static_cast<double>(c.heads);
+  if (c.alibi != testing::PerHead::kNone) options.alibi_slopes = at::pow(2, -8 * number);
+  if (c.sinks != testing::PerHead::kNone) options.sinks = number;
+  return options;
+}
+
+// Against the same without modifiers; packed sequences of one length with a bias against a batch with it.
+void add_modified(std::vector<AttentionSide>& sides, const Row& row, const Problem& p) {
+  const testing::AttentionCase& c = row.shape;
+  if (!c.packed()) {
+    const ops::AttentionBias mask = our_bias(c);
+    const ops::ScoreOptions options = score_options(c);
+    sides.push_back({Role::kOurs, make_side(kOurs, {p}, row.backward, [=](const Problem& x, size_t) {
+                       return ops::memory_efficient_attention(x.q, x.k, x.v, mask, 0, {}, {}, options);
+                     })});
+    sides.push_back({Role::kRival, make_side("unmodified", {p}, row.backward, [=](const Problem& x, size_t) {
+                       return ops::memory_efficient_attention(x.q, x.k, x.v, mask);
+                     })});
+    return;
+  }
+  const int64_t count = c.num_sequences(), length = c.lengths_q[0];
+  const std::vector<int64_t> lengths(c.lengths_q.begin(), c.lengths_q.end());
+  const Tensor bias = at::randn({1, c.heads, length, length}).to(p.q.scalar_type());
+  const ops::AttentionBias packed = ops::with_bias(ops::BlockDiagonalMask::from_seqlens(lengths), bias);
+  sides.push_back({Role::kOurs, make_side(kOurs, {p}, row.backward, [=](const Problem& x, size_t) {
+                     return ops::memory_efficient_attention(x.q, x.k, x.v, packed);
+                   })});
+  const auto rows = [&](const Tensor& t) { return t.view({count, length, t.size(2), t.size(3)}); };
+  const Problem batch{rows(p.q), rows(p.k), rows(p.v), rows(p.dout)};
+  const Tensor each = bias.expand({count, c.heads, length, length});
+  sides.push_back({Role::kRival, make_side("batch", {batch}, row.backward, [each](const Problem& x, size_t) {
+                     return ops::memory_efficient_attention(x.q, x.k, x.v, each);
+                   })});
+}
+
 AttentionSide ours(const Row& row, const Problem& p) {
   const ops::AttentionBias bias = our_bias(row.shape);
   return {Role::kOurs, make_side(kOurs, {p}, row.backward, [bias](const Problem& x, size_t) {
@@ -270,6 +307,10 @@ std::vector<AttentionSide> attention_sides(const Row& row, bool quick) {
   if (row.family == Family::kOneQuery) {
     sides.push_back(our_one_query(row, p));
     add_one_query(sides, row, p.heads_first());
+    return sides;
+  }
+  if (row.family == Family::kModified) {
+    add_modified(sides, row, p);
     return sides;
   }
   sides.push_back(ours(row, p));
