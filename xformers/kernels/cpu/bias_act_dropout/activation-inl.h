@@ -44,15 +44,17 @@ HWY_INLINE NormalParts<Vec<float>> normal_parts(Vec<float> z_arg) {
   if constexpr (sizeof(T) < sizeof(float)) {
     const auto t = inverse_of_one_plus(hn::Mul(a, hn::Set(d, 0.31f)));
     ratio = hn::MulAdd(t, hn::Set(d, -0.07392808632f), hn::Set(d, 0.1804468121f));
-    for (float coefficient : {0.01574928875f, 0.1334269335f, 0.1204421248f, 0.1238606062f}) {
+    constexpr float kRest[] = {0.01574928875f, 0.1334269335f, 0.1204421248f, 0.1238606062f};
+    for (float coefficient : kRest) {
       ratio = hn::MulAdd(ratio, t, hn::Set(d, coefficient));
     }
     ratio = hn::Mul(ratio, t);
   } else {
     const auto t = inverse_of_one_plus(hn::Mul(a, hn::Set(d, 0.21f)));
     ratio = hn::MulAdd(t, hn::Set(d, -0.07226845319f), hn::Set(d, 0.286611835f));
-    for (float coefficient : {-0.3366380691f, 0.3569213382f, -0.09932178243f, 0.127285743f, 0.06853630666f,
-                              0.08516785396f, 0.08370522551f}) {
+    constexpr float kRest[] = {-0.3366380691f, 0.3569213382f,  -0.09932178243f, 0.127285743f,
+                               0.06853630666f, 0.08516785396f, 0.08370522551f};
+    for (float coefficient : kRest) {
       ratio = hn::MulAdd(ratio, t, hn::Set(d, coefficient));
     }
     ratio = hn::Mul(ratio, t);
