@@ -397,6 +397,26 @@ def test_checkpoint_and_autocast():
     torch.testing.assert_close(cast[0], fn(*leaves), rtol=2e-2, atol=2e-2)
 
 
+class LooksOn(torch.utils._python_dispatch.TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", [*MODIFIED, "bias"])
+def test_modes_that_look_on_lose_nothing(name):
+    """Attention shows to them as an operator of old where that can say what is asked for, and here none can."""
+    leaves, options = qkv(1, dtype=torch.float32), dict(MODIFIED.get(name, {}))
+    options = {key: x.float() if isinstance(x, torch.Tensor) else x for key, x in options.items()}
+    mask = None
+    if name == "bias":
+        mask = ab.BlockDiagonalMask.from_seqlens([2, 3], [4, 3]).with_bias(random((1, 1, 3, 4), torch.float32, 7))
+    want = results(lambda *x: memory_efficient_attention(*x, mask, **options), leaves)
+    with LooksOn():
+        got = results(lambda *x: memory_efficient_attention(*x, mask, **options), leaves)
+    for a, b in zip(got, want, strict=True):
+        assert torch.equal(a, b)
+
+
 # ---- sinks ----
 
 
