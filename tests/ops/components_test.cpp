@@ -1,6 +1,7 @@
 // Feed-forwards, embeddings, residual and reversible paths as C++ modules, against LibTorch's own operators. Accuracy
 // in depth, and every option: tests/python.
 #include <ATen/ATen.h>
+#include <ATen/autocast_mode.h>
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/nn/modules/linear.h>
@@ -158,6 +159,31 @@ TEST(Components, Reversible) {
              other = torch::autograd::grad({expected}, leaves, {grad});
   for (size_t i = 0; i < leaves.size(); ++i) EXPECT_TRUE(at::allclose(one[i], other[i], 0, 1e-10));
   EXPECT_THROW(sequence->forward(at::ones({3, 7}, at::kDouble)), Error);
+}
+
+// A weight that forward has cast without gradients must not be found again when backward repeats the layer.
+TEST(Components, ReversibleWithinAutocast) {
+  torch::nn::Linear f(4, 4), g(4, 4);
+  ReversibleSequence sequence(std::vector<ReversibleSequenceImpl::Pair>{{reversible_layer(f), reversible_layer(g)}});
+  const at::Tensor x = at::randn({3, 8});
+  const auto gradients = [&](bool within) {
+    sequence->zero_grad();
+    at::autocast::set_autocast_enabled(at::kCPU, true);
+    at::autocast::set_autocast_dtype(at::kCPU, at::kBFloat16);
+    const at::Tensor loss = sequence->forward(x).square().sum();
+    if (within) loss.backward();
+    at::autocast::set_autocast_enabled(at::kCPU, false);
+    at::autocast::clear_cache();
+    if (!within) loss.backward();
+    std::vector<at::Tensor> result;
+    for (const at::Tensor& parameter : sequence->parameters()) result.push_back(parameter.grad());
+    return result;
+  };
+  const auto within = gradients(true), behind = gradients(false);
+  for (size_t i = 0; i < within.size(); ++i) {
+    ASSERT_TRUE(within[i].defined()) << i;
+    EXPECT_TRUE(at::equal(within[i], behind[i])) << i;
+  }
 }
 
 TEST(Components, BuiltByName) {

@@ -1,7 +1,5 @@
 #include "xformers/nn/reversible/reversible.h"
 
-#include <ATen/Context.h>
-#include <ATen/autocast_mode.h>
 #include <ATen/ops/cat.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/functions/utils.h>
@@ -10,6 +8,7 @@
 #include <map>
 #include <set>
 
+#include "xformers/nn/recompute/as_before.h"
 #include "xformers/ops/common/check.h"
 
 namespace xformers::nn {
@@ -18,81 +17,18 @@ namespace {
 using torch::autograd::variable_list;
 using Pair = ReversibleSequenceImpl::Pair;
 
-// The states of the generators that a layer on `device` may draw from.
-class RandomState {
- public:
-  static RandomState of(at::Device device) {
-    RandomState state;
-    state.generators_.push_back(at::globalContext().defaultGenerator(at::kCPU));
-    if (!device.is_cpu()) state.generators_.push_back(at::globalContext().defaultGenerator(device));
-    for (at::Generator& generator : state.generators_) {
-      const std::lock_guard<std::mutex> lock(generator.mutex());
-      state.states_.push_back(generator.get_state());
-    }
-    return state;
-  }
-  void restore() const {
-    for (size_t i = 0; i < generators_.size(); ++i) {
-      at::Generator generator = generators_[i];
-      const std::lock_guard<std::mutex> lock(generator.mutex());
-      generator.set_state(states_[i]);
-    }
-  }
-
- private:
-  std::vector<at::Generator> generators_;
-  std::vector<at::Tensor> states_;
-};
-
-// What autocast does for a kind of device, while this lives.
-class AutocastState {
- public:
-  explicit AutocastState(c10::DeviceType device)
-      : device_(device),
-        enabled_(at::autocast::is_autocast_enabled(device)),
-        dtype_(at::autocast::get_autocast_dtype(device)) {}
-  void restore() const {
-    at::autocast::set_autocast_enabled(device_, enabled_);
-    at::autocast::set_autocast_dtype(device_, dtype_);
-  }
-
- private:
-  c10::DeviceType device_;
-  bool enabled_;
-  at::ScalarType dtype_;
-};
-
-// fn() with a random state and autocast of an earlier time; afterwards both are what they were.
-template <class Fn>
-at::Tensor as_before(const RandomState& random, const AutocastState& autocast, at::Device device, const Fn& fn) {
-  struct Now {
-    RandomState random;
-    AutocastState autocast;
-    ~Now() {
-      random.restore();
-      autocast.restore();
-    }
-  } const now{RandomState::of(device), AutocastState(device.type())};
-  random.restore();
-  autocast.restore();
-  return fn();
-}
-
 // The whole stack as one node: of x, then of the parameters.
 class ReversibleNode : public torch::autograd::Node {
  public:
   ReversibleNode(std::vector<Pair> pairs, int64_t split_dim, std::vector<at::Tensor> parameters, at::Device device)
-      : pairs_(std::move(pairs)),
-        split_dim_(split_dim),
-        parameters_(std::move(parameters)),
-        device_(device),
-        autocast_(device.type()) {}
+      : pairs_(std::move(pairs)), split_dim_(split_dim), parameters_(std::move(parameters)), device_(device) {}
 
   std::string name() const override { return "XformersReversibleBackward"; }
   void release_variables() override { output_.reset_data(); }
 
   at::Tensor run(at::Tensor x) {
     const at::NoGradGuard no_grad;
+    const AsBefore without_cache(autocast_);
     for (const auto& [f, g] : pairs_) {
       const std::vector<at::Tensor> halves = x.chunk(2, split_dim_);
       random_.push_back(RandomState::of(device_));
@@ -127,7 +63,11 @@ class ReversibleNode : public torch::autograd::Node {
                                          std::map<c10::TensorImpl*, at::Tensor>& found) const {
     const at::AutoGradMode with_grad(true);
     const at::Tensor given = given_arg.detach().requires_grad_();
-    const at::Tensor update = as_before(random, autocast_, device_, [&] { return layer.call(given); });
+    at::Tensor update;
+    {
+      const AsBefore as_before(autocast_, random);
+      update = layer.call(given);
+    }
     variable_list leaves{given};
     for (const at::Tensor& parameter : layer.module->parameters()) {
       if (parameter.requires_grad()) leaves.push_back(parameter);
@@ -148,7 +88,7 @@ class ReversibleNode : public torch::autograd::Node {
   int64_t split_dim_;
   std::vector<at::Tensor> parameters_;
   at::Device device_;
-  AutocastState autocast_;
+  AutocastState autocast_ = AutocastState::now();
   std::vector<RandomState> random_;  // before each f and each g
   torch::autograd::SavedVariable output_;
 };
