@@ -295,7 +295,7 @@ def test_exceptions_of_shapes(name):
     """A sequence that is no grid, too long, or not of the built width is refused before work begins."""
     module, tensors = build(name), inputs(name, 13)
     if name in GRID:
-        with pytest.raises(ValueError, match="expected the square of a whole number"):
+        with pytest.raises(ValueError, match="expected a square, since they are those of a square grid"):
             module(tensors[0][:, :3])
     elif name in ("linformer", "lambda"):
         longer = [t.repeat(1, 2, 1) for t in tensors]

@@ -95,18 +95,18 @@ at::Tensor simplicial_embedding(const at::Tensor& x, int64_t chunks, std::option
 }
 
 int64_t grid_side(const char* where, const at::Tensor& tokens) {
+  Check(where).dims("x", tokens, 3, "[batch, seqlen, channels]");
   const int64_t count = tokens.size(1), side = std::llround(std::sqrt(static_cast<double>(count)));
   if (side * side == count) return side;
   Check(where).fail("the number of tokens", std::to_string(count), "a square, since they are those of a square grid",
                     "pad the sequence, or choose a layer without requires_squared_context");
 }
 
-at::Tensor tokens_to_grid(const at::Tensor& x) {
-  if (x.dim() == 4) return x;
-  Check("tokens_to_grid").dims("x", x, 3, "[batch, seqlen, channels]");
-  const int64_t side = grid_side("tokens_to_grid", x);
-  return x.unflatten(1, {side, side}).permute({0, 3, 1, 2});
+at::Tensor grid_of(const char* where, const at::Tensor& tokens) {
+  const int64_t side = grid_side(where, tokens);
+  return tokens.unflatten(1, {side, side}).permute({0, 3, 1, 2});
 }
+at::Tensor tokens_to_grid(const at::Tensor& x) { return x.dim() == 4 ? x : grid_of("tokens_to_grid", x); }
 
 at::Tensor grid_to_tokens(const at::Tensor& x) {
   Check("grid_to_tokens").dims("x", x, 4, "[batch, channels, height, width]");

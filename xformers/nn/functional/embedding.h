@@ -32,7 +32,8 @@ at::Tensor simplicial_embedding(const at::Tensor& x, int64_t chunks, std::option
 // view. Four dimensions stay. And back: [batch, height width, channels].
 at::Tensor tokens_to_grid(const at::Tensor& x);
 at::Tensor grid_to_tokens(const at::Tensor& x);
-// The side of a grid of so many tokens; an Error that begins with `where` unless they are a square.
+// For whom errors speak: tokens [batch, seqlen, channels]; the side of their grid.
+at::Tensor grid_of(const char* where, const at::Tensor& tokens);
 int64_t grid_side(const char* where, const at::Tensor& tokens);
 
 }  // namespace xformers::nn

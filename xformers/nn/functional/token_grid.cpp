@@ -5,32 +5,12 @@
 #include <ATen/ops/gelu.h>
 #include <ATen/ops/linear.h>
 
-#include <cmath>
+#include "xformers/nn/functional/embedding.h"
 
 namespace xformers::nn::functional {
-namespace {
-
-// Tokens as an image [batch, dim, side, side], a view.
-at::Tensor as_image(const ops::Check& check, const at::Tensor& x) {
-  check.dims("x", x, 3, "[batch, seqlen, dim]");
-  const int64_t seqlen = x.size(1), side = std::lround(std::sqrt(static_cast<double>(seqlen)));
-  if (side * side != seqlen) {
-    check.fail("seqlen", std::to_string(seqlen), "the square of a whole number",
-               "the tokens are those of a square grid, row by row; pad it");
-  }
-  return x.view_symint({x.sym_size(0), side, side, x.sym_size(2)}).permute({0, 3, 1, 2});
-}
-
-at::Tensor as_tokens(const at::Tensor& image) {
-  return image.permute({0, 2, 3, 1})
-      .reshape_symint({image.sym_size(0), image.sym_size(2) * image.sym_size(3), image.sym_size(1)});
-}
-
-}  // namespace
-
 at::Tensor pooling_attention(const PoolingArgs& args) {
   const ops::Check check(args.kName);
-  const at::Tensor x = args.x.contiguous(), image = as_image(check, x);
+  const at::Tensor x = args.x.contiguous(), image = grid_of(args.kName, x);
   if (args.pool_size < 1) check.fail("pool_size", std::to_string(args.pool_size), "at least 1", "3 is usual");
   const int64_t padding = args.padding == -1 ? args.pool_size / 2 : args.padding, side = image.size(2);
   const int64_t pooled = (side + 2 * padding - args.pool_size) / std::max<int64_t>(args.stride, 1) + 1;
@@ -41,8 +21,8 @@ at::Tensor pooling_attention(const PoolingArgs& args) {
                "a window that leaves as many tokens as there are",
                "use an odd pool_size, stride 1 and pool_size / 2 as padding");
   }
-  return as_tokens(at::avg_pool2d(image, {args.pool_size}, {args.stride}, {padding}, /*ceil_mode=*/false,
-                                  /*count_include_pad=*/false)) -
+  return grid_to_tokens(at::avg_pool2d(image, {args.pool_size}, {args.stride}, {padding}, /*ceil_mode=*/false,
+                                       /*count_include_pad=*/false)) -
          x;
 }
 
@@ -50,7 +30,7 @@ at::Tensor visual_attention(const VisualArgs& args) {
   const ops::Check check(args.kName);
   const at::Tensor x = args.x.contiguous();
   const c10::SymInt dim = x.sym_size(-1);
-  as_image(check, x);  // refuses what is no grid
+  grid_side(args.kName, x);  // refuses what is no grid
   check.equal("x.dim", dim, args.weight_in.sym_size(1), "the layer was built for another dim_model");
   // A convolution of 1 x 1 is a product over the features.
   const auto mixed = [](const at::Tensor& t, const at::Tensor& w, const at::Tensor& b) {
@@ -58,9 +38,9 @@ at::Tensor visual_attention(const VisualArgs& args) {
   };
   const at::Tensor u = at::gelu(mixed(x, args.weight_in, args.bias_in));
   const int64_t groups = x.size(2);
-  const at::Tensor near = at::conv2d(as_image(check, u), args.weight_local, args.bias_local, 1, 2, 1, groups);
+  const at::Tensor near = at::conv2d(grid_of(args.kName, u), args.weight_local, args.bias_local, 1, 2, 1, groups);
   const at::Tensor wide = at::conv2d(near, args.weight_wide, args.bias_wide, 1, 9, 3, groups);
-  const at::Tensor gate = mixed(as_tokens(wide), args.weight_mix, args.bias_mix);
+  const at::Tensor gate = mixed(grid_to_tokens(wide), args.weight_mix, args.bias_mix);
   return x + mixed(u * gate, args.weight_out, args.bias_out);
 }
 
