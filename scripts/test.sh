@@ -27,6 +27,15 @@ ctest --test-dir "build/$preset" --progress --parallel "$(nproc)" --output-on-fa
 say "Python tests"
 python -m pytest -q -n "$(nproc)" --dist worksteal -m "not wall_clock" --durations=5 --junitxml="$reports/pytest.xml" \
   --ignore tests/install tests || status=1
+models=$PWD/.venv/models-$(cksum <requirements-models.txt | cut -d' ' -f1)  # a folder of its own: no other test finds them
+if [[ -d $models ]] || { python -m pip install --disable-pip-version-check --target "$models.new" -r requirements-models.txt \
+  >"$LOGS/packages-of-models.log" 2>&1 && mv "$models.new" "$models"; }; then
+  say "Python tests with the modules of real models"
+  PYTHONPATH="$models:$PYTHONPATH" python -m pytest -q --junitxml="$reports/models.xml" tests/python/test_transformers.py || status=1
+else
+  say "Python tests with the modules of real models: left out, because requirements-models.txt could not be installed" \
+    "($LOGS/packages-of-models.log)"
+fi
 say "Installation tests, one after the other: each builds with all processors, most in the same build/wheel"
 python -m pytest -q --durations=5 --junitxml="$reports/install.xml" tests/install || status=1
 say "Python tests that measure time, alone on the machine"
