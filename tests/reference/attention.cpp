@@ -306,8 +306,9 @@ AttentionResult roundings(const AttentionProblem& problem, DType dtype) {
         lse_roundings[i] = stored + std::sqrt(summed);
       }
       write.lse(lse_roundings);
-      // A weight below the smallest normal number may be taken for 0.
-      const double smallest = wide_of(dtype) == DType::kFloat64 ? 0x1p-1022 : 0x1p-126;
+      // Distances make many weights subnormal: those may be taken for 0.
+      const double normal = wide_of(dtype) == DType::kFloat64 ? 0x1p-1022 : 0x1p-126,
+                   smallest = problem.slopes.empty() ? 0 : normal;
       const auto of_weights = [&](const Matrix<double>& relative) {
         Matrix<double> roundings = h.times(dropped, relative);
         for (double& x : roundings.data) x += smallest;
