@@ -1,5 +1,5 @@
 # Units that read LibTorch's headers spend most of their time there. xformers_torch_units(<target>) gives the target's units
-# these headers precompiled, once for all of them: the first target makes the file, the others use it.
+# these headers precompiled, once for all of them.
 # xformers_join_units(<target>) compiles the files of one folder (of nn: all), up to ten, as one unit: what the headers ask every unit to
 # instantiate, which is half of the time, happens once.
 #
@@ -15,18 +15,23 @@ function(xformers_torch_units target)
   if(XFORMERS_TORCH_UNITS STREQUAL "alone")
     return()
   endif()
-  # The file fits units with the same code options and the same definitions alone: programs are compiled like the library.
+  _xformers_with_torch_headers(${target})
+  if(NOT TARGET xformers_torch_headers)
+    file(CONFIGURE OUTPUT "${PROJECT_BINARY_DIR}/torch_headers.cpp" CONTENT "// Its target makes the precompiled headers.\n")
+    add_library(xformers_torch_headers OBJECT "${PROJECT_BINARY_DIR}/torch_headers.cpp")
+    target_link_libraries(xformers_torch_headers PRIVATE xformers_kernels xformers_torch::cpu)
+    _xformers_with_torch_headers(xformers_torch_headers)
+    target_precompile_headers(xformers_torch_headers PRIVATE ${_xformers_torch_headers})
+  endif()
+  target_precompile_headers(${target} REUSE_FROM xformers_torch_headers)
+endfunction()
+
+# The file fits units with the same code options and the same definitions alone: programs are compiled like the library.
+function(_xformers_with_torch_headers target)
   set_target_properties(${target} PROPERTIES POSITION_INDEPENDENT_CODE OFF DEFINE_SYMBOL "")
   target_compile_options(${target} PRIVATE -fPIC)
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
     target_compile_options(${target} PRIVATE -fpch-preprocess)  # for ccache
-  endif()
-  get_property(owner GLOBAL PROPERTY XFORMERS_TORCH_HEADERS_OWNER)
-  if(owner)
-    target_precompile_headers(${target} REUSE_FROM ${owner})
-  else()
-    target_precompile_headers(${target} PRIVATE ${_xformers_torch_headers})
-    set_property(GLOBAL PROPERTY XFORMERS_TORCH_HEADERS_OWNER ${target})
   endif()
 endfunction()
 
@@ -47,4 +52,9 @@ function(xformers_join_units target)
     set_source_files_properties("${source}" TARGET_DIRECTORY ${target} PROPERTIES UNITY_GROUP ${folder}_${part})
   endforeach()
   set_target_properties(${target} PROPERTIES UNITY_BUILD ON UNITY_BUILD_MODE GROUP)
+endfunction()
+
+# For what only calls operators.
+function(xformers_compile_quickly target)
+  target_compile_options(${target} PRIVATE "$<$<CONFIG:Release,RelWithDebInfo>:-O1>")
 endfunction()

@@ -108,7 +108,8 @@ void RopePadded::check() const {
   check_positions(check, "first_seqpos", t.first_seqpos, batch, t.xq, "one number per sequence");
   check_positions(check, "seqpos", t.seqpos, queries, t.xq, "one position per query");
   if (internal_dtype != "" && internal_dtype != "f32" && internal_dtype != "f64") {
-    check.fail("internal_dtype", "'" + std::string(internal_dtype) + "'", "'', 'f32' or 'f64'", "name one of these");
+    check.fail("internal_dtype", std::string("'").append(internal_dtype) + "'", "'', 'f32' or 'f64'",
+               "name one of these");
   }
 }
 
