@@ -10,7 +10,7 @@ namespace xformers::cpu::XFORMERS_ISA_NAMESPACE {
 
 // scores = softcap * tanh(scores * softmax_scale / softcap). derivative, if not null: 1 - tanh^2 of each.
 template <class C>
-HWY_INLINE void cap_scores(C* scores, ptrdiff_t count, C softmax_scale, C softcap, C* derivative) {
+HWY_NOINLINE void cap_scores(C* scores, ptrdiff_t count, C softmax_scale, C softcap, C* derivative) {
   const Tag<C> d;
   const auto inner = hn::Set(d, softmax_scale / softcap), outer = hn::Set(d, softcap), one = hn::Set(d, C(1));
   for (ptrdiff_t i = 0; i < count; i += lanes<C>()) {
@@ -89,8 +89,8 @@ HWY_INLINE void scale_scores(C* scores, ptrdiff_t count, C softmax_scale) {
 
 // All of it, on a block of keys [key, key + rows). cap_derivative, staging: 128 * 64 and 2 * 128 * 64 numbers.
 template <class T, class C>
-HWY_INLINE void modify_scores(C* scores, ptrdiff_t rows, const AttentionProblem& problem, const Sequence& sequence,
-                              int64_t group, const Columns<C>& columns, int64_t key, C* staging, C* cap_derivative) {
+HWY_NOINLINE void modify_scores(C* scores, ptrdiff_t rows, const AttentionProblem& problem, const Sequence& sequence,
+                                int64_t group, const Columns<C>& columns, int64_t key, C* staging, C* cap_derivative) {
   const ScoreModifiers& mods = problem.mods;
   C scale = static_cast<C>(problem.softmax_scale);
   if (mods.softcap > 0) {
