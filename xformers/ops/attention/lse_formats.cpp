@@ -69,7 +69,7 @@ Fit fit_of(const at::Tensor& lse, const at::Tensor& query, at::IntArrayRef seqle
   return fit;
 }
 
-at::Tensor in_dtype(const at::Tensor& lse, std::optional<at::ScalarType> dtype) {
+at::Tensor lse_in_dtype(const at::Tensor& lse, std::optional<at::ScalarType> dtype) {
   return dtype && lse.scalar_type() != *dtype ? lse.to(*dtype) : lse;
 }
 
@@ -96,7 +96,7 @@ at::Tensor unpad_lse(const at::Tensor& lse, const at::Tensor& cu_seqlens_q, cons
 
 at::Tensor lse_to_format(const at::Tensor& given, c10::string_view format, at::IntArrayRef seqlens_q,
                          std::optional<at::ScalarType> dtype) {
-  const at::Tensor lse = in_dtype(given, dtype);
+  const at::Tensor lse = lse_in_dtype(given, dtype);
   if (format == "packed") return lse;
   if (format != "padded" && format != "cutlass") {
     kCheck.fail("format", std::string(format), "packed, padded or cutlass", "name one of these");
@@ -123,9 +123,9 @@ at::Tensor lse_from_format(const at::Tensor& lse, const at::Tensor& query, at::I
       kCheck.fail("the sum of the sequence lengths", std::to_string(total(seqlens_q)),
                   c10::str(query.sym_size(1)) + ", the seqlen of the query", "pass the lengths of the bias");
     }
-    return unpad_lse(in_dtype(lse, dtype), offsets(seqlens_q, lse), query.sym_size(1));
+    return unpad_lse(lse_in_dtype(lse, dtype), offsets(seqlens_q, lse), query.sym_size(1));
   }
-  const at::Tensor rows = in_dtype(lse, dtype);
+  const at::Tensor rows = lse_in_dtype(lse, dtype);
   return rows.sym_size(-1) == query.sym_size(1) ? rows : rows.narrow_symint(-1, 0, query.sym_size(1));
 }
 
