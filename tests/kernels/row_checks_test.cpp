@@ -94,7 +94,7 @@ TEST(Dispatch, RefusesWhatItDoesNotKnow) {
   for (const DType dtype : kBlockDTypes) dispatch_dtype<BFloat16, Float16>(dtype, count);
   EXPECT_EQ(calls, 4);
   EXPECT_THROW((dispatch_dtype<BFloat16, Float16>(static_cast<DType>(4), count)), Error);
-  EXPECT_THROW(with_activation(static_cast<Activation>(7), [&]<Activation>() { ++calls; }), Error);
+  EXPECT_THROW(with_activation(static_cast<Activation>(8), [&]<Activation>() { ++calls; }), Error);
   EXPECT_EQ(calls, 4);
 }
 
