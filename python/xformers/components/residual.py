@@ -84,8 +84,8 @@ class Residual(nn.Module, RequiresWrappedInputs):
         return torch.ops.xformers.add_residual(update, inputs[0], 1.0 if self.scale is None else self.scale)
 
 
-class PreNorm(nn.Module, RequiresWrappedInputs):
-    """`sublayer(norm(inputs))`: every input normalised, once where all are one tensor."""
+class _Normed(nn.Module, RequiresWrappedInputs):
+    """A layer with a norm before or behind it."""
 
     def __init__(
         self,
@@ -100,6 +100,10 @@ class PreNorm(nn.Module, RequiresWrappedInputs):
         self.norm = build_norm(d_norm, normalization, use_triton)
         self.sublayer = sublayer
         self.wrap_inputs = isinstance(sublayer, RequiresWrappedInputs)
+
+
+class PreNorm(_Normed):
+    """`sublayer(norm(inputs))`: every input normalised, once where all are one tensor."""
 
     def forward(self, inputs: Sequence[torch.Tensor], **kwargs: Any) -> torch.Tensor:
         assert len(inputs) > 0, "PreNorm: inputs is empty, expected a list of tensors.  Fix: pass [x]."
@@ -110,22 +114,8 @@ class PreNorm(nn.Module, RequiresWrappedInputs):
         return _call(self.sublayer, normalised, kwargs)
 
 
-class PostNorm(nn.Module, RequiresWrappedInputs):
+class PostNorm(_Normed):
     """`norm(sublayer(inputs))`."""
-
-    def __init__(
-        self,
-        d_norm: int,
-        sublayer: nn.Module,
-        normalization: NormalizationType | str,
-        use_triton: bool = True,
-        *_: object,
-        **__: object,
-    ):
-        super().__init__()
-        self.norm = build_norm(d_norm, normalization, use_triton)
-        self.sublayer = sublayer
-        self.wrap_inputs = isinstance(sublayer, RequiresWrappedInputs)
 
     def forward(self, inputs: Sequence[torch.Tensor], **kwargs: Any) -> torch.Tensor:
         out: torch.Tensor = self.norm(_call(self.sublayer, inputs, kwargs))
