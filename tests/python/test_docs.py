@@ -2,6 +2,7 @@
 somewhere, and the tests that docs/better.md names exist."""
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,11 @@ def test_message_is_the_real_one():
     with pytest.raises(ValueError) as error:
         memory_efficient_attention(query, key, query)
     assert str(error.value) == message.strip()
+
+
+def test_pictures_of_layouts_are_the_library_s():
+    script = runpy.run_path(str(ROOT / "scripts" / "layout_pictures.py"))
+    assert script["PAGE"].read_text() == script["page_with_pictures"]()
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"], ids=name_of)
