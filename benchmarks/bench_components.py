@@ -155,8 +155,29 @@ def mechanism_rows(args):
         omega = module.feature_map.features
         return module, lambda q, k, v: chunked_favor(q, k, v, omega, True), folded
 
+    def masked(module, keep):
+        return module, lambda q, k, v: plain.softmax_attention(q, k, v, keep), folded
+
+    places = torch.arange(seqlen, device=args.device)
+
+    def local():
+        module = build("local", window_size=129)
+        return masked(module, (places[:, None] - places).abs() <= 64)
+
+    def global_():
+        flags = places % 128 == 0
+        return masked(build("global", attention_query_mask=flags), flags[:, None] | flags)
+
+    def random():
+        module = build("random", r=0.1)
+        module(*folded)
+        return masked(module, module.rand_attention_mask)
+
     makers = (
         scaled_dot_product,
+        local,
+        global_,
+        random,
         nystrom,
         orthoformer,
         linformer,

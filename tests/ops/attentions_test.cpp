@@ -7,6 +7,7 @@
 #include "xformers/nn/attention/compositional.h"
 #include "xformers/nn/attention/mechanisms.h"
 #include "xformers/nn/attention/multi_head_dispatch.h"
+#include "xformers/nn/attention/sparse_mechanisms.h"
 #include "xformers/nn/functional/fourier_mix.h"
 #include "xformers/nn/functional/scaled_dot_product.h"
 #include "xformers/nn/registry/registry.h"
@@ -17,16 +18,26 @@ namespace {
 constexpr int64_t kHeads = 2, kDim = 8;
 
 OptionMap options(const std::string& name) {
-  return {{"name", name},  {"dropout", 0.0},   {"num_heads", kHeads}, {"dim_model", kHeads * kDim},
-          {"seq_len", 16}, {"dim_head", kDim}, {"num_landmarks", 4},  {"causal", false}};
+  return {{"name", name},
+          {"dropout", 0.0},
+          {"num_heads", kHeads},
+          {"dim_model", kHeads * kDim},
+          {"seq_len", 16},
+          {"dim_head", kDim},
+          {"num_landmarks", 4},
+          {"causal", false},
+          {"r", 0.5},
+          {"attention_query_mask", at::arange(9) < 2}};
 }
 
 at::Tensor tokens(int64_t seqlen = 9) { return at::randn({3, seqlen, kHeads * kDim}, at::kDouble); }
 
 TEST(Attentions, AllAreThereByName) {
-  const std::vector<std::string> expected{"compositional",      "favor",   "fourier_mix", "lambda",
-                                          "linformer",          "nystrom", "orthoformer", "pooling",
-                                          "scaled_dot_product", "visual"};
+  const std::vector<std::string> expected{"compositional", "favor",     "fourier_mix", "global",
+                                          "lambda",        "linformer", "local",       "nystrom",
+                                          "orthoformer",   "pooling",   "random",      "scaled_dot_product",
+                                          "visual"};
+  EXPECT_EQ(attention_registry().names(), expected);
   for (const std::string& name : expected) {
     const auto module = attention_registry().build(options(name));
     module->to(at::kDouble);
@@ -50,7 +61,7 @@ TEST(Attentions, AllAreThereByName) {
 TEST(Attentions, FoldedHeadsAreTheSame) {
   const at::Tensor q = tokens().view({3, 9, kHeads, kDim});
   const auto folded = [](const at::Tensor& t) { return t.transpose(1, 2).flatten(0, 1); };
-  for (const char* name : {"scaled_dot_product", "nystrom", "linformer", "lambda"}) {
+  for (const char* name : {"scaled_dot_product", "nystrom", "linformer", "lambda", "local", "global"}) {
     const auto module = attention_registry().build(options(name));
     module->to(at::kDouble);
     auto& attention = dynamic_cast<Attention&>(*module);
@@ -58,6 +69,24 @@ TEST(Attentions, FoldedHeadsAreTheSame) {
                      other = attention.forward(folded(q), folded(q) * 2, folded(q) * 3);
     EXPECT_TRUE(at::allclose(folded(out), other)) << name;
   }
+}
+
+TEST(Attentions, ThoseOfPatternsAreMasked) {
+  const at::Tensor q = at::randn({4, 9, kDim}, at::kDouble), k = at::randn_like(q), v = at::randn_like(q);
+  const auto masked = [&](const at::Tensor& keep) {
+    return functional::scaled_dot_product({.q = q, .k = k, .v = v, .att_mask = keep});
+  };
+  const at::Tensor places = at::arange(9), back = places.unsqueeze(1) - places,
+                   global = at::isin(places, at::arange(2));
+  EXPECT_TRUE(at::allclose(LocalAttention(LocalOptions{.window_size = 3})->forward(q, k, v), masked(back.abs() <= 1)));
+  EXPECT_TRUE(at::allclose(LocalAttention(LocalOptions{.causal = true, .window_size = 2})->forward(q, k, v),
+                           masked((back >= 0) & (back <= 2))));
+  GlobalAttention few(GlobalOptions{.attention_query_mask = global, .causal = true});
+  EXPECT_TRUE(at::allclose(few->forward(q, k, v), masked((global.unsqueeze(1) | global) & (back >= 0))));
+  RandomAttention random(RandomOptions{.r = 0.5});
+  const at::Tensor out = random->forward(q, k, v);
+  EXPECT_TRUE(at::allclose(out, masked(random->rand_attention_mask)));
+  EXPECT_TRUE(at::equal(out, random->forward(q, k, v)));
 }
 
 TEST(Attentions, StateDictsHaveTheNamesOfCheckpoints) {
@@ -95,6 +124,9 @@ TEST(Attentions, OptionsThatCannotBe) {
   EXPECT_THROW(FavorAttention(FavorOptions{}), Error);
   EXPECT_THROW(FavorAttention(FavorOptions{.dim_features = 5}), Error);
   EXPECT_THROW(LinformerAttention(LinformerOptions{}), Error);
+  EXPECT_THROW(LocalAttention(LocalOptions{.window_size = 4}), Error);
+  EXPECT_THROW(GlobalAttention(GlobalOptions{}), Error);
+  EXPECT_THROW(RandomAttention(RandomOptions{.r = 0}), Error);
   EXPECT_THROW(CompositionalAttention(CompositionalOptions{.dim_model = 8, .num_heads = 3}), Error);
   EXPECT_THROW(OrthoFormerAttention(OrthoformerOptions{.num_landmarks = 0}), Error);
   EXPECT_THROW(MultiHeadDispatch(MultiHeadDispatchOptions{.dim_model = 8}, nullptr), Error);

@@ -28,6 +28,29 @@ def scaled_dot_product(q, k, v, keep=None, added=None, causal=False):
     return softmax_attention(q, k, v, keep, added)
 
 
+def local(q, k, v, window, causal=False, keep=None):
+    places = torch.arange(q.shape[1])
+    back = places[:, None] - places
+    near = (back >= 0) & (back <= window) if causal else back.abs() <= window // 2
+    return softmax_attention(q, k, v, near if keep is None else near & keep)
+
+
+def global_pattern(flags, causal=False):
+    flags = flags.cpu()
+    seen = flags[:, None] | flags
+    return seen & triangle(*seen.shape) if causal else seen
+
+
+def under_pattern(q, k, v, pattern, keep=None):
+    """Followed by zeros up to the pattern's length, which are keys; `keep` of the sequence alone."""
+    seqlen, missing = q.shape[1], pattern.shape[0] - q.shape[1]
+    q, k, v = (F.pad(t, (0, 0, 0, missing)) for t in (q, k, v))
+    if keep is not None:
+        rows = missing if keep.shape[-2] > 1 else 0
+        pattern = pattern & F.pad(keep, (0, missing, 0, rows), value=True)
+    return softmax_attention(q, k, v, pattern)[:, :seqlen]
+
+
 def linformer(q, k, v, e, f):
     seqlen = k.shape[1]
     return softmax_attention(q, e[:, :seqlen] @ k, f[:, :seqlen] @ v)

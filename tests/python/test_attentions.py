@@ -2,6 +2,7 @@
 
 import copy
 import io
+import itertools
 import math
 import pickle
 import warnings
@@ -24,16 +25,21 @@ import xformers  # noqa: F401
 BATCH, HEADS, DIM = 2, 3, 8
 LONGEST = 16
 OPTIONS = {"num_heads": HEADS, "dim_model": HEADS * DIM, "seq_len": LONGEST, "dim_head": DIM, "num_landmarks": 5}
+GLOBAL = torch.tensor([[n in (0, 5, 12)] for n in range(LONGEST)])
+EVERY_TOKEN = torch.ones(LONGEST, dtype=torch.bool)
 GRID = ("pooling", "visual")
 WHOLE = (*GRID, "compositional")  # take [batch, seqlen, dim_model]
-NAMES = ["compositional", "favor", "fourier_mix", "lambda", "linformer", "nystrom", "orthoformer", "pooling"]
-NAMES += ["scaled_dot_product", "visual"]
+NAMES = ["compositional", "favor", "fourier_mix", "global", "lambda", "linformer", "local", "nystrom", "orthoformer"]
+NAMES += ["pooling", "random", "scaled_dot_product", "visual"]
+PATTERNS = ("global", "local", "random")  # see some of the keys
 each = pytest.mark.parametrize("name", NAMES)
 
 
 def build(name, dropout=0.0, dtype=torch.float32, **options):
     torch.manual_seed(1)
-    return build_attention({"name": name, "dropout": dropout, **OPTIONS, **options}).to(dtype)
+    given = {"global": {"attention_query_mask": GLOBAL}, "random": {"r": 0.4}}.get(name, {})
+    module = build_attention({"name": name, "dropout": dropout, **OPTIONS, **given, **options})
+    return module.to(torch.get_default_device(), dtype)
 
 
 def inputs(name, seqlen=13, dtype=torch.float32, requires_grad=False):
@@ -53,6 +59,17 @@ def formula(name, module, tensors, **options):
     q, k, v = (t.cpu() for t in tensors)
     if name == "scaled_dot_product":
         return reference.scaled_dot_product(q, k, v, **options)
+    if name == "local":
+        return reference.local(q, k, v, module.window_size, module.causal, **options)
+    if name == "global":
+        flags = torch.isin(torch.arange(LONGEST, device="cpu"), module.global_tokens.cpu())
+        return reference.under_pattern(q, k, v, reference.global_pattern(flags, module.causal), **options)
+    if name == "random":
+        if module.r == 1:
+            return reference.scaled_dot_product(q, k, v, **options)
+        keep = module.rand_attention_mask.cpu()
+        keep = keep & reference.triangle(*keep.shape) if module.causal else keep
+        return reference.under_pattern(q, k, v, keep, **options)
     if name == "linformer":
         return reference.linformer(q, k, v, w["E.weight"], w["F.weight"])
     if name == "nystrom":
@@ -117,6 +134,12 @@ VARIANTS = [
     ("lambda", {"paper_position": True}),
     ("pooling", {"pool_size": 5}),
     ("scaled_dot_product", {"causal": True}),
+    ("local", {"window_size": 3}),
+    ("local", {"window_size": 4, "causal": True}),
+    ("global", {"causal": True}),
+    ("global", {"attention_query_mask": EVERY_TOKEN}),
+    ("random", {"causal": True, "r": 0.8}),
+    ("random", {"r": 1.0}),
     ("compositional", {"qk_rule": True}),
     ("compositional", {"nonlinear": True, "num_rules": 4, "dim_selection": 6}),
     ("compositional", {"qk_rule": True, "q_compose": True, "dim_key": 48, "bias": False}),
@@ -126,7 +149,9 @@ VARIANTS = [
 
 
 def name_of(value):
-    return "-".join(f"{key}={x}" for key, x in value.items()) if isinstance(value, dict) else value
+    if not isinstance(value, dict):
+        return value
+    return "-".join(f"{key}={'tensor' if isinstance(x, torch.Tensor) else x}" for key, x in value.items())
 
 
 @pytest.mark.parametrize("name, options", VARIANTS, ids=name_of)
@@ -138,7 +163,7 @@ def test_against_the_formula(name, options, seqlen, dtype):
     kinds = {}
     if options.get("causal"):
         kinds = {"keep": reference.triangle(seqlen, seqlen)} if name == "compositional" else {"causal": True}
-        kinds = {} if name == "favor" else kinds
+        kinds = {} if name in ("favor", *PATTERNS) else kinds
     if name == "nystrom":
         kinds["over_the_batch"] = module.pinverse_original_init
         kinds["razavi_steps"] = module.inv_iterations if module.use_razavi_pinverse else None
@@ -280,7 +305,11 @@ def test_dropout_reaches(name):
 @pytest.mark.parametrize("options", [{}, {"causal": True, "paper_position": True}], ids=name_of)
 def test_no_matrix_of_scores(name, options):
     """Nothing of seqlen x seqlen elements is ever allocated, forward or backward."""
+    if name == "random":
+        pytest.skip("its pattern is one")
     seqlen = 48 * 48
+    if name == "global":
+        options = {**options, "attention_query_mask": torch.arange(seqlen) % 100 == 0}
     module = build(name, num_heads=1, dim_model=4, dim_head=4, seq_len=seqlen, k=16, **options)
     shape = (1, seqlen, 4)
     tensors = [torch.randn(shape, requires_grad=True) for _ in range(3)]
@@ -308,7 +337,7 @@ def test_exceptions_of_shapes(name):
             module(tensors[0], tensors[1], tensors[2][:, :12])
 
 
-@pytest.mark.parametrize("name", ["scaled_dot_product", "nystrom", "compositional", "favor"])
+@pytest.mark.parametrize("name", ["scaled_dot_product", "nystrom", "compositional", "favor", *PATTERNS])
 def test_causality_flag(name):
     """0.0.4, and Nystrom (0.0.3) where it is exact: future tokens change nothing."""
     module, tensors = build(name, causal=True, num_landmarks=64), inputs(name)
@@ -325,12 +354,13 @@ def masks():
     return keep, torch.zeros(13, 13).masked_fill(~keep, -torch.inf), AttentionMask.from_bool(keep)
 
 
-@pytest.mark.parametrize("name", ["scaled_dot_product", "compositional"])
+@pytest.mark.parametrize("name", ["scaled_dot_product", "compositional", "local", "random"])
 def test_masks_of_every_kind_are_alike(name):
     """0.0.4: bool, float and wrapped; 0.0.6: the wrapper."""
     module, tensors = build(name), inputs(name)
     keep, added, wrapped = masks()
     kinds = {"keep": keep.cpu()}
+    module(*tensors)  # what is drawn once is drawn now
     expected = formula(name, module, [t.double() for t in tensors], **kinds)
     for mask in (keep, added, wrapped, keep[None], added.expand(tensors[0].shape[0], -1, -1)):
         out = call(name, module, tensors, att_mask=mask)
@@ -338,7 +368,8 @@ def test_masks_of_every_kind_are_alike(name):
     causal = AttentionMask.make_causal(20, device=added.device)
     out = call(name, module, tensors, att_mask=causal)
     assert causal._values is None  # j <= i needs no matrix
-    assert torch.equal(out, call(name, build(name, causal=True), tensors))
+    if name not in PATTERNS:
+        assert torch.equal(out, call(name, build(name, causal=True), tensors))
     assert torch.equal(call(name, module, tensors, att_mask=causal.values[:, :13, :13]), out) or torch.allclose(
         call(name, module, tensors, att_mask=causal.values[:, :13, :13]), out, atol=1e-6
     )
@@ -375,6 +406,90 @@ def test_rows_that_see_nothing_are_zero():
     keep[4] = False
     out = module(*tensors, att_mask=keep)
     assert out[:, 4].eq(0).all() and out[:, :4].ne(0).all()
+
+
+def test_local_windows():
+    """0.0.8: causal windows reach window_size keys back, others half of it to both sides."""
+    eye = torch.eye(13)[None].expand(BATCH * HEADS, -1, -1).contiguous()
+    for causal, size in itertools.product([False, True], [1, 3, 4, 50]):
+        if not causal and size % 2 == 0:
+            with pytest.raises(AssertionError, match=f"window_size is {size}, expected an odd number"):
+                build("local", window_size=size)
+            continue
+        q, k, _ = inputs("local")
+        seen = build("local", window_size=size, causal=causal)(q, k, eye) != 0  # the weights themselves
+        places = torch.arange(13)
+        back = places[:, None] - places
+        expected = (back >= 0) & (back <= size) if causal else back.abs() <= size // 2
+        assert torch.equal(seen, expected.expand_as(seen))
+    with pytest.raises(AssertionError, match="window_size is 0, expected at least 1"):
+        build("local", window_size=0, causal=True)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_global_rows_are_those_of_dense_attention(causal):
+    module, tensors = build("global", causal=causal), inputs("global", LONGEST)
+    dense = build("scaled_dot_product", causal=causal)(*tensors)
+    rows = GLOBAL.flatten().to(dense.device)
+    out = module(*tensors)
+    assert torch.allclose(out[:, rows], dense[:, rows], atol=1e-6)
+    assert not torch.allclose(out[:, ~rows], dense[:, ~rows], atol=1e-2)
+    keep = reference.global_pattern(GLOBAL.flatten(), causal).to(dense.device)
+    mask = torch.rand(LONGEST, LONGEST) > 0.3
+    expected = build("scaled_dot_product")(*tensors, att_mask=keep & mask)
+    assert torch.allclose(module(*tensors, att_mask=mask), expected, atol=1e-6)  # never lost
+
+
+def test_global_flags():
+    for flags in (torch.ones(16), torch.ones(1, 1, dtype=torch.bool), torch.ones(4, 4, dtype=torch.bool)):
+        with pytest.raises(AssertionError, match="attention_query_mask is .*expected .*Fix: "):
+            build("global", attention_query_mask=flags)
+    nobody = build("global", attention_query_mask=torch.zeros(16, dtype=torch.bool))
+    assert nobody(*inputs("global")).eq(0).all()
+    with pytest.raises(ValueError, match="seqlen is .*17.*, expected at most 16"):
+        build("global")(*inputs("global", 17))
+    assert not build("global").state_dict()
+
+
+def test_random_patterns():
+    """Held, or drawn in each call; longer inputs draw anew, shorter ones take a part."""
+    module = build("random")
+    longer, tensors, shorter = (inputs("random", n) for n in (15, 13, 9))
+    module(*tensors)
+    first = module.rand_attention_mask
+    module(*shorter)
+    assert module.rand_attention_mask is first and first.shape == (13, 13) and not module.state_dict()
+    module(*longer)
+    assert module.rand_attention_mask.shape == (15, 15)
+    again = build("random", constant_masking=False)
+    again(*tensors)
+    first = again.rand_attention_mask
+    again(*tensors)
+    assert not torch.equal(again.rand_attention_mask, first)
+    masked = torch.rand(9, 9) > 0.5  # beside the held pattern, in a shorter call
+    out = module(*shorter, att_mask=masked)
+    keep = module.rand_attention_mask.cpu().clone()
+    keep[:9, :9] &= masked.cpu()
+    expected = reference.under_pattern(*(t.double().cpu() for t in shorter), keep)
+    assert torch.allclose(out.double().cpu(), expected, atol=1e-5)
+    for r in (0.0, 1.5):
+        with pytest.raises(AssertionError, match=f"r is {r}, expected a number above 0, at most 1"):
+            build("random", r=r)
+    assert torch.equal(build("random", r=1.0)(*tensors), build("scaled_dot_product")(*tensors))
+
+
+@pytest.mark.parametrize("name", ["local", "random"])
+def test_padding_beside_a_pattern(name):
+    """Padded keys reach no row, in a call shorter than a held pattern too."""
+    module = build(name)
+    module(*inputs(name, 15))
+    q, k, v = inputs(name)
+    padding = torch.arange(13) < torch.tensor([[9], [13]])
+    rows = padding.repeat_interleave(HEADS, 0)
+    expected = formula(name, module, [t.double() for t in (q, k, v)], keep=rows[:, None].cpu())
+    k, v = (t.masked_fill(~rows[..., None], torch.nan) for t in (k, v))
+    out = module(q, k, v, key_padding_mask=padding)
+    assert torch.allclose(out.double().cpu(), expected, atol=1e-5)
 
 
 PADDING = torch.arange(13) < torch.tensor([[9], [13]])
@@ -609,7 +724,9 @@ def test_flags_are_those_of_the_mechanisms():
     flags = {name: vars(build(name)) for name in NAMES}
     assert {n for n in NAMES if flags[n]["requires_skip_multi_head"]} == set(WHOLE)
     assert {n for n in NAMES if flags[n]["requires_squared_context"]} == set(GRID)
-    assert {n for n in NAMES if flags[n]["supports_attention_mask"]} == {"scaled_dot_product", "compositional"}
+    takes_masks = {"scaled_dot_product", "compositional", "local", "random"}
+    assert {n for n in NAMES if flags[n]["supports_attention_mask"]} == takes_masks
     assert {n for n in NAMES if flags[n]["supports_key_padding_mask"]} == {"nystrom"}
-    assert {n for n in NAMES if flags[n]["requires_same_k_q_dimensions"]} == {"lambda", "linformer", "nystrom"}
+    same_lengths = {"lambda", "linformer", "nystrom", *PATTERNS}
+    assert {n for n in NAMES if flags[n]["requires_same_k_q_dimensions"]} == same_lengths
     assert issubclass(type(build("nystrom")), Attention)

@@ -141,12 +141,13 @@ OptionalTensor draw_state(double p, const at::Tensor& beside) { return ops::draw
 at::Tensor drop(const at::Tensor& x, double p) { return p == 0 ? x : at::dropout(x, p, /*train=*/true); }
 
 at::Tensor attend_biased(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const OptionalTensor& bias,
-                         bool causal, double p, std::optional<double> scale, const OptionalTensor& philox_state) {
+                         Window window, double p, std::optional<double> scale, const OptionalTensor& philox_state) {
   return std::get<0>(ops::call(ops::AttentionArgs{.query = q,
                                                   .key = k,
                                                   .value = v,
                                                   .attn_bias = bias,
-                                                  .window_right = causal ? 0 : -1,
+                                                  .window_left = window.left,
+                                                  .window_right = window.right,
                                                   .scale = scale,
                                                   .p = p,
                                                   .philox_state = philox_state}));
@@ -161,7 +162,8 @@ at::Tensor attend(const ops::Check& check, const Heads& heads, const Masks& mask
       h.v = without_padding(h.v, padding);
     }
     const OptionalTensor bias = bias_of_heads(check, h, masks);
-    return h.restore(attend_biased(h.q, h.k, h.v, bias, masks.causal, p, scale, draw_state(p, h.q)));
+    const Window window{masks.window.left, masks.causal ? 0 : masks.window.right};
+    return h.restore(attend_biased(h.q, h.k, h.v, bias, window, p, scale, draw_state(p, h.q)));
   };
   if (heads.folded && masks.att_mask && masks.att_mask->dim() == 3) {
     const c10::SymInt n = masks.att_mask->sym_size(0), batch = heads.q.sym_size(0);

@@ -26,12 +26,19 @@ struct Heads {
   bool folded;
 };
 
+// Keys that a query sees before and after its own place; -1: all.
+struct Window {
+  int64_t left = -1, right = -1;
+};
+constexpr Window causal_window(bool causal) { return {-1, causal ? 0 : -1}; }
+
 // Masks as users give them. att_mask: [seqlen_q, seqlen_k], [n, seqlen_q, seqlen_k] with n of 1, batch or batch *
 // heads, or [batch, heads, seqlen_q, seqlen_k] with sizes of 1 expanded. key_padding_mask: [n, seqlen_k] or [n, 1,
 // seqlen_k]. Both bool (True: attend) or added to the scores; where one is added, so is the other.
 struct Masks {
   OptionalTensor att_mask{}, key_padding_mask{};
   bool causal = false;  // j <= i too
+  Window window{};      // and this
 };
 
 // The padding as [batch, 1, 1, seqlen_k] (n = batch) or [batch, heads, 1, seqlen_k] (n = batch * heads).
@@ -50,7 +57,7 @@ at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
 
 // The operator on tensors with heads and a bias that fits them, [batch, heads, seqlen_q, seqlen_k].
 at::Tensor attend_biased(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const OptionalTensor& bias,
-                         bool causal, double p, std::optional<double> scale, const OptionalTensor& philox_state);
+                         Window window, double p, std::optional<double> scale, const OptionalTensor& philox_state);
 
 // masks as one tensor for attend_biased, or nothing. AttentionMask wrappers of Python are unwrapped before.
 OptionalTensor bias_of_heads(const ops::Check& check, const Heads& heads, const Masks& masks);

@@ -38,7 +38,7 @@ at::Tensor retrieve(const ops::Check& check, const CompositionalArgs& args) {
     const at::Tensor wide = v.narrow(2, first, count)
                                 .reshape_symint({batch, nk, 1, count * dim})
                                 .expand_symint({batch, nk, num_heads, count * dim});
-    parts.push_back(attend_biased(args.q, k, wide, bias, args.causal, args.p, args.scale, state)
+    parts.push_back(attend_biased(args.q, k, wide, bias, causal_window(args.causal), args.p, args.scale, state)
                         .view_symint({batch, nq, num_heads, count, dim}));
   }
   return parts.size() == 1 ? parts[0] : at::cat(parts, 3);

@@ -106,7 +106,8 @@ at::Tensor nystrom_attention(const NystromArgs& args) {
   }
   if (seqlen <= count) {
     if (bias) bias = bias->expand_symint({heads.q.sym_size(0), heads.q.sym_size(2), seqlen, seqlen});
-    return finish(attend_biased(heads.q, heads.k, heads.v, bias, args.causal, 0, std::nullopt, std::nullopt));
+    return finish(
+        attend_biased(heads.q, heads.k, heads.v, bias, causal_window(args.causal), 0, std::nullopt, std::nullopt));
   }
   if (args.causal) {
     const at::Tensor ends = segment_ends(seqlen, count, heads.q.options()).unsqueeze(1);
@@ -128,7 +129,7 @@ at::Tensor nystrom_attention(const NystromArgs& args) {
   const at::Tensor k_landmarks = given("k_landmarks", args.k_landmarks, heads.k);
 
   const at::Tensor values =
-      attend_biased(q_landmarks, heads.k, heads.v, bias, /*causal=*/false, 0, std::nullopt, std::nullopt);
+      attend_biased(q_landmarks, heads.k, heads.v, bias, /*window=*/{}, 0, std::nullopt, std::nullopt);
   at::Tensor mixed;  // [batch, count, heads, dim]
   {
     const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);

@@ -2,6 +2,7 @@
 
 #include "xformers/nn/attention/compositional.h"
 #include "xformers/nn/attention/mechanisms.h"
+#include "xformers/nn/attention/sparse_mechanisms.h"
 #include "xformers/nn/feedforward/conv2d_feedforward.h"
 #include "xformers/nn/feedforward/fused_mlp.h"
 #include "xformers/nn/feedforward/mixture_of_experts.h"
@@ -21,6 +22,9 @@ void add_attentions(Registry& registry) {
   registry.add<Pooling, PoolingOptions>("pooling");
   registry.add<Visual, VisualOptions>("visual");
   registry.add<CompositionalAttention, CompositionalOptions>("compositional");
+  registry.add<LocalAttention, LocalOptions>("local");
+  registry.add<GlobalAttention, GlobalOptions>("global");
+  registry.add<RandomAttention, RandomOptions>("random");
 }
 
 void add_feedforwards(Registry& registry) {

@@ -6,11 +6,14 @@ from .base import Attention, AttentionConfig
 from .compositional import CompositionalAttention
 from .favor import FavorAttention
 from .fourier_mix import FourierMix
+from .global_tokens import GlobalAttention
 from .lambda_layer import LambdaLayer
 from .linformer import LinformerAttention
+from .local import LocalAttention
 from .nystrom import NystromAttention
 from .ortho import OrthoFormerAttention
 from .pooling import Pooling
+from .random import RandomAttention
 from .scaled_dot_product import ScaledDotProduct
 from .visual import Visual
 
@@ -22,11 +25,14 @@ __all__ = [
     "CompositionalAttention",
     "FavorAttention",
     "FourierMix",
+    "GlobalAttention",
     "LambdaLayer",
     "LinformerAttention",
+    "LocalAttention",
     "NystromAttention",
     "OrthoFormerAttention",
     "Pooling",
+    "RandomAttention",
     "ScaledDotProduct",
     "Visual",
     "build_attention",
