@@ -16,6 +16,8 @@ constexpr std::pair<Memory, const char*> kMemoryNames[] = {
 constexpr std::pair<BiasMemory, const char*> kBiasMemoryNames[] = {
     {BiasMemory::kOdd, "odd"},           {BiasMemory::kKeyStride, "kstride"}, {BiasMemory::kSharedByHeads, "heads"},
     {BiasMemory::kSharedByRows, "rows"}, {BiasMemory::kSharedByKeys, "cols"}, {BiasMemory::kSharedBySequences, "seqs"}};
+constexpr std::pair<BlockLayouts, const char*> kBlockLayoutNames[] = {
+    {BlockLayouts::kWithBits, "bits"}, {BlockLayouts::kOne, "one"}, {BlockLayouts::kOfGroups, "groups"}};
 
 [[noreturn]] void unreadable(std::string_view word) {
   throw std::invalid_argument("attention case: can't read '" + std::string(word) +
@@ -86,6 +88,22 @@ class Word {
     return true;
   }
 
+  // blocks64x32_25, blocks64x32_25@bits
+  bool read_blocks(AttentionCase& c) const {
+    if (!text_.starts_with("blocks")) return false;
+    const auto parts = split(text_.substr(6), '@'), numbers = split(parts[0], '_');
+    const auto sides = split(numbers[0], 'x');
+    if (numbers.size() != 2 || sides.size() != 2) unreadable(text_);
+    const auto q = number<int64_t>(sides[0]), k = number<int64_t>(sides[1]), percent = number<int64_t>(numbers[1]);
+    if (!q || !k || !percent) unreadable(text_);
+    c.block_q = *q, c.block_k = *k, c.block_percent = *percent;
+    if (parts.size() == 1) return true;
+    for (const auto& [layouts, name] : kBlockLayoutNames) {
+      if (parts.size() == 2 && parts[1] == name) return c.block_layouts = layouts, true;
+    }
+    unreadable(text_);
+  }
+
   bool read_bias(AttentionCase& c) const {
     if (!text_.starts_with("bias")) return false;
     const auto parts = split(text_, '@');
@@ -149,6 +167,7 @@ bool read_key_storage(const Word& word, AttentionCase& c) {
 
 void apply(const Word& word, std::string_view text, AttentionCase& c) {
   if (read_key_storage(word, c)) return;
+  if (word.read_blocks(c)) return;
   if (word.read_band(c.band) || word.read_bias(c) || word.read_memory(c.memory)) return;
   if (word.read_lengths("q", c.lengths_q) || word.read_lengths("k", c.lengths_k)) return;
   if (word.read_lengths("used", c.used_k) || word.read_lengths("from", c.starts_k)) return;
@@ -188,6 +207,7 @@ void check(const AttentionCase& c, std::string_view text) {
   require(unit > 0 && c.head_dim % unit == 0 && c.dim_v() % unit == 0,
           "head dims must be multiples of 4, or 8 * groups");
   require(c.memory != Memory::kQkv || !c.forward_only() || c.wide_out, "qkv has plain keys");
+  require(!c.packed() || !c.block_mask(), "packed sequences have no block mask");
   require(!c.packed() || c.batch == 1, "packed sequences have b1");
   require(c.packed() || c.bias_memory != BiasMemory::kSharedBySequences, "sequences that share a bias are packed");
   require(c.memory != Memory::kQkv || (c.seqlen_q == c.seqlen_k && c.dim_v() == c.head_dim && !c.heads_shared()),
@@ -260,6 +280,10 @@ std::string to_text(const AttentionCase& c) {
   } else if (c.band.window_left != kUnbounded || c.band.window_right != kUnbounded) {
     out << ",band" << side(c.band.window_left) << "_" << side(c.band.window_right)
         << (c.band.bottom_right ? "_br" : "");
+  }
+  if (c.block_mask()) out << ",blocks" << c.block_q << "x" << c.block_k << "_" << c.block_percent;
+  for (const auto& [layouts, name] : kBlockLayoutNames) {
+    if (c.block_mask() && layouts == c.block_layouts) out << "@" << name;
   }
   if (c.softcap != 0) out << ",softcap" << c.softcap;
   for (const auto& [name, numbers] : {std::pair{",alibi", c.alibi}, std::pair{",sinks", c.sinks}}) {

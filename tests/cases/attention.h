@@ -9,6 +9,9 @@
 //   vfull                  value heads are not shared although key heads are
 //   causal causal_br       from the top-left or the bottom-right corner
 //   band<l>_<r> …_br       window_left, window_right; * for an open side
+//   blocks64x32_25         a random quarter of the blocks of 64 queries and 32 keys is visible, other ones for every
+//                          batch and head; then @bits (half of them have bits of their own), @one (one layout for all),
+//                          @groups (one per batch and group)
 //   bias…                  tensor bias: bias, bias_prefix<n> (-inf on the first n keys), bias_blocks (whole -inf blocks
 //                          and rows); then @odd (unaligned), @kstride (k_stride 3), @heads (shared by batch and heads),
 //                          @rows (q_stride 0), @cols (k_stride 0); of packed sequences at the place inside each, wider
@@ -42,6 +45,7 @@ namespace xformers::testing {
 enum class Memory { kRows, kHeadsFirst, kPadded, kFar, kQkv };
 enum class BiasValues { kNone, kRandom, kPrefix, kBlocks };
 enum class BiasMemory { kDense, kOdd, kKeyStride, kSharedByHeads, kSharedByRows, kSharedByKeys, kSharedBySequences };
+enum class BlockLayouts { kOwn, kWithBits, kOne, kOfGroups };
 enum class PerHead { kNone, kOfHeads, kOfSequences };  // numbers [heads] or [sequences, heads]
 
 struct AttentionCase {
@@ -50,6 +54,8 @@ struct AttentionCase {
   std::optional<int64_t> head_dim_v, kv_heads, groups;
   bool value_unshared = false;
   MaskBand band;
+  int64_t block_q = 0, block_k = 0, block_percent = 0;  // 0: no block mask
+  BlockLayouts block_layouts = BlockLayouts::kOwn;
   BiasValues bias = BiasValues::kNone;
   int64_t bias_prefix = 0;
   BiasMemory bias_memory = BiasMemory::kDense;
@@ -76,6 +82,7 @@ struct AttentionCase {
   int64_t heads_per_group() const { return num_groups() == 0 ? 0 : heads / num_groups(); }
   bool packed() const { return !lengths_q.empty(); }
   bool paged() const { return page_size > 0; }
+  bool block_mask() const { return block_q > 0; }
   int64_t num_sequences() const { return packed() ? static_cast<int64_t>(lengths_q.size()) : batch; }
   // Backward takes neither pages, nor keys of two sequences, nor integers, nor a wide out.
   bool forward_only() const { return !starts_k.empty() || paged() || kv_format != KvFormat::kPlain || wide_out; }

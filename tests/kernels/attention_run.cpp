@@ -145,6 +145,7 @@ void AttentionRun::allocate() {
     used_k = c.used_k;
   }
   if (c.paged()) make_page_table();
+  if (c.block_mask()) make_blocks();
 }
 
 void AttentionRun::allocate_bias() {
@@ -255,6 +256,7 @@ AttentionFwdParams AttentionRun::forward_params() const {
   p.lse = to_rows(lse), p.lse_low = to_rows(lse_low);
   p.seq = layout();
   p.band = case_.band;
+  p.blocks = blocks();
   p.mods = modifiers();
   p.dropout = dropout();
   p.wide_out = case_.wide_out;
@@ -276,6 +278,7 @@ AttentionBwdParams AttentionRun::backward_params() const {
   p.dq = to_heads(dq), p.dk = to_heads(dk), p.dv = to_heads(dv);
   p.seq = layout();
   p.band = case_.band;
+  p.blocks = blocks();
   p.mods = modifiers();
   if (case_.bias != BiasValues::kNone) {
     p.dbias = to_bias(dbias);
@@ -319,6 +322,7 @@ reference::AttentionProblem AttentionRun::problem() const {
   if (c.band.window_left != kUnbounded) p.window_left = c.band.window_left;
   if (c.band.window_right != kUnbounded) p.window_right = c.band.window_right;
   p.bottom_right = c.band.bottom_right;
+  p.shown = shown;
   p.scale = c.softmax_scale();
   p.held_scores = held_scores;
   const Dropout d = dropout();

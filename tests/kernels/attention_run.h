@@ -45,6 +45,10 @@ class AttentionRun {
   StridedTensor slopes, sinks, dslopes, dsinks;  // [sequences, groups, heads, 1, 1]
   StridedTensor k_scale_shift, v_scale_shift;    // fp8: words, [batch, seqlen, groups, heads, 1]
   std::vector<int32_t> cu_seqlens_q, cu_seqlens_k, used_k;
+  // The lists of a block mask (params/attention.h), and what they say: [batch, heads, seqlen_q, seqlen_k].
+  std::vector<int32_t> key_offsets, key_blocks, query_offsets, query_blocks, bits_of;
+  std::vector<uint16_t> bits;
+  std::vector<char> shown;
   bool held_scores = false;  // of the reference (tests/reference/attention.h)
 
   // [sequences, max_pages()] up to the last entry that may be read: behind it lies memory that can't be.
@@ -57,6 +61,8 @@ class AttentionRun {
   void fill_words(StridedTensor& words, StridedTensor& scale_shift, int64_t dim);
   void spoil_unused_rows();
   void make_page_table();
+  void make_blocks();
+  BlockMask blocks() const;
   int64_t max_pages() const;
   void allocate_bias();
   bool shares_bias() const;

@@ -74,7 +74,8 @@ TEST(Reference, BandsAsDrawn) {
     const AttentionProblem problem = AttentionRun(parse_attention_case(text)).problem();
     std::string picture;
     for (int64_t i = 0; i < problem.seqlen_q; ++i) {
-      for (int64_t j = 0; j < problem.seqlen_k; ++j) picture += problem.visible(problem.sequences[0], i, j) ? 'x' : '.';
+      for (int64_t j = 0; j < problem.seqlen_k; ++j)
+        picture += problem.visible(problem.sequences[0], 0, i, j) ? 'x' : '.';
       picture += ' ';
     }
     return picture;

@@ -11,7 +11,8 @@
 
 namespace xformers::reference {
 
-bool AttentionProblem::visible(const Sequence& sequence, int64_t query, int64_t key) const {
+bool AttentionProblem::visible(const Sequence& sequence, int64_t head, int64_t query, int64_t key) const {
+  if (!shown.empty() && !shown[((sequence.batch * heads + head) * seqlen_q + query) * seqlen_k + key]) return false;
   const int64_t diagonal = bottom_right ? query + sequence.num_keys - sequence.num_queries : query;
   if (window_left && key < diagonal - *window_left) return false;
   if (window_right && key > diagonal + *window_right) return false;
@@ -104,7 +105,7 @@ struct Head {
         }
         if (problem.held_scores)
           s(i, j) = wide == DType::kFloat64 ? static_cast<double>(s(i, j)) : static_cast<float>(s(i, j));
-        if (!problem.visible(seq, i, j)) s(i, j) = -std::numeric_limits<Real>::infinity();
+        if (!problem.visible(seq, head, i, j)) s(i, j) = -std::numeric_limits<Real>::infinity();
       }
     }
     return s;
@@ -226,7 +227,7 @@ AttentionResult evaluate(const AttentionProblem& problem, DType dtype, const Rou
         Real delta = -h.dlse(i);
         for (int64_t j = 0; j < h.n; ++j) delta += p(i, j) * dp(i, j);
         for (int64_t j = 0; j < h.n; ++j) {
-          ds(i, j) = problem.visible(h.seq, i, j) ? round(p(i, j) * (dp(i, j) - delta)) : 0;
+          ds(i, j) = problem.visible(h.seq, h.head, i, j) ? round(p(i, j) * (dp(i, j) - delta)) : 0;
           dslope -= ds(i, j) * static_cast<Real>(problem.distance(h.seq, i, j));
         }
         if (!std::isinf(h.sink())) dsink -= round(std::exp(h.sink() - lse[i])) * delta;

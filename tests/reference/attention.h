@@ -36,6 +36,7 @@ struct AttentionProblem {
   Values dout;           // [batch, seqlen_q, heads, head_dim_v]
   Values dlse;           // [batch, heads, seqlen_q] or empty
   std::vector<Sequence> sequences;
+  std::vector<char> shown;  // [batch, heads, seqlen_q, seqlen_k] or empty: what may be visible; of dense layouts
   std::optional<int64_t> window_left, window_right;
   bool bottom_right = false;
   double scale = 1;
@@ -45,7 +46,7 @@ struct AttentionProblem {
   double dropout_p = 0;
   uint64_t philox_seed = 0, philox_offset = 0;
 
-  bool visible(const Sequence& sequence, int64_t query, int64_t key) const;
+  bool visible(const Sequence& sequence, int64_t head, int64_t query, int64_t key) const;
   // Of ALiBi: from the diagonal of the band, or without a band from the bottom-right one.
   int64_t distance(const Sequence& sequence, int64_t query, int64_t key) const;
   // 1 / (1 - p) for kept scores, 0 for dropped ones; `index` is the sequence's place in `sequences`.

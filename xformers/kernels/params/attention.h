@@ -82,6 +82,24 @@ struct MaskBand {
   bool bottom_right = false;
 };
 
+// Which blocks of the score matrix are visible, besides the band: query i sees key j only where the list of query block
+// i / block_q has key block j / block_k, and, if that block has bits of its own, where the bit of (i % block_q,
+// j % block_k) is set. Dense layouts only. Blocks are multiples of 16, the last ones may be short. Two lists say the
+// same, both ascending and without repetition; a list of layout l begins at [l * (blocks + 1)] of its offsets.
+struct BlockMask {
+  const int32_t* key_offsets = nullptr;    // [layouts, num_q_blocks + 1], of key_blocks; null: everything is visible
+  const int32_t* key_blocks = nullptr;     // the key blocks of every query block
+  const int32_t* query_offsets = nullptr;  // [layouts, num_k_blocks + 1], of query_blocks
+  const int32_t* query_blocks = nullptr;   // the query blocks of every key block
+  const int32_t* bits_of = nullptr;        // like key_blocks: whose bits, -1: all are visible. null: of every block
+  const uint16_t* bits = nullptr;          // [blocks with bits, block_q, block_k / 16], the lowest bit is the first key
+  int64_t block_q = 0, block_k = 0;
+  int64_t num_q_blocks = 0, num_k_blocks = 0;
+  int64_t batch_stride = 0, group_stride = 0, head_stride = 0;  // in layouts; 0: shared
+
+  constexpr bool present() const { return key_offsets != nullptr; }
+};
+
 // What is added to the scores, any strides (0 and non-unit included): read at (sequence, head, query, key), counted
 // inside the sequence where sequences are packed; then seqlen_q and seqlen_k of none of them may exceed what is there.
 // data null: nothing.
@@ -154,6 +172,7 @@ struct AttentionProblem {
   HeadsTensor q, k, v;
   SeqLayout seq;
   MaskBand band;
+  BlockMask blocks;
   ScoreModifiers mods;
   Dropout dropout;
   double softmax_scale = 1;

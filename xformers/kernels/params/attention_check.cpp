@@ -50,6 +50,28 @@ void check_band(const MaskBand& band) {
   }
 }
 
+void check_blocks(const AttentionProblem& problem, KnownModifiers known) {
+  const BlockMask& mask = problem.blocks;
+  if (!mask.present()) return;
+  const AttentionShape& shape = problem.shape;
+  if (known != KnownModifiers::kAll) {
+    refuse("a block mask", "given to a device whose kernels do not know it", "none", "run it on the CPU");
+  }
+  if (problem.seq.packed()) {
+    refuse("a block mask", "beside packed sequences", "a dense layout", "say who sees whom in one of the two");
+  }
+  if (mask.block_q < 16 || mask.block_q % 16 || mask.block_k < 16 || mask.block_k % 16) {
+    refuse("the size of a block", std::to_string(mask.block_q) + " x " + std::to_string(mask.block_k),
+           "multiples of 16", "see BlockMask");
+  }
+  const auto blocks = [](int64_t rows, int64_t block) { return (rows + block - 1) / block; };
+  if (mask.num_q_blocks != blocks(shape.seqlen_q, mask.block_q) ||
+      mask.num_k_blocks != blocks(shape.seqlen_k, mask.block_k)) {
+    refuse("a block mask", std::to_string(mask.num_q_blocks) + " x " + std::to_string(mask.num_k_blocks) + " blocks",
+           "as many as cover queries and keys", "see BlockMask");
+  }
+}
+
 void check_dropout(const Dropout& dropout) {
   if (!(dropout.p >= 0 && dropout.p <= 1)) {
     refuse("dropout p", std::to_string(dropout.p), "0 <= p <= 1", "pass the probability of dropping");
@@ -103,6 +125,7 @@ void check(const AttentionFwdParams& params, KnownModifiers known) {
   check_packed(params.shape, params.seq);
   check_pages(params.seq);
   check_band(params.band);
+  check_blocks(params, known);
   check_dropout(params.dropout);
   check_quantization(params.shape, params.quantization);
   if (params.num_splits < 0) {
@@ -119,6 +142,7 @@ void check(const AttentionBwdParams& params, KnownModifiers known) {
            "gather the pages first, and add the gradients back to them");
   }
   check_band(params.band);
+  check_blocks(params, known);
   check_dropout(params.dropout);
 }
 

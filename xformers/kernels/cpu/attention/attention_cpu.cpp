@@ -77,6 +77,7 @@ void why_not(const Kernel<ForwardFn>& kernel, const AttentionFwdParams& params, 
     reasons.add(rows, " rows (queries x heads of a group) share their keys, expected at most ", kernel.most_rows);
   }
   if (params.dropout.p > 0) reasons.add("dropout");
+  if (params.blocks.present() && kernel.isa == Isa::kAmx) reasons.add("a block mask: its tiles of keys are neighbours");
 }
 
 // XFORMERS_CPU_ISA's objections; where a kernel of the list is forced, there are none.

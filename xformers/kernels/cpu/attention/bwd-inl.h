@@ -1,7 +1,7 @@
 // Backward attention of one task: one head, a range of keys, all queries. The score matrix is recomputed in blocks.
 //
-//   per 512 keys:  pack K, K^T, V; dK = dV = 0
-//     per block of 64 queries:  pack Q, Q^T, dO, dO^T
+//   per 512 keys:  pack K, K^T, V of those that are seen; dK = dV = 0
+//     per block of 64 queries that see any of them (fewer where blocks of a mask are smaller):  pack Q, Q^T, dO, dO^T
 //       per 128 of the keys:  S^T = K Q^T,  dP^T = V dO^T
 //                             P^T = exp(S^T - lse - lse_low),  dS^T = P^T (dP^T - delta)
 //                             dV += P^T dO,  dK += dS^T Q,  dQ^T += K^T dS^T
@@ -12,6 +12,7 @@
 // Working memory: dQ of the head in the compute type, and the packed blocks.
 #pragma once
 
+#include "xformers/kernels/cpu/attention/block_walk-inl.h"
 #include "xformers/kernels/cpu/attention/scores-inl.h"
 #include "xformers/kernels/cpu/base/scratch.h"
 
@@ -32,7 +33,11 @@ class Backward {
   static constexpr ptrdiff_t kLanes = lanes<C>();
 
  public:
-  HWY_INLINE Backward(const AttentionBwdParams& params, C* shares) : p_(params), shares_(shares) {}
+  HWY_INLINE Backward(const AttentionBwdParams& params, C* shares)
+      : p_(params),
+        shares_(shares),
+        width_(max_of(queries_in_one_block(params.blocks), Gemm::kDepthAlign)),
+        align_(min_of(width_, 32)) {}
 
   // longest_own: BackwardPlan's.
   HWY_INLINE size_t lay_out(void* memory, int64_t longest_own) {
@@ -78,24 +83,31 @@ class Backward {
       const Range keys{key, min_of(key + kKeyBlocks * kBlockKeys, task.keys.end)};
       for (ptrdiff_t b = 0; key + b * kBlockKeys < keys.end; ++b) {
         const int64_t begin = key + b * kBlockKeys;
-        start(key_blocks_[b], {begin, min_of(begin + kBlockKeys, keys.end)}, task, sequence);
+        start(key_blocks_[b], {begin, min_of(begin + kBlockKeys, keys.end)});
       }
       const Range queries = band.query_range(keys);
       sums_sink_ = p_.dsinks.data && task.first_keys && key == task.keys.begin;
       if (sums_sink_ && !queries.empty()) {
-        with_sink = {queries.begin / kBlockColumns * kBlockColumns,
-                     min_of(round_up(queries.end, kBlockColumns), sequence.seqlen_q)};
+        with_sink = {queries.begin / width_ * width_, min_of(round_up(queries.end, width_), sequence.seqlen_q)};
       }
-      for (int64_t query = queries.begin / kBlockColumns * kBlockColumns; query < queries.end; query += kBlockColumns) {
-        const Range rows{query, min_of(query + kBlockColumns, sequence.seqlen_q)};
-        load_queries(rows, task, sequence);
+      for (int64_t query = queries.begin / width_ * width_; query < queries.end; query += width_) {
+        const Range rows{query, min_of(query + width_, sequence.seqlen_q)};
         const Range seen = band.key_range(rows);
+        fill_columns(columns_, 0, rows.end - rows.begin, align_, rows, task.head);
+        rows_.start(p_.blocks, columns_, sequence.batch, task.group, key);
+        bool loaded = sums_sink_;
+        if (loaded) load_queries(rows, task, sequence);
         for (ptrdiff_t b = 0; key + b * kBlockKeys < keys.end; ++b) {
-          const KeyBlock& block = key_blocks_[b];
+          KeyBlock& block = key_blocks_[b];
           const int64_t first = block.keys.begin;
           const ptrdiff_t begin = max_of(seen.begin - first, 0) / 32 * 32,
                           end = min_of(seen.end, block.keys.end) - first;
-          if (begin < end) add_block(block, begin, end - begin, task, band, sequence, dq_block(dq, query));
+          const KeyRuns runs = rows_.runs(p_.blocks, first, begin, end, Gemm::kDepthAlign);
+          if (runs.count == 0) continue;
+          if (!loaded) load_queries(rows, task, sequence);
+          loaded = true;
+          if (!block.packed) pack(block, task, sequence);
+          add_block(block, runs, task, band, sequence, dq_block(dq, query));
         }
       }
       for (ptrdiff_t b = 0; key + b * kBlockKeys < keys.end; ++b) finish(key_blocks_[b], task, sequence);
@@ -126,6 +138,7 @@ class Backward {
  private:
   struct KeyBlock {
     Range keys;
+    bool packed;  // once somebody sees one of them
     char *k_memory, *kt_memory, *v_memory;
     Left k, kt, v;  // [keys, head_dim], [head_dim, keys], [keys, head_dim_v]
     C *dk, *dv;     // [keys, head_dim to 16], [keys, head_dim_v to 16]
@@ -136,21 +149,26 @@ class Backward {
 
   HWY_INLINE C* dq_block(C* dq, int64_t query) const { return dq + query * round_up(p_.shape.head_dim, 16); }
 
-  HWY_INLINE void start(KeyBlock& block, Range keys, const BackwardTask& task, const Sequence& sequence) {
-    const ptrdiff_t dim = p_.shape.head_dim, dim_v = p_.shape.head_dim_v, count = keys.end - keys.begin;
-    const T* k = row_of<const T>(p_.k, sequence.batch, sequence.k_begin + keys.begin, task.group, task.head);
-    const T* v = row_of<const T>(p_.v, sequence.batch, sequence.k_begin + keys.begin, task.group, task.head);
+  HWY_INLINE void start(KeyBlock& block, Range keys) {
     block.keys = keys;
+    block.packed = false;
+    zero_row(block.dk, kBlockKeys * round_up(p_.shape.head_dim, 16));
+    zero_row(block.dv, kBlockKeys * round_up(p_.shape.head_dim_v, 16));
+  }
+
+  HWY_INLINE void pack(KeyBlock& block, const BackwardTask& task, const Sequence& sequence) {
+    const ptrdiff_t dim = p_.shape.head_dim, dim_v = p_.shape.head_dim_v, count = block.keys.end - block.keys.begin;
+    const T* k = row_of<const T>(p_.k, sequence.batch, sequence.k_begin + block.keys.begin, task.group, task.head);
+    const T* v = row_of<const T>(p_.v, sequence.batch, sequence.k_begin + block.keys.begin, task.group, task.head);
+    block.packed = true;
     block.k = Gemm::pack_left(block.k_memory, k, p_.k.seq_stride, count, dim);
     block.kt = Gemm::pack_left_transposed(block.kt_memory, k, p_.k.seq_stride, count, dim);
     block.v = Gemm::pack_left(block.v_memory, v, p_.v.seq_stride, count, dim_v);
-    zero_row(block.dk, kBlockKeys * round_up(dim, 16));
-    zero_row(block.dv, kBlockKeys * round_up(dim_v, 16));
   }
 
+  // Of columns_.
   HWY_INLINE void load_queries(Range rows, const BackwardTask& task, const Sequence& sequence) {
     const ptrdiff_t dim = p_.shape.head_dim, dim_v = p_.shape.head_dim_v;
-    fill_columns(columns_, 0, rows.end - rows.begin, 32, rows, task.head);
     const Rows q = query_rows(p_.q, dim, rows, task, sequence);
     q_ = Gemm::pack_right(q_memory_, q.data, q.stride, columns_.padded, dim);
     qt_ = Gemm::pack_right_transposed(qt_memory_, q.data, q.stride, columns_.padded, dim);
@@ -190,8 +208,10 @@ class Backward {
   }
   HWY_NOINLINE void add_to_dsink(Range queries, const BackwardTask& task, const Sequence& sequence) {
     sums_sink_ = true;
-    for (int64_t query = queries.begin; query < queries.end; query += kBlockColumns) {
-      load_queries({query, min_of(query + kBlockColumns, queries.end)}, task, sequence);
+    for (int64_t query = queries.begin; query < queries.end; query += width_) {
+      const Range rows{query, min_of(query + width_, queries.end)};
+      fill_columns(columns_, 0, rows.end - rows.begin, align_, rows, task.head);
+      load_queries(rows, task, sequence);
     }
   }
 
@@ -222,19 +242,28 @@ class Backward {
     return total;
   }
 
-  // Keys [begin, begin + rows) of the block with the loaded queries.
-  HWY_INLINE void add_block(const KeyBlock& block, ptrdiff_t begin, ptrdiff_t rows, const BackwardTask& task,
-                            const Band& band, const Sequence& sequence, C* dq) {
+  // Runs of the block's keys with the loaded queries.
+  HWY_INLINE void add_block(const KeyBlock& block, const KeyRuns& runs, const BackwardTask& task, const Band& band,
+                            const Sequence& sequence, C* dq) {
     const ptrdiff_t dim = p_.shape.head_dim, dim_v = p_.shape.head_dim_v, cols = columns_.padded;
-    const int64_t key = block.keys.begin + begin;
-    Gemm::multiply(scores_, cols, block.k.at_row(begin), qt_, rows, cols, dim, false);
-    Gemm::multiply(dprobs_, cols, block.v.at_row(begin), doutt_, rows, cols, dim_v, false);
-
-    const bool some_hidden =
-        finish_scores<T>(scores_, rows, p_, band, sequence, task.group, columns_, key, staging_, cap_derivative_);
-    if (p_.dropout.p > 0) {
-      fill_keep(keep_, rows, p_.dropout, task.sequence, p_.shape.num_heads(), task.group * p_.shape.heads_per_group,
-                columns_, key);
+    bool some_hidden = false;
+    ptrdiff_t rows = 0;
+    for (const KeyRun& run : runs) {
+      const int64_t key = block.keys.begin + run.begin;
+      const ptrdiff_t at = rows * cols;
+      Gemm::multiply(scores_ + at, cols, block.k.at_row(run.begin), qt_, run.rows, cols, dim, false);
+      Gemm::multiply(dprobs_ + at, cols, block.v.at_row(run.begin), doutt_, run.rows, cols, dim_v, false);
+      some_hidden |= finish_scores<T>(scores_ + at, run.rows, p_, band, sequence, task.group, columns_, key, staging_,
+                                      cap_derivative_ ? cap_derivative_ + at : nullptr);
+      if (!run.whole) {
+        rows_.hide(p_.blocks, columns_, scores_ + at, key, run.rows);
+        some_hidden = true;
+      }
+      if (p_.dropout.p > 0) {
+        fill_keep(keep_ + at, run.rows, p_.dropout, task.sequence, p_.shape.num_heads(),
+                  task.group * p_.shape.heads_per_group, columns_, key);
+      }
+      rows += run.rows;
     }
     const Left probs = Gemm::probs_left(p_memory_, scores_, kBlockKeys, cols);
     const Left ds = Gemm::probs_left(ds_memory_, dprobs_, kBlockKeys, cols);
@@ -246,14 +275,19 @@ class Backward {
     } else {
       differentiate<false, false>(probs, ds, ds_right, rows);
     }
-    if (p_.dbias.data) store_dbias(rows, key, task, sequence);
-    if (p_.dslopes.data) add_dslope(rows, key, sequence);
-
-    Gemm::multiply(block.dv + begin * round_up(dim_v, 16), round_up(dim_v, 16), probs, dout_, rows, round_up(dim_v, 16),
-                   cols, true);
-    Gemm::multiply(block.dk + begin * round_up(dim, 16), round_up(dim, 16), ds, q_, rows, round_up(dim, 16), cols,
-                   true);
-    Gemm::multiply(dq, cols, block.kt.at_depth(begin), ds_right, dim, cols, rows, true);
+    rows = 0;
+    for (const KeyRun& run : runs) {
+      const int64_t key = block.keys.begin + run.begin;
+      const C* const uncapped_ds = uncapped_ds_ + rows * cols;
+      if (p_.dbias.data) store_dbias(uncapped_ds, run.rows, key, task, sequence);
+      if (p_.dslopes.data) add_dslope(uncapped_ds, run.rows, key, sequence);
+      Gemm::multiply(block.dv + run.begin * round_up(dim_v, 16), round_up(dim_v, 16), probs.at_row(rows), dout_,
+                     run.rows, round_up(dim_v, 16), cols, true);
+      Gemm::multiply(block.dk + run.begin * round_up(dim, 16), round_up(dim, 16), ds.at_row(rows), q_, run.rows,
+                     round_up(dim, 16), cols, true);
+      Gemm::multiply(dq, cols, block.kt.at_depth(run.begin), ds_right.at_depth(rows), dim, cols, run.rows, true);
+      rows += run.rows;
+    }
   }
 
   // scores -> P (with dropout), dprobs -> dS. Both are 0 where a score is hidden, whatever NaN stands beside it. dS of
@@ -301,9 +335,11 @@ class Backward {
     }
   }
 
-  HWY_INLINE void store_dbias(ptrdiff_t rows, int64_t key, const BackwardTask& task, const Sequence& sequence) {
+  // ds: of the scores of keys [key, key + rows), behind their cap.
+  HWY_INLINE void store_dbias(const C* ds, ptrdiff_t rows, int64_t key, const BackwardTask& task,
+                              const Sequence& sequence) {
     const ptrdiff_t stride = round_up(rows, 16);
-    transpose(uncapped_ds_, columns_.padded, staging_, stride, rows, columns_.padded);
+    transpose(ds, columns_.padded, staging_, stride, rows, columns_.padded);
     for (ptrdiff_t c = 0; c < columns_.count; ++c) {
       const C* from = staging_ + c * stride;
       if (p_.dbias_shared) {
@@ -322,14 +358,14 @@ class Backward {
     }
   }
 
-  HWY_INLINE void add_dslope(ptrdiff_t rows, int64_t key, const Sequence& sequence) {
+  HWY_INLINE void add_dslope(const C* all_ds, ptrdiff_t rows, int64_t key, const Sequence& sequence) {
     const Tag<C> d;
     const int64_t first = key - alibi_shift(p_.band, sequence) - columns_.origin;
     auto sum = hn::Zero(d);
     for (ptrdiff_t n = 0; n < rows; ++n) {
       const auto place = hn::Set(d, static_cast<C>(first + n));
       for (ptrdiff_t c = 0; c < columns_.padded; c += kLanes) {
-        const auto ds = hn::LoadU(d, uncapped_ds_ + n * columns_.padded + c);
+        const auto ds = hn::LoadU(d, all_ds + n * columns_.padded + c);
         sum = hn::MulAdd(ds, alibi_distance(columns_, c, place), sum);
       }
     }
@@ -353,8 +389,8 @@ class Backward {
     const Sequence sequence = sequence_at(p_.shape, p_.seq, sequence_index);
     const ptrdiff_t dim = p_.shape.head_dim, stride = round_up(dim, 16);
     const C scale = static_cast<C>(p_.softmax_scale);
-    for (int64_t query = 0; query < sequence.seqlen_q; query += kBlockColumns) {
-      const ptrdiff_t count = min_of(kBlockColumns, sequence.seqlen_q - query), cols = round_up(count, 32);
+    for (int64_t query = 0; query < sequence.seqlen_q; query += width_) {
+      const ptrdiff_t count = min_of(width_, sequence.seqlen_q - query), cols = round_up(count, align_);
       transpose(dq_block(dq, query), cols, staging_, stride, dim, cols);
       for (ptrdiff_t c = 0; c < count; ++c) {
         store_row(staging_ + c * stride, scale,
@@ -365,6 +401,7 @@ class Backward {
 
   const AttentionBwdParams& p_;
   C* shares_;
+  ptrdiff_t width_, align_;  // of a block of columns; what their number is rounded up to
   KeyBlock key_blocks_[kKeyBlocks];
   char *q_memory_, *qt_memory_, *dout_memory_, *doutt_memory_;
   Right q_, qt_, dout_, doutt_;  // [queries, head_dim], [head_dim, queries], the same of dout
@@ -376,6 +413,7 @@ class Backward {
   C sink_;
   double dslope_, dsink_;
   Columns<C> columns_;
+  ColumnRows rows_;
   alignas(64) C delta_[kBlockColumns];
   alignas(64) C lse_[kBlockColumns];
   alignas(64) C low_[kBlockColumns];  // lse_low as an exponent

@@ -70,6 +70,7 @@ class Decode : public DecodeStreams<T> {
     q_ = arena.take<C>(rows * q_stride_);
     out_ = arena.take<C>(rows * out_stride_);
     scores_ = arena.take<C>(kDecodeRows * kDecodeKeys);
+    visible_ = arena.take<uint32_t>(p_.blocks.present() ? rows : 0);
     return arena.bytes();
   }
 
@@ -85,10 +86,16 @@ class Decode : public DecodeStreams<T> {
       zero_row(q_ + r * q_stride_ + p_.shape.head_dim, q_stride_ - p_.shape.head_dim);
       zero_row(out_ + r * out_stride_, out_stride_);
     }
-    for (int64_t key = task.keys.begin; key < task.keys.end; key += kDecodeKeys) {
+    const auto step_from = [&](int64_t key) HWY_ATTR {
+      return Base::next_step(min_of(key, task.keys.end), task.keys.end, kDecodeKeys, num_rows);
+    };
+    for (int64_t key = step_from(task.keys.begin), after; key < task.keys.end; key = after) {
       const Range keys{key, min_of(key + kDecodeKeys, task.keys.end)};
+      if (p_.blocks.present()) find_visible(keys, num_rows);
+      after = step_from(keys.end);
       for (ptrdiff_t stream = 0; stream < num_streams_; ++stream) {
-        const Range next{keys.end, min_of(keys.end + kDecodeKeys, task.keys.end)};
+        if (p_.blocks.present() && !sees_any(stream * per_stream, per_stream)) continue;
+        const Range next{after, min_of(after + kDecodeKeys, task.keys.end)};
         next_k_ = look_ahead(p_.k, p_.shape.head_dim, next, sequence, stream);
         next_v_ = look_ahead(p_.v, p_.shape.head_dim_v, next, sequence, stream);
         const Row& first = rows_[stream * per_stream];
@@ -250,7 +257,30 @@ class Decode : public DecodeStreams<T> {
       const Range seen = Base::visible(rows_[row + r], keys, band);
       for (int64_t n = 0; n < seen.begin; ++n) scores_[n * kRows + r] = -kInfinity<C>;
       for (int64_t n = seen.end; n < padded; ++n) scores_[n * kRows + r] = -kInfinity<C>;
+      if (!p_.blocks.present() || visible_[row + r] == ~uint32_t{0}) continue;
+      for (int64_t n = seen.begin; n < seen.end; ++n) {
+        if (!(visible_[row + r] >> n & 1)) scores_[n * kRows + r] = -kInfinity<C>;
+      }
     }
+  }
+
+  // visible_: which of these keys each row sees, as far as blocks say, the lowest bit first.
+  HWY_NOINLINE void find_visible(Range keys, ptrdiff_t num_rows) {
+    static_assert(kDecodeKeys == 2 * kSquare);
+    for (ptrdiff_t r = 0; r < num_rows; ++r) {
+      BlockRow& blocks = rows_[r].blocks;
+      visible_[r] = 0;
+      if (blocks.next_key(p_.blocks, keys.begin, keys.end) >= keys.end) continue;
+      for (int64_t key = keys.begin; key < keys.end; key += kSquare) {
+        const uint32_t word = BlockRow::visible_keys(p_.blocks, blocks.entry_of(p_.blocks, key), rows_[r].query, key);
+        visible_[r] |= word << (key - keys.begin);
+      }
+    }
+  }
+  HWY_INLINE bool sees_any(ptrdiff_t row, ptrdiff_t count) const {
+    uint32_t any = 0;
+    for (ptrdiff_t r = row; r < row + count; ++r) any |= visible_[r];
+    return any != 0;
   }
 
   // O = factor * O + P V.
@@ -303,6 +333,7 @@ class Decode : public DecodeStreams<T> {
   ptrdiff_t q_stride_, out_stride_;
   T *k_copy_, *v_copy_;
   Ahead next_k_, next_v_;
+  uint32_t* visible_;      // of a block mask: [rows], of a block of keys
   C *q_, *out_, *scores_;  // [rows, head_dim], [rows, head_dim_v], [keys, rows of a tile]
 };
 

@@ -22,7 +22,8 @@ class DecodeStreams {
 
   struct Row {
     int64_t group, head, query;
-    C max, sum;  // max: of the scores, as the kernel has them
+    C max, sum;       // max: of the scores, as the kernel has them
+    BlockRow blocks;  // of a block mask
   };
 
   HWY_INLINE DecodeStreams(const AttentionFwdParams& params, ForwardPartials<C> partials)
@@ -36,10 +37,24 @@ class DecodeStreams {
   HWY_INLINE void start_rows(const ForwardTask& task, ptrdiff_t num_rows) {
     const int64_t num_queries = task.queries.end - task.queries.begin;
     for (ptrdiff_t r = 0; r < num_rows; ++r) {
-      const int64_t head = r / num_queries;
-      rows_[r] = {head / p_.shape.heads_per_group, head % p_.shape.heads_per_group, r % num_queries, -kInfinity<C>,
-                  C(0)};
+      const int64_t index = r / num_queries, query = r % num_queries;
+      const int64_t group = index / p_.shape.heads_per_group, head = index % p_.shape.heads_per_group;
+      rows_[r] = {group, head, query, -kInfinity<C>, C(0), {}};
+      if (p_.blocks.present()) {  // dense: the task's index is the batch row
+        rows_[r].blocks = BlockRow(p_.blocks, task.sequence, group, head, query, task.keys.begin);
+      }
     }
+  }
+
+  // The first of keys key, key + step, ... that begins `step` keys of which some row may see one; `end` if none does.
+  HWY_INLINE int64_t next_step(int64_t key, int64_t end, ptrdiff_t step, ptrdiff_t num_rows) {
+    if (!p_.blocks.present()) return key;
+    int64_t next = end;
+    for (ptrdiff_t r = 0; r < num_rows && next > key; ++r) {
+      const int64_t first = rows_[r].blocks.next_key(p_.blocks, key, end);
+      next = first < next ? first : next;
+    }
+    return next < end ? key + (next - key) / step * step : end;
   }
   HWY_INLINE ptrdiff_t rows_per_stream(const ForwardTask& task) const {
     return (shared_ ? p_.shape.heads_per_group : 1) * (task.queries.end - task.queries.begin);

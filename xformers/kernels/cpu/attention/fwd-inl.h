@@ -1,7 +1,7 @@
 // Forward attention of one task: online softmax over blocks of 128 keys, for up to 16 blocks of 64 columns ((head,
 // query) pairs that share keys and values), so that a packed block of keys serves 1024 rows.
 //
-//   per block of keys:  pack K [keys, head_dim] and V^T [head_dim_v, keys]
+//   per block of keys that any column sees:  pack K [keys, head_dim] and V^T [head_dim_v, keys]
 //     per block of columns:  S^T = K Q^T -> bias, mask -> column maxima -> P^T = exp(S^T - max) -> O^T += V^T P^T
 //   at the end:  out = O / sum, lse + lse_low = max + ln(sum)
 //
@@ -9,6 +9,7 @@
 // O needs no rescaling. Working memory: O^T and Q^T of the columns and one packed block of K and V.
 #pragma once
 
+#include "xformers/kernels/cpu/attention/block_walk-inl.h"
 #include "xformers/kernels/cpu/attention/key_rows-inl.h"
 #include "xformers/kernels/cpu/attention/merge.h"
 
@@ -23,6 +24,7 @@ class Forward {
 
   struct ColumnBlock {
     Columns<C> columns;
+    ColumnRows rows;
     typename Gemm::Right q;  // [head_dim, columns]
     C* out;                  // [head_dim_v to 16, columns]
     alignas(64) C row_max[kBlockColumns];
@@ -36,15 +38,19 @@ class Forward {
   static HWY_INLINE void end() { Gemm::end(); }
 
   HWY_INLINE Forward(const AttentionFwdParams& params, ForwardPartials<C> partials)
-      : p_(params), partials_(partials), key_rows_(params) {}
+      : p_(params), partials_(partials), key_rows_(params), width_(queries_in_one_block(params.blocks)) {}
 
   HWY_INLINE size_t lay_out(void* memory) {
     Arena arena(memory);
     const ptrdiff_t dim = p_.shape.head_dim, dim_v = p_.shape.head_dim_v;
-    blocks_ = arena.take<ColumnBlock>(kMaxColumnBlocks);
-    for (ptrdiff_t b = 0; b < column_blocks(p_.shape); ++b) {
-      q_memory_[b] = arena.take<char>(Gemm::right_size(dim, kBlockColumns));
-      out_memory_[b] = arena.take<C>(round_up(dim_v, 16) * kBlockColumns);
+    const ptrdiff_t num_blocks = column_blocks(p_.shape) * (kBlockColumns / width_);
+    blocks_ = arena.take<ColumnBlock>(num_blocks);
+    q_memory_ = arena.take<char*>(num_blocks);
+    out_memory_ = arena.take<C*>(num_blocks);
+    for (ptrdiff_t b = 0; b < num_blocks; ++b) {
+      char* const q = arena.take<char>(Gemm::right_size(dim, width_));
+      C* const out = arena.take<C>(round_up(dim_v, 16) * width_);
+      if (memory) q_memory_[b] = q, out_memory_[b] = out;
     }
     k_copy_ = arena.take<T>(key_rows_.copy_size(kBlockKeys, dim));
     v_copy_ = arena.take<T>(key_rows_.copy_size(kBlockKeys, dim_v));
@@ -63,23 +69,28 @@ class Forward {
     const Band band(p_.band, sequence);
     const ptrdiff_t dim = p_.shape.head_dim, dim_v = p_.shape.head_dim_v;
     const ptrdiff_t total = (task.head_end - task.head_begin) * (task.queries.end - task.queries.begin);
-    const ptrdiff_t num_blocks = (total + kBlockColumns - 1) / kBlockColumns;
+    const ptrdiff_t num_blocks = (total + width_ - 1) / width_;
     for (ptrdiff_t b = 0; b < num_blocks; ++b) start(blocks_[b], b, total, task, sequence);
 
     for (int64_t key = task.keys.begin; key < task.keys.end; key += kBlockKeys) {
       const ptrdiff_t num_keys = min_of(kBlockKeys, task.keys.end - key);
-      const Range keys{key, key + num_keys};
-      const Rows<T> k = key_rows_.keys(sequence, keys, task.group_begin, task.head_begin, {k_copy_, dim});
-      const auto packed_k = Gemm::pack_left(k_memory_, k.data, k.stride, num_keys, dim);
-      const Rows<T> v = key_rows_.values(sequence, keys, task.group_begin, task.head_begin, {v_copy_, dim_v});
-      const auto packed_v = Gemm::pack_left_transposed(v_memory_, v.data, v.stride, num_keys, dim_v);
+      typename Gemm::Left k{}, v{};
+      bool packed = false;
       for (ptrdiff_t b = 0; b < num_blocks; ++b) {
         ColumnBlock& block = blocks_[b];
         const Range seen = band.key_range(block.columns.queries);
         const ptrdiff_t begin = max_of(seen.begin - key, 0) / 32 * 32, end = min_of(seen.end - key, num_keys);
-        if (begin >= end) continue;
-        add_keys(block, task, band, sequence, packed_k.at_row(begin), packed_v.at_depth(begin), key + begin,
-                 end - begin);
+        const KeyRuns runs = block.rows.runs(p_.blocks, key, begin, end, Gemm::kDepthAlign);
+        if (runs.count == 0) continue;
+        if (!packed) {
+          const Range keys{key, key + num_keys};
+          const Rows<T> from_k = key_rows_.keys(sequence, keys, task.group_begin, task.head_begin, {k_copy_, dim});
+          k = Gemm::pack_left(k_memory_, from_k.data, from_k.stride, num_keys, dim);
+          const Rows<T> from_v = key_rows_.values(sequence, keys, task.group_begin, task.head_begin, {v_copy_, dim_v});
+          v = Gemm::pack_left_transposed(v_memory_, from_v.data, from_v.stride, num_keys, dim_v);
+          packed = true;
+        }
+        add_keys(block, task, band, sequence, k, v, key, runs);
       }
     }
     for (ptrdiff_t b = 0; b < num_blocks; ++b) finish(blocks_[b], task, sequence);
@@ -88,8 +99,9 @@ class Forward {
  private:
   HWY_INLINE void start(ColumnBlock& block, ptrdiff_t index, ptrdiff_t total, const ForwardTask& task,
                         const Sequence& sequence) {
-    const ptrdiff_t first = index * kBlockColumns;
-    fill_columns(block.columns, first, min_of(kBlockColumns, total - first), 16, task.queries, task.head_begin);
+    const ptrdiff_t first = index * width_;
+    fill_columns(block.columns, first, min_of(width_, total - first), 16, task.queries, task.head_begin);
+    block.rows.start(p_.blocks, block.columns, sequence.batch, task.group_begin, task.keys.begin);
     T* const rows = reinterpret_cast<T*>(staging_);
     gather_rows(rows, p_.shape.head_dim, p_.q, sequence, task.group_begin, block.columns);
     block.q =
@@ -102,21 +114,33 @@ class Forward {
     }
   }
 
-  // Keys [key, key + rows) of the sequence, all of which some column of the block may see.
+  // Runs of the keys from `key` on, all of which some column of the block may see. k, v: those of the whole tile.
   HWY_INLINE void add_keys(ColumnBlock& block, const ForwardTask& task, const Band& band, const Sequence& sequence,
-                           const typename Gemm::Left& k, const typename Gemm::Left& v, int64_t key, ptrdiff_t rows) {
+                           const typename Gemm::Left& k, const typename Gemm::Left& v, int64_t key,
+                           const KeyRuns& runs) {
     const ptrdiff_t cols = block.columns.padded;
-    Gemm::multiply(scores_, cols, k, block.q, rows, cols, p_.shape.head_dim, false);
-
-    finish_scores<T>(scores_, rows, p_, band, sequence, task.group_begin, block.columns, key, staging_);
-    if (p_.dropout.p > 0) {
-      fill_keep(keep_, rows, p_.dropout, task.sequence, p_.shape.num_heads(),
-                task.group_begin * p_.shape.heads_per_group, block.columns, key);
+    ptrdiff_t rows = 0;
+    for (const KeyRun& run : runs) {
+      C* const scores = scores_ + rows * cols;
+      const int64_t first = key + run.begin;
+      Gemm::multiply(scores, cols, k.at_row(run.begin), block.q, run.rows, cols, p_.shape.head_dim, false);
+      finish_scores<T>(scores, run.rows, p_, band, sequence, task.group_begin, block.columns, first, staging_);
+      if (!run.whole) block.rows.hide(p_.blocks, block.columns, scores, first, run.rows);
+      if (p_.dropout.p > 0) {
+        fill_keep(keep_ + rows * cols, run.rows, p_.dropout, task.sequence, p_.shape.num_heads(),
+                  task.group_begin * p_.shape.heads_per_group, block.columns, first);
+      }
+      rows += run.rows;
     }
     const auto probs = Gemm::probs_right(probs_, scores_, kBlockKeys, cols);
     softmax(block, probs, rows);
-    Gemm::multiply(block.out, cols, v, probs, p_.shape.head_dim_v, cols, rows, block.started);
-    block.started = true;
+    rows = 0;
+    for (const KeyRun& run : runs) {
+      Gemm::multiply(block.out, cols, v.at_depth(run.begin), probs.at_depth(rows), p_.shape.head_dim_v, cols, run.rows,
+                     block.started);
+      block.started = true;
+      rows += run.rows;
+    }
   }
 
   // Scores to probabilities relative to the block's maximum; updates maxima and sums. A maximum ignores NaN, or is NaN
@@ -248,9 +272,10 @@ class Forward {
   const AttentionFwdParams& p_;
   ForwardPartials<C> partials_;
   KeyRows<T> key_rows_;
+  ptrdiff_t width_;  // of a block of columns
   ColumnBlock* blocks_;
-  char* q_memory_[kMaxColumnBlocks];
-  C* out_memory_[kMaxColumnBlocks];
+  char** q_memory_;
+  C** out_memory_;
   T *k_copy_, *v_copy_;
   char *k_memory_, *v_memory_, *probs_;
   C *scores_, *staging_, *keep_;

@@ -13,9 +13,98 @@ constexpr int64_t kMaxShareBytes = int64_t{1} << 29;  // memory for shares of dq
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// The task itself, or its keys in `splits` parts to be merged, each a multiple of `align` keys. The last ones may be
-// empty.
-void add_tasks(ForwardPlan& plan, ForwardTask task, int64_t splits, int64_t align) {
+// How many visible keys the rows of a block mask have among every `align` keys from `begin` on.
+class VisibleKeys {
+ public:
+  VisibleKeys(Range keys, int64_t align) : keys_(keys), align_(align), of_(ceil_div(keys.end - keys.begin, align)) {}
+
+  // The keys of block `k_block`, which `count` rows see.
+  void add(const BlockMask& mask, int64_t k_block, int64_t count) {
+    const int64_t begin = std::max(k_block * mask.block_k, keys_.begin) - keys_.begin;
+    const int64_t end = std::min((k_block + 1) * mask.block_k, keys_.end) - keys_.begin;
+    for (int64_t at = begin; at < end; at = (at / align_ + 1) * align_) {
+      const int64_t here = std::min((at / align_ + 1) * align_, end) - at;
+      of_[at / align_] += here * count;
+      total_ += here * count;
+    }
+  }
+  int64_t total() const { return total_; }
+
+  // The keys in `splits` parts of about as many visible ones, multiples of `align`. The last ones may be empty.
+  std::vector<Range> parts(int64_t splits) const {
+    std::vector<Range> parts;
+    int64_t seen = 0;
+    size_t tile = 0;
+    for (int64_t split = 1; split <= splits; ++split) {
+      const int64_t begin = parts.empty() ? keys_.begin : parts.back().end;
+      while (tile < of_.size() && (split == splits || seen + of_[tile] / 2 < total_ * split / splits)) {
+        seen += of_[tile++];
+      }
+      const int64_t end = keys_.begin + static_cast<int64_t>(tile) * align_;
+      parts.push_back({begin, std::min(end, keys_.end)});
+    }
+    return parts;
+  }
+
+ private:
+  Range keys_;
+  int64_t align_, total_ = 0;
+  std::vector<int64_t> of_;
+};
+
+// Those of a task's rows.
+VisibleKeys visible_keys(const BlockMask& mask, const ForwardTask& task, int64_t align) {
+  VisibleKeys visible(task.keys, align);
+  for (int64_t group = task.group_begin; group < task.group_end; ++group) {
+    for (int64_t head = task.head_begin; head < task.head_end; ++head) {
+      for (int64_t query = task.queries.begin; query < task.queries.end;
+           query = (query / mask.block_q + 1) * mask.block_q) {
+        BlockRow row(mask, task.sequence, group, head, query, task.keys.begin);
+        for (int64_t key = row.next_key(mask, task.keys.begin, task.keys.end); key < task.keys.end;
+             key = row.next_key(mask, (key / mask.block_k + 1) * mask.block_k, task.keys.end)) {
+          visible.add(mask, key / mask.block_k, 1);
+        }
+      }
+    }
+  }
+  return visible;
+}
+
+// How many keys a row of the task sees: the range's, or of a block mask the rows' average.
+int64_t length_of(const BlockMask& mask, const ForwardTask& task) {
+  if (task.keys.empty()) return 0;
+  if (!mask.present()) return task.keys.end - task.keys.begin;
+  const int64_t first = task.queries.begin / mask.block_q, end = ceil_div(task.queries.end, mask.block_q);
+  const int64_t rows = (task.group_end - task.group_begin) * (task.head_end - task.head_begin) * (end - first);
+  return visible_keys(mask, task, kBlockColumns).total() / std::max(rows, int64_t{1});
+}
+
+// The tasks with the most visible keys first, so that threads finish together.
+void sort_by_visible_keys(const BlockMask& mask, ForwardPlan& plan) {
+  std::vector<std::pair<int64_t, ForwardTask>> by_work;
+  for (const ForwardTask& task : plan.tasks) {
+    by_work.emplace_back(visible_keys(mask, task, kBlockColumns).total(), task);
+  }
+  std::stable_sort(by_work.begin(), by_work.end(), [](const auto& a, const auto& b) { return a.first > b.first; });
+  for (size_t i = 0; i < by_work.size(); ++i) plan.tasks[i] = by_work[i].second;
+}
+
+// The keys in `splits` parts, each a multiple of `align`; of a block mask, as many visible ones in each. The last ones
+// may be empty.
+std::vector<Range> parts_of(const BlockMask& mask, const ForwardTask& task, int64_t splits, int64_t align) {
+  if (mask.present()) return visible_keys(mask, task, std::max(align, kBlockColumns)).parts(splits);
+  const Range keys = task.keys;
+  const int64_t step = ceil_div(ceil_div(keys.end - keys.begin, splits), align) * align;
+  std::vector<Range> parts;
+  for (int64_t split = 0; split < splits; ++split) {
+    parts.push_back(
+        {std::min(keys.begin + split * step, keys.end), std::min(keys.begin + (split + 1) * step, keys.end)});
+  }
+  return parts;
+}
+
+// The task itself, or its keys in `splits` parts to be merged.
+void add_tasks(ForwardPlan& plan, const BlockMask& mask, ForwardTask task, int64_t splits, int64_t align) {
   if (task.keys.empty()) task.keys = {0, 0};
   if (splits == 1) {
     plan.tasks.push_back(task);
@@ -23,11 +112,9 @@ void add_tasks(ForwardPlan& plan, ForwardTask task, int64_t splits, int64_t alig
   }
   plan.merges.push_back({task.sequence, task.group_begin, task.group_end, task.head_begin, task.head_end, task.queries,
                          plan.partial_rows, splits});
-  const Range keys = task.keys;
-  const int64_t step = ceil_div(ceil_div(keys.end - keys.begin, splits), align) * align;
-  for (int64_t split = 0; split < splits; ++split) {
+  for (const Range& keys : parts_of(mask, task, splits, align)) {
     ForwardTask part = task;
-    part.keys = {std::min(keys.begin + split * step, keys.end), std::min(keys.begin + (split + 1) * step, keys.end)};
+    part.keys = keys;
     part.partial_row = plan.partial_rows;
     plan.tasks.push_back(part);
     plan.partial_rows += plan.merges.back().num_rows();
@@ -122,9 +209,10 @@ ForwardPlan plan_forward(const AttentionFwdParams& params, int num_threads) {
           const Range rows{q_begin, q_end}, keys = aligned_key_range(band, rows);
           const ForwardTask task{s, group, group + 1, head, head_end, rows, keys, -1};
           if (params.num_splits > 0) {
-            add_tasks(plan, task, params.num_splits, kChosenSplitAlign);
+            add_tasks(plan, params.blocks, task, params.num_splits, kChosenSplitAlign);
           } else {
-            add_tasks(plan, task, std::clamp((keys.end - keys.begin) / kMinKeysPerSplit, int64_t{1}, wanted_splits),
+            add_tasks(plan, params.blocks, task,
+                      std::clamp(length_of(params.blocks, task) / kMinKeysPerSplit, int64_t{1}, wanted_splits),
                       kBlockColumns);
           }
           q_end = q_begin;
@@ -132,6 +220,7 @@ ForwardPlan plan_forward(const AttentionFwdParams& params, int num_threads) {
       }
     }
   }
+  if (params.blocks.present()) sort_by_visible_keys(params.blocks, plan);
   return plan;
 }
 
@@ -148,8 +237,7 @@ ForwardPlan plan_decode(const AttentionFwdParams& params, int num_threads) {
   };
   int64_t total_keys = 0;
   for (int64_t s = 0; s < num_seqs; ++s) {
-    const Range keys = task_of(s).keys;
-    total_keys += keys.empty() ? 0 : keys.end - keys.begin;
+    total_keys += length_of(params.blocks, task_of(s));
   }
   // Several tasks a thread, so that sequences of different lengths balance; one is enough for a single thread.
   const int64_t keys_per_task =
@@ -158,11 +246,15 @@ ForwardPlan plan_decode(const AttentionFwdParams& params, int num_threads) {
     const ForwardTask task = task_of(s);
     if (task.queries.empty()) continue;
     if (params.num_splits > 0) {
-      add_tasks(plan, task, params.num_splits, kChosenSplitAlign);
+      add_tasks(plan, params.blocks, task, params.num_splits, kChosenSplitAlign);
     } else {
-      add_tasks(plan, task, std::max(ceil_div(task.keys.end - task.keys.begin, keys_per_task), int64_t{1}),
-                kBlockColumns);
+      add_tasks(plan, params.blocks, task,
+                std::max(ceil_div(length_of(params.blocks, task), keys_per_task), int64_t{1}), kBlockColumns);
     }
+  }
+  if (params.blocks.present()) {
+    sort_by_visible_keys(params.blocks, plan);
+    return plan;
   }
   // The longest first, so that threads finish together.
   std::stable_sort(plan.tasks.begin(), plan.tasks.end(), [](const ForwardTask& a, const ForwardTask& b) {
@@ -200,6 +292,24 @@ BackwardPlan plan_backward(const AttentionBwdParams& params, int num_threads) {
     chain_keys = std::max(step_of(longest_k, splits), kBlockKeys);
     chain_splits = std::max(ceil_div(longest_k, chain_keys), int64_t{1});
   }
+  // The keys of a head: of a block mask as many visible ones in each part.
+  const auto parts_of = [&](int64_t s, int64_t group, int64_t head, int64_t seqlen_k, int64_t splits, int64_t step) {
+    const BlockMask& mask = params.blocks;
+    std::vector<Range> parts;
+    if (mask.present()) {
+      VisibleKeys visible({0, seqlen_k}, kBlockKeys);
+      const int64_t layout = s * mask.batch_stride + group * mask.group_stride + head * mask.head_stride;
+      const int32_t* const offsets = mask.query_offsets + layout * (mask.num_k_blocks + 1);
+      for (int64_t k_block = 0; k_block * mask.block_k < seqlen_k; ++k_block) {
+        visible.add(mask, k_block, offsets[k_block + 1] - offsets[k_block]);
+      }
+      return visible.parts(splits);
+    }
+    for (int64_t split = 0; split < splits; ++split) {
+      parts.push_back({std::min(split * step, seqlen_k), std::min((split + 1) * step, seqlen_k)});
+    }
+    return parts;
+  };
   std::vector<int64_t> chain_of;  // each task
   for (int64_t s = 0; s < num_seqs; ++s) {
     const Sequence sequence = sequence_at(shape, params.seq, s);
@@ -217,10 +327,9 @@ BackwardPlan plan_backward(const AttentionBwdParams& params, int num_threads) {
           plan.longest_own = std::max(plan.longest_own, sequence.seqlen_q);
         } else {
           plan.merges.push_back({s, group, head, plan.partial_size, share, splits});
-          for (int64_t split = 0; split < splits; ++split) {
-            const Range keys{std::min(split * step, sequence.seqlen_k),
-                             std::min((split + 1) * step, sequence.seqlen_k)};
-            plan.tasks.push_back({s, group, head, keys, plan.partial_size, split == 0});
+          int64_t split = 0;
+          for (const Range& keys : parts_of(s, group, head, sequence.seqlen_k, splits, step)) {
+            plan.tasks.push_back({s, group, head, keys, plan.partial_size, split++ == 0});
             plan.partial_size += share;
           }
         }

@@ -7,6 +7,7 @@
 
 #include "xformers/kernels/cpu/attention/band.h"
 #include "xformers/kernels/params/attention.h"
+#include "xformers/kernels/params/block_mask.h"
 
 namespace xformers::cpu {
 
@@ -57,7 +58,7 @@ struct ForwardMerge {
 };
 
 struct ForwardPlan {
-  std::vector<ForwardTask> tasks;  // heaviest first within a head
+  std::vector<ForwardTask> tasks;  // heaviest first within a head; beside a block mask, of all
   std::vector<ForwardMerge> merges;
   int64_t partial_rows = 0;
 };

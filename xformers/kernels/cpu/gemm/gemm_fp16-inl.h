@@ -215,6 +215,11 @@ struct Fp16Gemm {
     Form form;
     float unit;
     void* room = nullptr;
+    HWY_INLINE Right at_depth(ptrdiff_t depth) const {  // of probabilities
+      Right moved = *this;
+      moved.data = static_cast<const float*>(data) + depth * stride;
+      return moved;
+    }
   };
 
   static HWY_INLINE void begin() {}
