@@ -109,6 +109,17 @@ const std::map<std::string, Built (*)(const Arguments&)> kBuild = {
     {"BlockDiagonalCausalWithOffsetGappyKeysMask", gappy<BlockDiagonalCausalWithOffsetGappyKeysMask>},
     {"PagedBlockDiagonalPaddedKeysMask", paged<PagedBlockDiagonalPaddedKeysMask>},
     {"PagedBlockDiagonalCausalWithOffsetPaddedKeysMask", paged<PagedBlockDiagonalCausalWithOffsetPaddedKeysMask>},
+    {"BlockSparseMask",
+     [](const Arguments& a) {
+       std::vector<at::Tensor> rows;
+       for (const Json& row : a.json.at("layout"))
+         rows.push_back(at::tensor(row.get<std::vector<int64_t>>(), at::kInt));
+       const BlockSparseMask mask(at::stack(rows), a.number("block_size"));
+       const std::string band = a.json.value("band", "");
+       return built(band == "causal"      ? mask.make_causal()
+                    : band == "causal_br" ? mask.make_causal_from_bottomright()
+                                          : mask);
+     }},
     {"PagedBlockDiagonalGappyKeysMask",
      [](const Arguments& a) {
        return built(PagedBlockDiagonalGappyKeysMask::from_seqlens(a.q(), a.numbers("kv_seqstarts"), a.k(), a.table(),

@@ -38,6 +38,10 @@ class Case:
 def build(name: str, arguments: dict[str, Any], device: Any = None) -> ab.AttentionBias:
     """The bias of an example."""
     cls, arguments = getattr(ab, name.split(",")[0]), dict(arguments)
+    if "layout" in arguments:
+        mask = cls(torch.tensor(arguments["layout"]), arguments["block_size"], device=device)
+        band = {None: lambda: mask, "causal": mask.make_causal, "causal_br": mask.make_causal_from_bottomright}
+        return band[arguments.get("band")]()
     if "bias" in arguments:
         return cls(torch.tensor(arguments["bias"]))
     if "q_seqlen" not in arguments:

@@ -18,7 +18,7 @@ from .fmha import (
     memory_efficient_attention_partial,
     merge_attentions,
 )
-from .fmha.attn_bias import AttentionBias, LowerTriangularMask
+from .fmha.attn_bias import AttentionBias, BlockSparseMask, LowerTriangularMask
 from .indexing import index_select_cat, scaled_index_add
 from .rmsnorm import RMSNorm, rms_norm, rms_norm_add
 from .rope_padded import rope_padded
@@ -42,6 +42,7 @@ __all__ = [
     "AttentionMask",
     "AttentionOp",
     "AttentionOpBase",
+    "BlockSparseMask",
     "LowerTriangularMask",
     "MemoryEfficientAttentionCkOp",
     "MemoryEfficientAttentionCutlassFwdFlashBwOp",

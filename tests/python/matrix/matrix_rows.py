@@ -272,6 +272,69 @@ ROWS = [
         lambda size: paged(size, ap.full, ap.paged_gappy, ap.uneven_starts, shared=True),
     ),
 ]
+
+
+def block_layout(nq, nk, size):
+    """Three blocks of four, the second query block blind; said element by element in `in_blocks`."""
+    rows, columns = (-(-n // block) for n, block in zip((nq, nk), size, strict=True))
+    i, j = torch.arange(rows)[:, None], torch.arange(columns)[None, :]
+    return ((3 * i + j) % 4 != 2) & (i != 1)
+
+
+def in_blocks(size, pattern=ap.full):
+    def visible(i, j, d):
+        x, y = i // size[0], j // size[1]
+        return ((3 * x + y) % 4 != 2) & (x != 1) & pattern(i, j, d)
+
+    return visible
+
+
+def in_blocks_of(block, band=lambda mask: mask, pattern=ap.full):
+    def build(size):
+        _, nq, nk = ap.DENSE[size]
+        return dense(size, in_blocks(block, pattern), band(ab.BlockSparseMask(block_layout(nq, nk, block), block)))
+
+    return build
+
+
+def of_elements(size):
+    """`from_mask`: a mask of elements that has nothing to do with blocks."""
+
+    def pattern(i, j, d):
+        return (i * 7 + j * j) % 5 < 2
+
+    _, nq, nk = ap.DENSE[size]
+    mask = pattern(torch.arange(nq)[:, None], torch.arange(nk)[None, :], 0)
+    return dense(size, pattern, ab.BlockSparseMask.from_mask(mask, 48))
+
+
+def blocks_and_bias(tensor):
+    mask = ab.BlockSparseMask(block_layout(*tensor.shape[-2:], (16, 64)), (16, 64))
+    return mask.make_causal().add_bias(tensor)
+
+
+ROWS += [
+    Row("BlockSparseMask", in_blocks_of((16, 16)), takes_3d=True),
+    Row("BlockSparseMask, 32, causal", in_blocks_of((32, 32), lambda m: m.make_causal(), ap.causal), takes_3d=True),
+    Row(
+        "BlockSparseMask, 64, causal from the bottom right",
+        in_blocks_of((64, 64), lambda m: m.make_causal_from_bottomright(), ap.causal_bottom_right),
+        takes_3d=True,
+    ),
+    Row(
+        "BlockSparseMask, 128 x 32, window",
+        in_blocks_of((128, 32), lambda m: m.make_local_attention(9), ap.causal_window(9)),
+        takes_3d=True,
+    ),
+    Row("BlockSparseMask, of elements", of_elements, takes_3d=True),
+    Row(
+        "BlockSparseMask, 16 x 64, causal with a bias",
+        lambda size: dense(size, in_blocks((16, 64), ap.causal), None),
+        additive,
+        on_top_of=blocks_and_bias,
+        takes_3d=True,
+    ),
+]
 # The same with a tensor inside each sequence.
 _BIASED = [
     "BlockDiagonalMask",

@@ -40,7 +40,15 @@ AttentionResult attention(const at::Tensor& query, const at::Tensor& key, const 
                             .out_dtype = out_dtype,
                             .softcap = options.softcap,
                             .alibi_slopes = to_optional(options.alibi_slopes),
-                            .sinks = to_optional(options.sinks)});
+                            .sinks = to_optional(options.sinks),
+                            .block_key_offsets = on_device(bias.blocks.key_offsets),
+                            .block_keys = on_device(bias.blocks.key_blocks),
+                            .block_query_offsets = on_device(bias.blocks.query_offsets),
+                            .block_queries = on_device(bias.blocks.query_blocks),
+                            .block_bits_of = on_device(bias.blocks.bits_of),
+                            .block_bits = on_device(bias.blocks.bits),
+                            .block_q = bias.blocks.block_q,
+                            .block_k = bias.blocks.block_k});
 }
 
 std::tuple<at::Tensor, at::Tensor> out_and_lse(const AttentionResult& result) {

@@ -100,6 +100,7 @@ void check_problem(const AttentionArgs& args) {
   if (is_packed(args)) check_packed(args);
   if (is_quantized(args) || args.k_scale_shift || args.v_scale_shift) check_quantized(args);
   check_modifiers(args);
+  if (args.block_key_offsets) check_blocks(args);
 }
 
 void AttentionArgs::check() const {

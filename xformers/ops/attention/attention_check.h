@@ -27,22 +27,24 @@ inline AttentionCheck check_of(const AttentionArgs& args) { return {args.query, 
 void check_same_device(const AttentionArgs& args);
 void check_problem(const AttentionArgs& args);  // everything that says what is asked for
 
-// Parts of check_problem: packed and paged layouts; int32 key and value; what is done to scores.
+// Parts of check_problem: packed and paged layouts; int32 key and value; what is done to scores; a block mask.
 void check_packed(const AttentionArgs& args);
 void check_quantized(const AttentionArgs& args);
 void check_modifiers(const AttentionArgs& args);
+void check_blocks(const AttentionArgs& args);
 
 // What is done to scores beyond a bias of the dense layout, as far as somebody may not know it.
 struct GivenModifiers {
-  bool softcap = false, alibi_slopes = false, sinks = false, packed_bias = false;
+  bool softcap = false, alibi_slopes = false, sinks = false, packed_bias = false, block_mask = false;
 };
 // The first one that the kernels of the device don't know, or null: CUDA kernels know none.
 const char* unknown_modifier(const GivenModifiers& given, at::Device device);
 inline constexpr const char* kOnlyOnCpu = "none, or tensors on the CPU, whose kernels alone know it";
 inline constexpr const char* kUseCpu = "move the tensors with .cpu(), or put it into a dense attn_bias";
 
-// Offsets rise, and key ranges and pages stay inside the tensors. For CPU tensors: reads them all.
+// Offsets rise, and key ranges, pages and blocks stay inside the tensors. For CPU tensors: reads them all.
 void check_offsets(const AttentionArgs& args);
+void check_block_lists(const AttentionArgs& args);  // the part of it that looks at a block mask
 
 inline bool is_quantized(const AttentionArgs& args) {
   return args.key.scalar_type() == at::kInt && args.value.scalar_type() == at::kInt;

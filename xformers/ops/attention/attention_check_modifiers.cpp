@@ -90,7 +90,8 @@ void check_modifiers(const AttentionArgs& args) {
   const GivenModifiers given{.softcap = args.softcap > 0,
                              .alibi_slopes = args.alibi_slopes.has_value(),
                              .sinks = args.sinks.has_value(),
-                             .packed_bias = args.attn_bias && args.cu_seqlens_q};
+                             .packed_bias = args.attn_bias && args.cu_seqlens_q,
+                             .block_mask = args.block_key_offsets.has_value()};
   if (const char* name = unknown_modifier(given, args.query.device())) {
     check.fail(name, "given beside tensors on " + args.query.device().str(), kOnlyOnCpu, kUseCpu);
   }
@@ -102,6 +103,7 @@ const char* unknown_modifier(const GivenModifiers& given, at::Device device) {
          : given.alibi_slopes ? "alibi_slopes"
          : given.sinks        ? "sinks"
          : given.packed_bias  ? "attn_bias of packed sequences"
+         : given.block_mask   ? "a BlockSparseMask"
                               : nullptr;
 }
 

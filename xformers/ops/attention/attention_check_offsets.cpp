@@ -100,6 +100,7 @@ void check_offsets_alone(const AttentionArgs& args) {
 }  // namespace
 
 void check_offsets(const AttentionArgs& args) {
+  if (args.block_key_offsets) check_block_lists(args);
   if (!args.cu_seqlens_q) return;
   check_offsets_alone(args);
   if (args.attn_bias) check_bias_room(args);

@@ -12,7 +12,7 @@ struct AttentionCheckInputs : AttentionArgs {
 
   static constexpr auto arguments() {
     return std::tuple_cat(operands(), visibility(), std::tuple{arg("p", &AttentionArgs::p)}, pages(), quantization(),
-                          modifiers());
+                          modifiers(), blocks());
   }
   void empty() const = delete;  // decided by what it calls
 };

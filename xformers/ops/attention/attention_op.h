@@ -37,6 +37,10 @@ struct AttentionArgs {
   // head: slopes fp32, fp64 for fp64 inputs; sinks likewise, or in the query's dtype.
   double softcap = 0;
   OptionalTensor alibi_slopes{}, sinks{};
+  // A block mask (BlockLists, attn_bias/lowered_bias.h); H is 1, the number of groups or of query heads.
+  OptionalTensor block_key_offsets{}, block_keys{}, block_query_offsets{}, block_queries{}, block_bits_of{},
+      block_bits{};
+  int64_t block_q = 0, block_k = 0;
 
   // Groups of arguments that several operators take.
   using A = AttentionArgs;
@@ -61,11 +65,22 @@ struct AttentionArgs {
     return std::tuple{arg("softcap", &A::softcap), arg("alibi_slopes", &A::alibi_slopes), arg("sinks", &A::sinks)};
   }
 
+  static constexpr auto blocks() {
+    return std::tuple{arg("block_key_offsets", &A::block_key_offsets),
+                      arg("block_keys", &A::block_keys),
+                      arg("block_query_offsets", &A::block_query_offsets),
+                      arg("block_queries", &A::block_queries),
+                      arg("block_bits_of", &A::block_bits_of),
+                      arg("block_bits", &A::block_bits),
+                      arg("block_q", &A::block_q),
+                      arg("block_k", &A::block_k)};
+  }
+
   static constexpr auto arguments() {
     return std::tuple_cat(operands(), visibility(), std::tuple{arg("scale", &A::scale)}, dropout(),
                           std::tuple{arg("need_lse", &A::need_lse)}, pages(),
                           std::tuple{arg("out_dtype", &A::out_dtype), arg("num_splits", &A::num_splits)},
-                          quantization(), modifiers());
+                          quantization(), modifiers(), blocks());
   }
   void check() const;
   Result empty() const;
@@ -92,7 +107,8 @@ struct AttentionGradArgs : AttentionArgs {
         visibility(), std::tuple{arg("scale", &G::scale)}, dropout(),
         std::tuple{arg("grad_lse", &G::grad_lse), arg("need_bias_grad", &G::need_bias_grad)}, pages(),
         std::tuple{arg("lse_low", &G::lse_low)}, modifiers(),
-        std::tuple{arg("need_slopes_grad", &G::need_slopes_grad), arg("need_sinks_grad", &G::need_sinks_grad)});
+        std::tuple{arg("need_slopes_grad", &G::need_slopes_grad), arg("need_sinks_grad", &G::need_sinks_grad)},
+        blocks());
   }
   void check() const;
   Result empty() const;

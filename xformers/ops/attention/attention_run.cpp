@@ -42,6 +42,10 @@ void to_kernel_form(AttentionArgs& args) {
   for (OptionalTensor* numbers : {&args.alibi_slopes, &args.sinks}) {
     if (*numbers) *numbers = (*numbers)->to(compute_dtype(args.query));
   }
+  for (OptionalTensor* list : {&args.block_key_offsets, &args.block_keys, &args.block_query_offsets,
+                               &args.block_queries, &args.block_bits_of, &args.block_bits}) {
+    if (*list) *list = (*list)->contiguous();
+  }
 }
 
 int64_t head_dim_v(const AttentionArgs& args) { return is_quantized(args) ? args.query.size(-1) : args.value.size(-1); }
@@ -71,6 +75,18 @@ SeqLayout to_layout(const AttentionArgs& args) {
   return layout;
 }
 
+BlockLists block_lists(const AttentionArgs& args) {
+  const auto list = [](const OptionalTensor& t) { return t.value_or(at::Tensor()); };
+  return {.key_offsets = list(args.block_key_offsets),
+          .key_blocks = list(args.block_keys),
+          .query_offsets = list(args.block_query_offsets),
+          .query_blocks = list(args.block_queries),
+          .bits_of = list(args.block_bits_of),
+          .bits = list(args.block_bits),
+          .block_q = args.block_q,
+          .block_k = args.block_k};
+}
+
 KvQuantization to_quantization(const AttentionArgs& args, HeadDims dims) {
   if (!is_quantized(args)) return {};
   KvQuantization quantization;
@@ -96,6 +112,7 @@ void fill_common(Params& params, const AttentionArgs& args, HeadDims dims) {
   params.band = {.window_left = args.window_left.expect_int(),
                  .window_right = args.window_right.expect_int(),
                  .bottom_right = args.bottom_right};
+  params.blocks = to_block_mask(block_lists(args), params.shape, dims);
   if (args.attn_bias) params.mods.bias = to_score_bias(*args.attn_bias, dims);
   params.mods.softcap = args.softcap;
   if (args.alibi_slopes) params.mods.alibi_slopes = to_head_numbers(*args.alibi_slopes, dims);

@@ -5,6 +5,7 @@
 
 #include "xformers/ops/attention/attn_bias/attention_bias.h"  // any of them
 #include "xformers/ops/attention/attn_bias/block_diagonal.h"
+#include "xformers/ops/attention/attn_bias/block_sparse.h"
 #include "xformers/ops/attention/attn_bias/gappy_keys.h"
 #include "xformers/ops/attention/attn_bias/padded_keys.h"
 #include "xformers/ops/attention/attn_bias/paged.h"

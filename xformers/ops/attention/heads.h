@@ -2,6 +2,7 @@
 #pragma once
 
 #include "xformers/kernels/params/attention.h"
+#include "xformers/ops/attention/attn_bias/lowered_bias.h"
 #include "xformers/ops/common/to_params.h"
 
 namespace xformers::ops {
@@ -75,6 +76,28 @@ inline HeadNumbers to_head_numbers(const at::Tensor& t, HeadDims dims) {
           .sequence_stride = first > 0 ? t.stride(0) : 0,
           .group_stride = heads.group,
           .head_stride = heads.head};
+}
+
+// Offsets of the lists are [B or 1, H or 1, blocks + 1], contiguous; H is the number of groups or of query heads.
+inline BlockMask to_block_mask(const BlockLists& lists, const AttentionShape& shape, HeadDims dims) {
+  BlockMask mask;
+  if (!lists.key_offsets.defined()) return mask;
+  const auto data = [](const at::Tensor& t) { return t.defined() ? t.const_data_ptr<int32_t>() : nullptr; };
+  mask.key_offsets = data(lists.key_offsets), mask.key_blocks = data(lists.key_blocks);
+  mask.query_offsets = data(lists.query_offsets), mask.query_blocks = data(lists.query_blocks);
+  if (lists.bits.defined()) {
+    mask.bits_of = data(lists.bits_of);
+    mask.bits = reinterpret_cast<const uint16_t*>(lists.bits.const_data_ptr<int16_t>());
+  }
+  mask.block_q = lists.block_q, mask.block_k = lists.block_k;
+  mask.num_q_blocks = lists.key_offsets.size(-1) - 1, mask.num_k_blocks = lists.query_offsets.size(-1) - 1;
+  const int64_t batch = lists.key_offsets.size(0), heads = lists.key_offsets.size(1);
+  mask.batch_stride = batch > 1 ? heads : 0;
+  if (heads == 1) return mask;
+  const bool of_groups = dims == HeadDims::kGroupsHeads && heads == shape.num_groups;
+  mask.head_stride = dims == HeadDims::kGroups || of_groups ? 0 : 1;
+  mask.group_stride = of_groups ? 1 : shape.heads_per_group;
+  return mask;
 }
 
 inline AttentionShape to_shape(const at::Tensor& query, const at::Tensor& key, int64_t head_dim_v, HeadDims dims) {

@@ -9,6 +9,7 @@ from .attn_bias import VARLEN_BIASES, AttentionBias, LoweredBias
 
 Bias = torch.Tensor | AttentionBias | None
 NO_CAP = 0  # an int, which compilers take for a constant, where 0.0 would be a number that may change
+_BLOCKS = LoweredBias._fields[9:]
 MASKS = (LowerTriangularMask, LowerTriangularMaskWithTensorBias)
 
 
@@ -23,9 +24,11 @@ def lower(query: torch.Tensor, attn_bias: Bias) -> tuple[tuple[Any, ...], dict[s
                 "Fix: use [batch, seqlen, heads, head_dim]; 3-D inputs take a tensor or a LowerTriangularMask."
             )
         lowered = _lowered(query, attn_bias)
-        _, _, _, bottom_right, cu_seqlens_q, cu_seqlens_k, seqused_k, page_table, page_size = lowered
+        _, _, _, bottom_right, cu_seqlens_q, cu_seqlens_k, seqused_k, page_table, page_size = lowered[:9]
         if page_table is not None:
             return lowered[:7], {"page_table": page_table, "page_size": page_size}
+        if lowered.block_key_offsets is not None:
+            return lowered[:4], dict(zip(_BLOCKS, lowered[9:], strict=True))
         # Each argument that is passed costs time, so defaults are left out.
         if cu_seqlens_q is None and cu_seqlens_k is None and seqused_k is None:
             return lowered[: 4 if bottom_right else 3], {}

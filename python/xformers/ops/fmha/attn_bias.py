@@ -6,9 +6,10 @@ one to the library: CONTRIBUTING.md.
 
 from typing import TYPE_CHECKING
 
-from ._bias import base, block_diagonal, gappy, padded, paged, seqinfo, subtensor, whole
+from ._bias import base, block_diagonal, block_sparse, gappy, padded, paged, seqinfo, subtensor, whole
 from ._bias.base import *  # noqa: F403
 from ._bias.block_diagonal import *  # noqa: F403
+from ._bias.block_sparse import *  # noqa: F403
 from ._bias.gappy import *  # noqa: F403
 from ._bias.padded import *  # noqa: F403
 from ._bias.paged import *  # noqa: F403
@@ -28,6 +29,7 @@ if not TYPE_CHECKING:  # checkers see what is imported above: they read no sums 
     __all__ = ["VARLEN_BIASES"]
     __all__ += base.__all__
     __all__ += block_diagonal.__all__
+    __all__ += block_sparse.__all__
     __all__ += gappy.__all__
     __all__ += padded.__all__
     __all__ += paged.__all__

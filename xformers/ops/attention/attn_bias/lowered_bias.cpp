@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "xformers/ops/attention/attn_bias/bias_error.h"
+#include "xformers/ops/attention/attn_bias/block_sparse.h"
 #include "xformers/ops/attention/attn_bias/seq_info.h"
 
 namespace xformers::ops {
@@ -145,6 +146,19 @@ at::Tensor materialize_sequences(const LoweredBias& bias, at::IntArrayRef sizes,
   return mask.expand(physical);
 }
 
+// Where blocks hide: [B or 1, (groups or 1,) heads or 1, queries, keys], as far as `sizes` has these dimensions.
+at::Tensor hidden_blocks(const BlockLists& blocks, at::IntArrayRef sizes) {
+  at::Tensor hidden = elements_of(blocks, sizes[sizes.size() - 2], sizes.back()).logical_not_();
+  const int64_t heads = hidden.size(1);
+  if (sizes.size() == 5) {
+    if (heads == 1 || heads == sizes[1]) return hidden.unsqueeze(2);
+    return hidden.unflatten(1, {sizes[1], sizes[2]});
+  }
+  if (sizes.size() == 3 && hidden.size(0) > 1) return hidden.squeeze(1);
+  while (hidden.dim() > static_cast<int64_t>(sizes.size()) && hidden.size(0) == 1) hidden = hidden.squeeze(0);
+  return hidden;
+}
+
 }  // namespace
 
 MaskBand causal_window_band(int64_t window_size, bool bottom_right) {
@@ -169,6 +183,7 @@ at::Tensor materialize(const LoweredBias& bias, at::IntArrayRef sizes, at::Scala
     return materialize_sequences(bias, sizes, at::dtype(dtype).device(device), total_keys);
   }
   at::Tensor mask = materialize_band(sizes[sizes.size() - 2], sizes.back(), band_of(bias), dtype, device).expand(sizes);
+  if (bias.blocks.key_offsets.defined()) mask = mask.masked_fill(hidden_blocks(bias.blocks, sizes).to(device), kHidden);
   const at::Tensor scores = to_added(bias.scores, mask.options());
   return scores.defined() ? mask + scores : mask;
 }

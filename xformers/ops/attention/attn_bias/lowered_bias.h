@@ -9,7 +9,19 @@
 
 namespace xformers::ops {
 
-// layout x band x score bias: all that operators and kernels know. See kernels/params/attention.h.
+// Visible blocks of the score matrix (BlockMask in kernels/params/attention.h), of B x H layouts, each 1 or what inputs
+// have. Lists are int32, and may be longer than what the last offset says.
+struct BlockLists {
+  at::Tensor key_offsets{};    // [B, H, num_q_blocks + 1]; undefined: no block mask
+  at::Tensor key_blocks{};     // key blocks of every query block, ascending
+  at::Tensor query_offsets{};  // [B, H, num_k_blocks + 1]
+  at::Tensor query_blocks{};   // query blocks of every key block, ascending
+  at::Tensor bits_of{};        // like key_blocks: the number of the block's bits, -1: all of it is visible. Or none
+  at::Tensor bits{};           // int16 [blocks, block_q, block_k / 16]
+  int64_t block_q = 0, block_k = 0;
+};
+
+// layout x band x blocks x score bias: all that operators and kernels know. See kernels/params/attention.h.
 struct LoweredBias {
   const char* name = "None";
   at::Tensor scores{};  // added to the scaled scores; bool: True attends; of sequences: at the place inside each
@@ -18,6 +30,7 @@ struct LoweredBias {
   at::Tensor cu_seqlens_q{}, cu_seqlens_k{}, seqused_k{};
   at::Tensor page_table{};  // int32 [sequences, max_pages]
   int64_t page_size = 0;
+  BlockLists blocks{};
   bool device_given = false;  // else the tensors follow the inputs to their device
   bool takes_3d = true;       // inputs [batch, seqlen, head_dim]
 

@@ -16,7 +16,8 @@ bool is_int(const c10::SymInt& value, int64_t expected) { return value.maybe_as_
 bool can_be_named(const AttentionArgs& args) {
   return args.query.dim() > 3 && !args.page_table && !args.out_dtype && !args.num_splits && !args.k_scale_shift &&
          !args.v_scale_shift && args.window_left.maybe_as_int() && args.window_right.maybe_as_int() &&
-         args.softcap == 0 && !args.alibi_slopes && !args.sinks && !(args.attn_bias && args.cu_seqlens_q);
+         args.softcap == 0 && !args.alibi_slopes && !args.sinks && !args.block_key_offsets &&
+         !(args.attn_bias && args.cu_seqlens_q);
 }
 
 bool flash_takes(const AttentionArgs& args) {

@@ -19,6 +19,7 @@ enum Takers : uint32_t {
   kCkF = 1 << 7,
   kCkB = 1 << 8,
   kCkDecoderF = 1 << 9,  // both of them
+  kNoneOfThem = 1 << 10,
   kEvery = ~uint32_t{0},
 };
 

@@ -32,6 +32,7 @@ constexpr BiasRow kBiases[] = {
     {"PagedBlockDiagonalPaddedKeysMask", kFlashF | kSplitKF, kPaged},
     {"PagedBlockDiagonalCausalWithOffsetPaddedKeysMask", kFlashF | kSplitKF, kPaged},
     {"PagedBlockDiagonalGappyKeysMask", kSplitKF, kPaged},
+    {"BlockSparseMask", kNoneOfThem},
 };
 
 constexpr const char* kNeedsRocm = "it exists for ROCm alone";

@@ -81,7 +81,8 @@ void add_bias_reasons(Reasons& reasons, const Contract& contract, const Attentio
 
 void add_modifier_reasons(Reasons& reasons, const Contract& contract, const AttentionRequest& request) {
   const bool packed_bias = request.packed() && request.dense_bias;
-  const GivenModifiers given{request.softcap > 0, request.alibi_slopes, request.sinks, packed_bias};
+  const GivenModifiers given{request.softcap > 0, request.alibi_slopes, request.sinks, packed_bias,
+                             request.bias == "BlockSparseMask"};
   if (const char* name = unknown_modifier(given, request.query.device())) {
     add_reason(reasons, name, "given beside tensors on " + request.query.device().str(), kOnlyOnCpu, kUseCpu);
   }

@@ -41,6 +41,17 @@ class LoweredBias(NamedTuple):
     seqused_k: torch.Tensor | None = None  # int32 [sequences]: keys in use
     page_table: torch.Tensor | None = None  # int32 [sequences, pages]: keys are in pages
     page_size: int = 0
+    # Visible blocks, int32 (BlockSparseMask): where the key blocks of every query block begin in the list behind it,
+    # [batch or 1, heads or 1, query blocks + 1]; likewise the query blocks of every key block; which of `block_bits` an
+    # entry of `block_keys` has, -1: none; int16 [blocks, block_q, block_k / 16], the lowest bit first.
+    block_key_offsets: torch.Tensor | None = None
+    block_keys: torch.Tensor | None = None
+    block_query_offsets: torch.Tensor | None = None
+    block_queries: torch.Tensor | None = None
+    block_bits_of: torch.Tensor | None = None
+    block_bits: torch.Tensor | None = None
+    block_q: int = 0
+    block_k: int = 0
 
 
 class AttentionBias:
