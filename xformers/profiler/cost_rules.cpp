@@ -2,6 +2,7 @@
 #include "xformers/ops/attention/attention_cost.h"
 #include "xformers/ops/bias_act_dropout/mlp_cost.h"
 #include "xformers/ops/common/product_cost.h"
+#include "xformers/ops/csr/csr_cost.h"
 #include "xformers/ops/swiglu/swiglu_cost.h"
 #include "xformers/profiler/aten_cost.h"
 
@@ -12,6 +13,7 @@ namespace {
 constexpr char kX[] = "x", kX1[] = "x1", kX1X2[] = "x1, x2", kXY[] = "x, x", kXWeight[] = "x, weight",
                kXWeightBias[] = "x, weight, weight", kGradOut[] = "grad_out", kXBias[] = "grad_out, bias",
                kAttnLse[] = "attn, lse", kSource[] = "source", kXq[] = "xq, xk, xv", kH[] = "x1, x2, x1", kY[] = "y",
+               kValues[] = "values", kOut[] = "out", kTransposed[] = "row_offsets, column_indices, column_indices",
                kNothing[] = "";
 
 template <const char* kWritten>
@@ -133,6 +135,13 @@ constexpr CostRule kRules[] = {
     {"xformers::index_select_cat_backward", "grad_out, indices", kOther, true, memory<kGradOut>},
     {"xformers::scaled_index_add_", "input, index, source, scaling", kOther, false, memory<kSource>},
     {"xformers::scaled_index_add_backward", "grad_out, index, source, scaling", kOther, true, memory<kSource>},
+    {"xformers::sddmm_sputnik", "a, b, row_indices, row_offsets, column_indices", kProduct, false, ops::sddmm_cost},
+    {"xformers::spmm_sputnik", "b, row_indices, values, row_offsets, column_indices, m", kProduct, false,
+     ops::spmm_cost},
+    {"xformers::sparse_softmax_sputnik", "m, n, row_indices, values, row_offsets", kOther, false, memory<kValues>},
+    {"xformers::sparse_softmax_backward_sputnik", "m, n, row_indices, out, grad, row_offsets", kOther, true,
+     memory<kOut>},
+    {"xformers::csr_transpose", "row_offsets, column_indices, n", kOther, false, memory<kTransposed>},
     // ---- LibTorch's that multiply ----
     {"aten::mm", "self, mat2", kProduct, false, aten::mm},
     {"aten::addmm", "self, mat1, mat2", kProduct, false, aten::addmm},

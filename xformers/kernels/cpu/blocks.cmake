@@ -2,12 +2,18 @@
 # ../CMakeLists.txt, which has the flags of the instruction sets.
 target_sources(xformers_kernels PRIVATE cpu/base/isa_choice.cpp)
 file(GLOB vector_units CONFIGURE_DEPENDS cpu/*/*_isa.cpp)
+set(plain_families csr)  # those that gain nothing from the rounding to bf16: XFORMERS_BY_PLAIN_ISA
 
 function(xformers_vector_units isa)
   if(NOT isa IN_LIST XFORMERS_BUILT_ISAS)
     return()
   endif()
-  add_library(xformers_vector_${isa} OBJECT ${vector_units})
+  set(units ${vector_units})
+  if(isa STREQUAL "avx512_bf16")
+    list(JOIN plain_families "|" plain)
+    list(FILTER units EXCLUDE REGEX "/(${plain})/[^/]+$")
+  endif()
+  add_library(xformers_vector_${isa} OBJECT ${units})
   target_compile_definitions(xformers_vector_${isa} PRIVATE XFORMERS_ISA_NAMESPACE=isa_${isa})
   target_link_libraries(xformers_vector_${isa} PRIVATE xformers_base)
   target_include_directories(xformers_vector_${isa} SYSTEM

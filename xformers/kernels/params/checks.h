@@ -4,6 +4,7 @@
 
 #include "xformers/kernels/params/attention_check.h"
 #include "xformers/kernels/params/bias_act_dropout.h"
+#include "xformers/kernels/params/csr.h"
 #include "xformers/kernels/params/gate.h"
 #include "xformers/kernels/params/indexing.h"
 #include "xformers/kernels/params/merge.h"
@@ -33,5 +34,10 @@ void check(const MergeBwdParams& params);
 void check(const RopePaddedParams& params);
 void check(const RotaryParams& params);
 void check(const ProductParams& params);
+void check(const CsrSddmmParams& params);
+void check(const CsrSpmmParams& params);
+void check(const CsrSoftmaxFwdParams& params);
+void check(const CsrSoftmaxBwdParams& params);
+void check(const CsrTransposeParams& params);
 
 }  // namespace xformers

@@ -101,6 +101,16 @@ void check_head(const Check& check, DType dtype, int64_t head_dim) {
   }
 }
 
+// 32-bit numbers of rows, columns and values.
+void check_pattern(const Check& check, const CsrPattern& p, bool columns_used) {
+  check.sizes({p.rows, p.columns, p.nnz});
+  for (const int64_t size : {p.rows, p.columns, p.nnz}) {
+    if (size > 0x7fffffff) check.fail("a size", std::to_string(size), "less than 2^31", "split the matrix");
+  }
+  check.given(true, {p.row_offsets});
+  check.given(columns_used && p.nnz > 0, {p.column_indices});
+}
+
 }  // namespace
 
 void check(const NormFwdParams& p, WeightTypes taken) {
@@ -222,6 +232,49 @@ void check(const ProductParams& p) {
   if (size_of(p.dtype) != 2) check.fail("dtype", name_of(p.dtype), "bf16 or fp16", "use the usual product");
   check.given(p.m > 0 && p.n > 0, {p.out});
   check.given(p.m > 0 && p.n > 0 && p.k > 0, {p.a.data, p.b.data});
+}
+
+void check(const CsrSddmmParams& p) {
+  const Check check{"sddmm"};
+  check.dtype("dtype", p.dtype);
+  check.sizes({p.batch, p.depth});
+  check_pattern(check, p.pattern, true);
+  const bool any = p.batch > 0 && p.pattern.nnz > 0;
+  check.given(any, {p.out});
+  check.given(any && p.depth > 0, {p.a.data, p.b.data});
+}
+
+void check(const CsrSpmmParams& p) {
+  const Check check{"spmm"};
+  check.dtype("dtype", p.dtype);
+  check.sizes({p.batch, p.width});
+  check_pattern(check, p.pattern, true);
+  const bool any = p.batch > 0 && p.width > 0;
+  check.given(any && p.pattern.rows > 0, {p.out.data});
+  check.given(any && p.pattern.nnz > 0, {p.values, p.dense.data});
+}
+
+void check(const CsrSoftmaxFwdParams& p) {
+  const Check check{"sparse_softmax"};
+  check.dtype("dtype", p.dtype);
+  check.sizes({p.batch});
+  check_pattern(check, p.pattern, false);
+  check.given(p.batch > 0 && p.pattern.nnz > 0, {p.values, p.out});
+}
+
+void check(const CsrSoftmaxBwdParams& p) {
+  const Check check{"sparse_softmax_backward"};
+  check.dtype("dtype", p.dtype);
+  check.sizes({p.batch});
+  check_pattern(check, p.pattern, false);
+  check.given(p.batch > 0 && p.pattern.nnz > 0, {p.out, p.dout, p.dx});
+}
+
+void check(const CsrTransposeParams& p) {
+  const Check check{"csr_transpose"};
+  check_pattern(check, p.pattern, true);
+  check.given(true, {p.column_offsets});
+  check.given(p.pattern.nnz > 0, {p.row_indices, p.places});
 }
 
 }  // namespace xformers

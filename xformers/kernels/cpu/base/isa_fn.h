@@ -39,4 +39,15 @@ Fn pick_by_isa(Fn portable, Fn avx2, Fn avx512, Fn avx512_bf16) {
   pick_by_isa<decltype(&isa_portable::fn)>(XFORMERS_ISA_FN(portable, fn), XFORMERS_ISA_FN(avx2, fn), \
                                            XFORMERS_ISA_FN(avx512, fn), XFORMERS_ISA_FN(avx512_bf16, fn))
 
+// For units whose kernels gain nothing from the rounding to bf16: blocks.cmake compiles them for plain vectors alone.
+template <class Fn>
+Fn pick_by_plain_isa(Fn portable, Fn avx2, Fn avx512) {
+  const Isa isa = vector_isa();
+  if (isa >= Isa::kAvx512 && avx512) return avx512;
+  return isa >= Isa::kAvx2 && avx2 ? avx2 : portable;
+}
+#define XFORMERS_BY_PLAIN_ISA(fn)                                                                          \
+  pick_by_plain_isa<decltype(&isa_portable::fn)>(XFORMERS_ISA_FN(portable, fn), XFORMERS_ISA_FN(avx2, fn), \
+                                                 XFORMERS_ISA_FN(avx512, fn))
+
 }  // namespace xformers::cpu
