@@ -113,8 +113,11 @@ INPUTS = {
 ATTENTION_OPTIONS = {"dropout": 0.0, "num_heads": 1, "dim_model": 32, "dim_head": 32, "seq_len": 8, "num_landmarks": 2}
 
 
+OPTIONS_OF_ONE = {"global": {"attention_query_mask": torch.arange(5)[:, None] < 2}}
+
+
 def attention(name):
-    return lambda: build_attention({"name": name, **ATTENTION_OPTIONS})
+    return lambda: build_attention({"name": name, **ATTENTION_OPTIONS, **OPTIONS_OF_ONE.get(name, {})})
 
 
 MODULES.update({f"attention {name}": attention(name) for name in ATTENTION_REGISTRY})
