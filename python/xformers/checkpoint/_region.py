@@ -140,28 +140,14 @@ def _detached(out: Any) -> Any:
         return out.detach() if isinstance(out, torch.Tensor) else tree_map_only(torch.Tensor, torch.Tensor.detach, out)
 
 
-class ForwardMode(TorchDispatchMode):
-    """Runs every operator, and keeps what the policy says."""
+class _RegionMode(TorchDispatchMode):
+    """Sees every operator of a region; those that are not counted, such as detach, run as they are."""
 
-    def __init__(self, region: Region, policy: Decisions) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._region, self._policy = region, policy
-        self._owners = _Owners()
-        self._kept: dict[int | None, _Call] = {}  # by index
-        self._clock = 0  # operators that read or write so far
-        self._diverged = False  # a recomputation will not have moved the generators as this pass has
+    _owners: _Owners
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:
         return True
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)  # type: ignore[no-untyped-call]
-        for call in self._kept.values():
-            call.versions = tuple(t._version for t in tensors(call.value))
-        self._region.casts = {storage: owner for storage, owner in self._owners.items() if owner < _UNKNOWN}
-        self._owners.clear()
-        self._kept.clear()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -172,6 +158,32 @@ class ForwardMode(TorchDispatchMode):
             out = func(*args, **kwargs)
             self._owners.enter_uncounted(facts, args, out)
             return out
+        return self._counted(func, facts, args, kwargs)
+
+    def _counted(self, func: Any, facts: Facts, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        raise NotImplementedError
+
+
+class ForwardMode(_RegionMode):
+    """Runs every operator, and keeps what the policy says."""
+
+    def __init__(self, region: Region, policy: Decisions) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._region, self._policy = region, policy
+        self._owners = _Owners()
+        self._kept: dict[int | None, _Call] = {}  # by index
+        self._clock = 0  # operators that read or write so far
+        self._diverged = False  # a recomputation will not have moved the generators as this pass has
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        for call in self._kept.values():
+            call.versions = tuple(t._version for t in tensors(call.value))
+        self._region.casts = {storage: owner for storage, owner in self._owners.items() if owner < _UNKNOWN}
+        self._owners.clear()
+        self._kept.clear()
+
+    def _counted(self, func: Any, facts: Facts, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         with_gradients = torch.is_grad_enabled()
         calls = self._region.calls[with_gradients]
         call = _Call(func, 2 * len(calls) + with_gradients)
@@ -234,7 +246,7 @@ class ForwardMode(TorchDispatchMode):
         return out
 
 
-class RecomputeMode(TorchDispatchMode):
+class RecomputeMode(_RegionMode):
     """Runs the operators again, but for those that were kept."""
 
     def __init__(self, region: Region, policy: Decisions) -> None:
@@ -244,10 +256,6 @@ class RecomputeMode(TorchDispatchMode):
         self._restored: set[_Call] = set()  # answered from memory
         self._position = [0, 0]  # in the calls of the forward pass
         self._difference: str | None = None  # the first one
-
-    @classmethod
-    def ignore_compile_internals(cls) -> bool:
-        return True
 
     def __enter__(self) -> Any:
         self._owners = _Owners(self._region.casts)
@@ -266,15 +274,7 @@ class RecomputeMode(TorchDispatchMode):
             if self._difference is not None:
                 raise _differs(self._difference)
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        facts = FACTS[func]
-        if not facts.is_counted(args):
-            out = func(*args, **kwargs)
-            self._owners.enter_uncounted(facts, args, out)
-            return out
+    def _counted(self, func: Any, facts: Facts, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = self._match(func)
         if self._policy.observes_recomputation:
             self._policy.keeps(func, args, kwargs)

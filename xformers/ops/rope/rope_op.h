@@ -42,16 +42,6 @@ struct RopePadded {
   }
   void check() const;
   at::Tensor empty() const { return empty_result(xq); }
-
-  RopeScaling scaling() const {
-    return {theta,
-            linear_scale,
-            use_dynamic_scaling,
-            dynamic_old_context_len,
-            dynamic_scale_factor,
-            dynamic_low_freq_factor,
-            dynamic_high_freq_factor};
-  }
 };
 
 // The same into a tensor of the queries' shape.
@@ -96,16 +86,18 @@ struct Rotary {
   }
   void check() const;
   at::Tensor empty() const { return empty_result(x); }
-
-  RopeScaling scaling() const {
-    return {theta,
-            linear_scale,
-            use_dynamic_scaling,
-            dynamic_old_context_len,
-            dynamic_scale_factor,
-            dynamic_low_freq_factor,
-            dynamic_high_freq_factor};
-  }
 };
+
+// How an operator's arguments say that rotations are stretched.
+template <class Arguments>
+RopeScaling scaling_of(const Arguments& args) {
+  return {args.theta,
+          args.linear_scale,
+          args.use_dynamic_scaling,
+          args.dynamic_old_context_len,
+          args.dynamic_scale_factor,
+          args.dynamic_low_freq_factor,
+          args.dynamic_high_freq_factor};
+}
 
 }  // namespace xformers::ops

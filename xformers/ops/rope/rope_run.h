@@ -64,7 +64,7 @@ void run_rope_padded(const RopePadded& t, const at::Tensor& out_q) {
                                   .k_lengths = k_lengths.const_data_ptr<int32_t>(),
                                   .first_seqpos = first_seqpos ? first_seqpos->const_data_ptr<int64_t>() : nullptr,
                                   .seqpos = seqpos ? seqpos->const_data_ptr<int64_t>() : nullptr,
-                                  .scaling = t.scaling(),
+                                  .scaling = scaling_of(t),
                                   .layout = {.adjacents = t.adjacents, .rotate_in_fp64 = t.internal_dtype == "f64"}});
 }
 
@@ -100,7 +100,7 @@ at::Tensor run_rotary(const Rotary& args) {
                                  .out_outer_stride = x.size(1) * x.size(2),
                                  .out_seq_stride = x.size(2),
                                  .inverse = args.inverse,
-                                 .scaling = args.scaling(),
+                                 .scaling = scaling_of(args),
                                  .layout = {.adjacents = args.adjacents}});
   return out;
 }
