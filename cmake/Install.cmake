@@ -10,7 +10,8 @@ install(TARGETS xformers_base xformers_kernels EXPORT xformers_kernels COMPONENT
         LIBRARY COMPONENT development INCLUDES DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}")
 install(EXPORT xformers_kernels NAMESPACE xformers:: DESTINATION "${config_dir}" COMPONENT development)
 if(XFORMERS_OPS)
-  install(TARGETS xformers EXPORT xformers_ops COMPONENT development
+  set_target_properties(xformers_ops PROPERTIES EXPORT_NAME ops)
+  install(TARGETS xformers xformers_ops EXPORT xformers_ops COMPONENT development
           LIBRARY COMPONENT development INCLUDES DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}")
   install(EXPORT xformers_ops NAMESPACE xformers:: DESTINATION "${config_dir}" COMPONENT development)
 endif()
@@ -52,6 +53,7 @@ install(FILES "${PROJECT_BINARY_DIR}/xformersConfig.cmake" "${PROJECT_BINARY_DIR
               cmake/TorchTargets.cmake DESTINATION "${config_dir}" COMPONENT development)
 
 if(XFORMERS_OPS)
-  install(TARGETS xformers xformers_kernels xformers_profiler LIBRARY DESTINATION xformers COMPONENT python EXCLUDE_FROM_ALL)
+  install(TARGETS xformers xformers_ops xformers_kernels xformers_profiler LIBRARY DESTINATION xformers COMPONENT python
+          EXCLUDE_FROM_ALL)
   install(FILES "${PROJECT_BINARY_DIR}/_build_info.json" DESTINATION xformers COMPONENT python EXCLUDE_FROM_ALL)
 endif()

@@ -50,8 +50,8 @@ add_custom_target(
   python_package ALL
   COMMAND "${CMAKE_COMMAND}" "-DSOURCE=${PROJECT_SOURCE_DIR}/python/xformers"
           "-DPACKAGE=${PROJECT_BINARY_DIR}/python/xformers" "-DBUILD_INFO=${PROJECT_BINARY_DIR}/_build_info.json"
-          "-DLIBRARIES=$<TARGET_FILE:xformers>,$<TARGET_FILE:xformers_kernels>,$<TARGET_FILE:xformers_profiler>"
+          "-DLIBRARIES=$<TARGET_FILE:xformers>,$<TARGET_FILE:xformers_ops>,$<TARGET_FILE:xformers_kernels>,$<TARGET_FILE:xformers_profiler>"
           -P "${PROJECT_SOURCE_DIR}/cmake/link_python_package.cmake"
-  DEPENDS xformers xformers_kernels xformers_profiler
+  DEPENDS xformers xformers_ops xformers_kernels xformers_profiler
   COMMENT "Linking the Python package into ${PROJECT_BINARY_DIR}/python"
   VERBATIM)

@@ -31,7 +31,7 @@ xargs -P "$(nproc)" -I{} bash -c 'compile {}' <<<"$units"
 [[ -z ${XFORMERS_REUSE:-} ]] || cp -n "$XFORMERS_REUSE"/objects/*.o "$out/objects/"
 "$nvcc" -shared -Xcompiler -fPIC -o "$out/lib/libxformers_kernels.so" "$folder"/objects/*.o "$out"/objects/*.o \
   -cudart static -lpthread -ldl -lrt || echo "FAILED: link"
-cp "$folder/lib/libxformers.so" "$out/lib/"
+cp "$folder"/lib/*.so "$out/lib/"
 cp -r "$folder/python/." "$out/python/" && cp "$out"/lib/*.so "$out/python/xformers/"
 "$nvcc" -o "$out/kernels_cuda_test" "$folder"/tests/*.o "$folder"/tests/libxformers_test_support.a "$folder"/tests/libgtest.a \
   -L"$out/lib" -lxformers_kernels -Xlinker -rpath="$out/lib" -cudart static -lpthread -ldl -lrt || echo "FAILED: link of the tests"

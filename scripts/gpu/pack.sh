@@ -29,7 +29,7 @@ for object in "$tree"/tests/CMakeFiles/kernels_cuda_tests.dir/*/*.o; do
 done
 cp "$(find "$tree" -name libxformers_test_support.a -print -quit)" "$folder/tests/"
 cp "$(find /usr/lib /usr/local/lib "$tree" -name libgtest.a -print -quit 2>/dev/null)" "$folder/tests/"
-strip -g -o "$folder/lib/libxformers.so" "$tree/lib/libxformers.so"
+for library in libxformers libxformers_ops; do strip -g -o "$folder/lib/$library.so" "$tree/lib/$library.so"; done
 tar -C "$tree/python" -ch --exclude='*.so' --exclude=__pycache__ . | tar -C "$folder/python" -x
 
 # Of CUTLASS, the headers that are used.
