@@ -1,11 +1,13 @@
 # Every command sets itself up: system packages (as root), .venv, build. The logic is in scripts/.
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench asan wheel format lint clean
+.PHONY: help demo generate test bench asan wheel format lint clean
 
 help:    ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 demo:    ## train a small GPT on real text for about two minutes
 	@scripts/demo.sh $(ARGS)
+generate: ## write text with the model that demo left, from a cache of keys and values
+	@scripts/generate.sh $(ARGS)
 test:    ## build everything and run all tests
 	@scripts/test.sh
 bench:   ## attention and the operators around it against PyTorch's, JSON in build/bench

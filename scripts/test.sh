@@ -31,7 +31,7 @@ models=$PWD/.venv/models-$(cksum <requirements-models.txt | cut -d' ' -f1)  # a 
 if [[ -d $models ]] || { python -m pip install --disable-pip-version-check --target "$models.new" -r requirements-models.txt \
   >"$LOGS/packages-of-models.log" 2>&1 && mv "$models.new" "$models"; }; then
   say "Python tests with the modules of real models"
-  PYTHONPATH="$models:$PYTHONPATH" python -m pytest -q --junitxml="$reports/models.xml" tests/python/test_transformers.py || status=1
+  PYTHONPATH="$models:$PYTHONPATH" python -m pytest -q --junitxml="$reports/models.xml" tests/python/test_transformers.py tests/python/test_llama_of_transformers.py || status=1
 else
   say "Python tests with the modules of real models: left out, because requirements-models.txt could not be installed" \
     "($LOGS/packages-of-models.log)"

@@ -11,7 +11,7 @@
 #include <iterator>
 #include <sstream>
 
-#include "examples/microgpt/atomic_file.h"
+#include "examples/common/atomic_file.h"
 #include "examples/microgpt/device.h"
 #include "examples/microgpt/error.h"
 
@@ -103,7 +103,7 @@ void save_checkpoint(const std::string& path, Trainer& trainer, const History& h
   std::ostringstream out;
   archive.save_to(out);
   const std::string contents = std::move(out).str();
-  write_file_atomically(path, fmt::format("{} {}\n{}", kFormat, checksum(contents), contents));
+  examples::write_file_atomically(path, fmt::format("{} {}\n{}", kFormat, checksum(contents), contents));
 }
 
 Resumed restore_checkpoint(const std::string& path, Trainer& trainer) {

@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "examples/microgpt/atomic_file.h"
+#include "examples/common/atomic_file.h"
 #include "examples/microgpt/attention.h"
 #include "examples/microgpt/child_process.h"
 #include "examples/microgpt/error.h"
@@ -110,7 +110,7 @@ int compare(const CompareOptions& options) {
         {"program", "microgpt compare"},    {"seqlen", options.model.context}, {"batch", options.batch},
         {"layers", options.model.layers},   {"dim", options.model.dim},        {"heads", options.model.heads},
         {"device", options.compute.device}, {"dtype", options.compute.dtype},  {"rows", table}};
-    write_file_atomically(options.report, json.dump(1) + "\n");
+    examples::write_file_atomically(options.report, json.dump(1) + "\n");
   }
   return 0;
 }

@@ -1,13 +1,9 @@
-// What goes wrong for reasons outside the program: one clear sentence for the user, printed by main().
 #pragma once
 
-#include <stdexcept>
+#include "examples/common/error.h"
 
 namespace microgpt {
 
-class Error : public std::runtime_error {
- public:
-  using std::runtime_error::runtime_error;
-};
+using examples::Error;
 
 }  // namespace microgpt

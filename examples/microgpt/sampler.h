@@ -11,7 +11,4 @@ namespace microgpt {
 // The prompt and `bytes` more, each drawn from the model's prediction.
 std::string sample(Gpt& model, const ComputeOptions& compute, const SampleOptions& options);
 
-// For a terminal or JSON: UTF-8 stays, bytes that are none and control characters become \xNN.
-std::string printable(const std::string& bytes);
-
 }  // namespace microgpt

@@ -7,7 +7,8 @@
 #include <cmath>
 #include <filesystem>
 
-#include "examples/microgpt/atomic_file.h"
+#include "examples/common/atomic_file.h"
+#include "examples/common/printable.h"
 #include "examples/microgpt/checkpoint.h"
 #include "examples/microgpt/error.h"
 #include "examples/microgpt/progress.h"
@@ -168,8 +169,9 @@ void Run::report(const std::string& sample) {
                                {"validation", history_.validation},
                                {"validation_bits_per_byte", history_.validation.back().bits_per_byte},
                                {"bigram_bits_per_byte", bigram_bits_},
-                               {"sample", printable(sample)}};
-  write_file_atomically(options_.report, json.dump(1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
+                               {"sample", examples::printable(sample)}};
+  examples::write_file_atomically(options_.report,
+                                  json.dump(1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
 }
 
 int Run::go() {
@@ -187,7 +189,7 @@ int Run::go() {
   std::string sampled;
   if (!signal && options_.sample.bytes > 0) {
     sampled = sample(*trainer_.model(), options_.compute, options_.sample);
-    progress_.message(fmt::format("sample:\n{}", printable(sampled)));
+    progress_.message(fmt::format("sample:\n{}", examples::printable(sampled)));
   }
   report(sampled);
   return signal ? 128 + signal : 0;
@@ -202,7 +204,7 @@ int train(const TrainOptions& options) {
 
 int write_sample(const TrainOptions& options) {
   const auto model = load_model(options.checkpoint, options.compute);
-  fmt::print("{}\n", printable(sample(*model, options.compute, options.sample)));
+  fmt::print("{}\n", examples::printable(sample(*model, options.compute, options.sample)));
   return 0;
 }
 

@@ -1,19 +1,28 @@
-"""Fixtures: the built microgpt, and text that a tiny model learns in a second."""
+"""Fixtures: the built programs, and text that a tiny model learns in a second."""
 
 import os
 import random
 from pathlib import Path
 
 import pytest
-from microgpt_program import ROOT, TINY, Microgpt
+from programs import ROOT, TINY, Program
+
+
+def built(name: str) -> Program:
+    build = Path(os.environ.get("XFORMERS_BUILD_DIR", ROOT / "build/release")).resolve()
+    program = build / "bin" / name
+    assert program.exists(), f"{program} is not built.  Fix: make test, or set XFORMERS_BUILD_DIR"
+    return Program(program)
 
 
 @pytest.fixture(scope="session")
-def microgpt() -> Microgpt:
-    build = Path(os.environ.get("XFORMERS_BUILD_DIR", ROOT / "build/release")).resolve()
-    program = build / "bin" / "microgpt"
-    assert program.exists(), f"{program} is not built.  Fix: make test, or set XFORMERS_BUILD_DIR"
-    return Microgpt(program)
+def microgpt() -> Program:
+    return built("microgpt")
+
+
+@pytest.fixture(scope="session")
+def llama() -> Program:
+    return built("llama")
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 import json
 import re
 
-from microgpt_program import TINY
+from programs import TINY
 
 
 def test_checkpointed_blocks_learn_the_same(microgpt, text, tmp_path):

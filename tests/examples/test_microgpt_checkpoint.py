@@ -7,7 +7,7 @@ import signal
 import time
 
 import pytest
-from microgpt_program import TINY
+from programs import TINY
 
 # Dropout makes the random state count.
 LONG = ("--steps", 400, "--dropout", 0.1, "--save-every", 5, "--evals", 4)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from microgpt_program import TINY
+from programs import TINY
 
 NO_GPU = "--device cuda: "
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from microgpt_program import ROOT, TINY
+from programs import ROOT, TINY
 
 SUBCOMMANDS = {
     "train": ("--text", "--attention", "--max-seconds", "--steps", "--checkpoint", "--resume", "--report", "--top-k"),

@@ -8,7 +8,7 @@ from collections import Counter
 from itertools import pairwise
 
 import pytest
-from microgpt_program import TINY
+from programs import TINY
 
 
 def report_of(microgpt, path, *arguments) -> dict:

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from microgpt_program import ROOT
+from programs import ROOT
 
 SMALL = sorted([*(ROOT / "examples").glob("*.py"), *(ROOT / "examples").glob("*.cpp")])
 

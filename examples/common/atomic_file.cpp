@@ -1,4 +1,4 @@
-#include "examples/microgpt/atomic_file.h"
+#include "examples/common/atomic_file.h"
 
 #include <fcntl.h>
 #include <fmt/format.h>
@@ -9,9 +9,9 @@
 #include <filesystem>
 #include <utility>
 
-#include "examples/microgpt/error.h"
+#include "examples/common/error.h"
 
-namespace microgpt {
+namespace examples {
 namespace {
 
 namespace fs = std::filesystem;
@@ -89,4 +89,4 @@ void write_file_atomically(const std::string& path, std::string_view contents) {
   }
 }
 
-}  // namespace microgpt
+}  // namespace examples

@@ -1,4 +1,4 @@
-"""How the tests run microgpt."""
+"""How the tests run microgpt and llama."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ TINY = ("--layers", 2, "--dim", 32, "--heads", 2, "--context", 32, "--batch", 8,
         "--device", "cpu")  # fmt: skip
 
 
-class Microgpt:
+class Program:
     """Runs the program; arguments may be numbers and paths."""
 
     def __init__(self, program: Path):
@@ -44,5 +44,5 @@ class Microgpt:
         """The one sentence of a run that has to end badly."""
         done = self(*arguments, **options)
         assert done.returncode not in (0, None) and done.returncode > 0, done
-        assert done.stderr.startswith("microgpt: ") and done.stderr.count("\n") == 1, done.stderr
+        assert done.stderr.startswith(f"{self.program.name}: ") and done.stderr.count("\n") == 1, done.stderr
         return done.stderr
