@@ -1,6 +1,6 @@
 // Backward attention of one task: one head, a range of keys, all queries. The score matrix is recomputed in blocks.
 //
-//   per 512 keys:  pack K, K^T, V of those that are seen; dK = dV = 0
+//   per 512 keys (1024 where a block mask leaves few of them):  pack K, K^T, V of those that are seen; dK = dV = 0
 //     per block of 64 queries that see any of them (fewer where blocks of a mask are smaller):  pack Q, Q^T, dO, dO^T
 //       per 128 of the keys:  S^T = K Q^T,  dP^T = V dO^T
 //                             P^T = exp(S^T - lse - lse_low),  dS^T = P^T (dP^T - delta)
@@ -19,7 +19,12 @@
 HWY_BEFORE_NAMESPACE();
 namespace xformers::cpu::XFORMERS_ISA_NAMESPACE {
 
-inline constexpr ptrdiff_t kKeyBlocks = 4;  // of 128 keys, packed together
+inline constexpr ptrdiff_t kMaxKeyBlocks = 8;
+
+// Blocks of 128 keys that are packed together. Beside a block mask more: queries are loaded for few of them.
+HWY_INLINE ptrdiff_t key_blocks(const AttentionProblem& problem) {
+  return problem.blocks.present() && max_of(problem.shape.head_dim, problem.shape.head_dim_v) <= 64 ? kMaxKeyBlocks : 4;
+}
 
 // Below this an lse alone is exact enough (2^-21 in P): ordinary rows have the same bits with lse_low and without.
 inline constexpr int kLargeLse = 16;
@@ -37,13 +42,14 @@ class Backward {
       : p_(params),
         shares_(shares),
         width_(max_of(queries_in_one_block(params.blocks), Gemm::kDepthAlign)),
-        align_(min_of(width_, 32)) {}
+        align_(min_of(width_, 32)),
+        num_key_blocks_(key_blocks(params)) {}
 
   // longest_own: BackwardPlan's.
   HWY_INLINE size_t lay_out(void* memory, int64_t longest_own) {
     Arena arena(memory);
     const ptrdiff_t dim = p_.shape.head_dim, dim_v = p_.shape.head_dim_v;
-    for (ptrdiff_t b = 0; b < kKeyBlocks; ++b) {
+    for (ptrdiff_t b = 0; b < num_key_blocks_; ++b) {
       key_blocks_[b].k_memory = arena.take<char>(Gemm::left_size(kBlockKeys, dim));
       key_blocks_[b].kt_memory = arena.take<char>(Gemm::left_size(dim, kBlockKeys));
       key_blocks_[b].v_memory = arena.take<char>(Gemm::left_size(kBlockKeys, dim_v));
@@ -79,8 +85,8 @@ class Backward {
     C* const dq = task.partial >= 0 ? shares_ + task.partial : own_dq_;
     zero_row(dq, dq_size(sequence.seqlen_q, p_.shape.head_dim));
 
-    for (int64_t key = task.keys.begin; key < task.keys.end; key += kKeyBlocks * kBlockKeys) {
-      const Range keys{key, min_of(key + kKeyBlocks * kBlockKeys, task.keys.end)};
+    for (int64_t key = task.keys.begin; key < task.keys.end; key += num_key_blocks_ * kBlockKeys) {
+      const Range keys{key, min_of(key + num_key_blocks_ * kBlockKeys, task.keys.end)};
       for (ptrdiff_t b = 0; key + b * kBlockKeys < keys.end; ++b) {
         const int64_t begin = key + b * kBlockKeys;
         start(key_blocks_[b], {begin, min_of(begin + kBlockKeys, keys.end)});
@@ -402,7 +408,8 @@ class Backward {
   const AttentionBwdParams& p_;
   C* shares_;
   ptrdiff_t width_, align_;  // of a block of columns; what their number is rounded up to
-  KeyBlock key_blocks_[kKeyBlocks];
+  ptrdiff_t num_key_blocks_;
+  KeyBlock key_blocks_[kMaxKeyBlocks];
   char *q_memory_, *qt_memory_, *dout_memory_, *doutt_memory_;
   Right q_, qt_, dout_, doutt_;  // [queries, head_dim], [head_dim, queries], the same of dout
   char *p_memory_, *ds_memory_, *dst_memory_;

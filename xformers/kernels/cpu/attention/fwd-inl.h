@@ -43,7 +43,7 @@ class Forward {
   HWY_INLINE size_t lay_out(void* memory) {
     Arena arena(memory);
     const ptrdiff_t dim = p_.shape.head_dim, dim_v = p_.shape.head_dim_v;
-    const ptrdiff_t num_blocks = column_blocks(p_.shape) * (kBlockColumns / width_);
+    const ptrdiff_t num_blocks = column_blocks(p_) * (kBlockColumns / width_);
     blocks_ = arena.take<ColumnBlock>(num_blocks);
     q_memory_ = arena.take<char*>(num_blocks);
     out_memory_ = arena.take<C*>(num_blocks);

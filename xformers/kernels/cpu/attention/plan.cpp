@@ -168,7 +168,7 @@ int64_t rows_per_key(const AttentionFwdParams& params) {
 }
 
 ForwardPlan plan_forward(const AttentionFwdParams& params, int num_threads) {
-  const int64_t max_columns = column_blocks(params.shape) * kBlockColumns;
+  const int64_t max_columns = column_blocks(params) * kBlockColumns;
   const AttentionShape& shape = params.shape;
   const bool shared = shares_heads(params);
   const int64_t num_seqs = num_sequences(shape, params.seq);

@@ -16,9 +16,11 @@ inline constexpr int64_t kBlockColumns = 64, kBlockKeys = 128;
 inline constexpr int64_t kMaxColumnBlocks = 16;
 
 // Column blocks that a forward task may hold: fewer for wide heads, so that its memory stays near the second-level
-// cache.
-XFORMERS_INLINE int64_t column_blocks(const AttentionShape& shape) {
+// cache. Of a block mask few see a packed block of keys: as many more as the cache holds share it.
+XFORMERS_INLINE int64_t column_blocks(const AttentionProblem& problem) {
+  const AttentionShape& shape = problem.shape;
   const int64_t widest = shape.head_dim > shape.head_dim_v ? shape.head_dim : shape.head_dim_v;
+  if (problem.blocks.present() && widest <= 64) return 2 * kMaxColumnBlocks;
   return widest <= 128 ? kMaxColumnBlocks : widest <= 256 ? kMaxColumnBlocks / 2 : kMaxColumnBlocks / 4;
 }
 
