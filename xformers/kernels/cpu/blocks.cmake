@@ -2,7 +2,7 @@
 # ../CMakeLists.txt, which has the flags of the instruction sets.
 target_sources(xformers_kernels PRIVATE cpu/base/isa_choice.cpp)
 file(GLOB vector_units CONFIGURE_DEPENDS cpu/*/*_isa.cpp)
-set(plain_families csr)  # those that gain nothing from the rounding to bf16: XFORMERS_BY_PLAIN_ISA
+set(plain_families csr sparse24)  # those that gain nothing from the rounding to bf16: XFORMERS_BY_PLAIN_ISA
 
 function(xformers_vector_units isa)
   if(NOT isa IN_LIST XFORMERS_BUILT_ISAS)

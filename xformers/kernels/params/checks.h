@@ -12,6 +12,7 @@
 #include "xformers/kernels/params/product.h"
 #include "xformers/kernels/params/rope.h"
 #include "xformers/kernels/params/softmax.h"
+#include "xformers/kernels/params/sparse24.h"
 
 namespace xformers {
 
@@ -39,5 +40,10 @@ void check(const CsrSpmmParams& params);
 void check(const CsrSoftmaxFwdParams& params);
 void check(const CsrSoftmaxBwdParams& params);
 void check(const CsrTransposeParams& params);
+void check(const Sparse24PackParams& params);
+void check(const Sparse24DenseParams& params);
+void check(const Sparse24ActivationBwdParams& params);
+void check(const Sparse24UnpackParams& params);
+void check(const Sparse24ProductParams& params);
 
 }  // namespace xformers

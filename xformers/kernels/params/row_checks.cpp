@@ -111,6 +111,23 @@ void check_pattern(const Check& check, const CsrPattern& p, bool columns_used) {
   check.given(columns_used && p.nnz > 0, {p.column_indices});
 }
 
+void check_sparse24_activation(const Check& check, Activation activation) {
+  switch (activation) {
+    case Activation::kNone:
+    case Activation::kRelu:
+    case Activation::kSquaredRelu:
+    case Activation::kGelu:
+    case Activation::kGeluExact: return;
+    default:
+      check.fail("activation", "another one", "kNone, kRelu, kSquaredRelu, kGelu or kGeluExact", "apply it before");
+  }
+}
+
+// A packed matrix that is wanted, or read.
+void check_packed(const Check& check, const Sparse24Packed& packed, bool any) {
+  check.given(any && packed.values, {packed.meta});
+}
+
 }  // namespace
 
 void check(const NormFwdParams& p, WeightTypes taken) {
@@ -275,6 +292,56 @@ void check(const CsrTransposeParams& p) {
   check_pattern(check, p.pattern, true);
   check.given(true, {p.column_offsets});
   check.given(p.pattern.nnz > 0, {p.row_indices, p.places});
+}
+
+void check(const Sparse24PackParams& p) {
+  const Check check{"sparse24"};
+  check.dtype("dtype", p.dtype);
+  check.sizes({p.rows, p.cols});
+  check_sparse24_activation(check, p.activation);
+  const bool any = p.rows > 0 && p.cols > 0;
+  check.given(any, {p.x.data});
+  check.given(any && p.mask_given, {p.mask.cells});
+  check_packed(check, p.packed, any);
+  check_packed(check, p.packed_t, any);
+}
+
+void check(const Sparse24DenseParams& p) {
+  const Check check{"sparse24_apply_dense_output"};
+  check.dtype("dtype", p.dtype);
+  check.sizes({p.rows, p.cols});
+  if (p.row_stride != 1 && p.col_stride != 1 && p.rows > 1 && p.cols > 1)
+    check.fail("x", "of neither row- nor column-major order", "one of them", "make it contiguous");
+  check.given(p.rows > 0 && p.cols > 0, {p.x, p.mask.cells, p.out});
+}
+
+void check(const Sparse24ActivationBwdParams& p) {
+  const Check check{"sparse24_activation_backward"};
+  check.dtype("dtype", p.dtype);
+  check.sizes({p.rows, p.cols});
+  check_sparse24_activation(check, p.activation);
+  const bool any = p.rows > 0 && p.cols > 0;
+  check.given(any, {p.x.data, p.dout.data, p.dx.data, p.mask.cells});
+  check.given(any && p.x2.data, {p.dx2.data});
+}
+
+void check(const Sparse24UnpackParams& p) {
+  const Check check{"sparse24_unpack"};
+  check.dtype("dtype", p.dtype);
+  check.sizes({p.rows, p.cols});
+  check.given(p.rows > 0 && p.cols > 0, {p.packed.values, p.packed.meta, p.out.data});
+}
+
+void check(const Sparse24ProductParams& p) {
+  const Check check{"sparse24_product"};
+  check.dtype("dtype", p.dtype);
+  check.sizes({p.m, p.n, p.k});
+  check_sparse24_activation(check, p.activation);
+  const bool any = p.m > 0 && p.n > 0;
+  check.given(any, {p.out});
+  check.given(any && p.k > 0, {p.a.values, p.a.meta, p.b});
+  if (any && p.k > 1 && p.n > 1 && p.b_row != 1 && p.b_col != 1)
+    check.fail("b", "of neither row- nor column-major order", "one of them", "make it contiguous");
 }
 
 }  // namespace xformers
