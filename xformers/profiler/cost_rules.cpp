@@ -3,6 +3,7 @@
 #include "xformers/ops/bias_act_dropout/mlp_cost.h"
 #include "xformers/ops/common/product_cost.h"
 #include "xformers/ops/csr/csr_cost.h"
+#include "xformers/ops/sparse24/sparse24_cost.h"
 #include "xformers/ops/swiglu/swiglu_cost.h"
 #include "xformers/profiler/aten_cost.h"
 
@@ -14,7 +15,7 @@ constexpr char kX[] = "x", kX1[] = "x1", kX1X2[] = "x1, x2", kXY[] = "x, x", kXW
                kXWeightBias[] = "x, weight, weight", kGradOut[] = "grad_out", kXBias[] = "grad_out, bias",
                kAttnLse[] = "attn, lse", kSource[] = "source", kXq[] = "xq, xk, xv", kH[] = "x1, x2, x1", kY[] = "y",
                kValues[] = "values", kOut[] = "out", kTransposed[] = "row_offsets, column_indices, column_indices",
-               kNothing[] = "";
+               kNothing[] = "", kInput[] = "input", kXX2[] = "x, x2", kPackedTwice[] = "packed, packed";
 
 template <const char* kWritten>
 Cost memory(const Call& call) {
@@ -125,6 +126,23 @@ constexpr CostRule kRules[] = {
     {"xformers::softmax", "x, mask, causal", kOther, false, memory<kX>},
     {"xformers::log_softmax", "x, mask, causal", kOther, false, memory<kX>},
     {"xformers::softmax_backward", "grad_out, out, causal, log", kOther, true, memory<kGradOut>},
+    {"xformers::sparse24_sparsify_both_ways", "input", kOther, false, ops::sparse24_pack_cost<2>},
+    {"xformers::sparse24_sparsify", "input", kOther, false, ops::sparse24_pack_cost<1>},
+    {"xformers::sparse24_apply", "input, threads_masks", kOther, false, ops::sparse24_pack_cost<2>},
+    {"xformers::sparse24_activation", "x, activation, x2", kOther, false, ops::sparse24_pack_cost<2>},
+    {"xformers::sparse24_activation_backward", "grad_out, x, threads_masks, activation, x2", kOther, true,
+     memory<kXX2>},
+    {"xformers::sparse24_apply_dense_output", "input, threads_masks", kOther, false, memory<kInput>},
+    {"xformers::sparse24_unpack", "packed, meta, rows, cols", kOther, false, memory<kPackedTwice>},
+    {"xformers::sparse24_product", "packed, meta, b, rows, cols, bias", kProduct, false, ops::sparse24_product_cost},
+    {"xformers::sparse24_linear", "x, weight, bias", kProduct, false, ops::sparse24_linear_cost},
+    {"xformers::sparse24_activated_linear", "z, weight, bias", kProduct, false, ops::sparse24_linear_cost},
+    {"xformers::_sparse24_gemm", "a, b, meta_reordered", kProduct, false, ops::sparse24_gemm_cost},
+    {"xformers::sparse24_largest_mask_2d", "input", kOther, false, memory<kInput>},
+    {"xformers::sparse24_largest_with_Krandom_mask_2d", "input", kOther, false, memory<kInput>},
+    {"xformers::_sparse24_pack_mask", "input", kOther, false, memory<kNothing>},
+    {"xformers::_sparse24_reorder_meta", "input", kOther, false, memory<kInput>},
+    {"xformers::_sparse24_pack_tensor_according_to_mask", "a, meta", kOther, false, memory<kNothing>},
     {"xformers::rotary", "x, theta", kOther, false, memory<kX>},
     {"xformers::rope_padded", "xq, xk, xv", kOther, false, memory<kXq>},
     {"xformers::rope_padded_out", "xq, xk, xv", kOther, false, memory<kXq>},

@@ -22,6 +22,7 @@ from .fmha.attn_bias import AttentionBias, BlockSparseMask, LowerTriangularMask
 from .indexing import index_select_cat, scaled_index_add
 from .rmsnorm import RMSNorm, rms_norm, rms_norm_add
 from .rope_padded import rope_padded
+from .sp24 import Sparse24Tensor, sparsify24, sparsify24_like
 from .swiglu_op import (
     SwiGLU,
     SwiGLUEagerOp,
@@ -50,6 +51,7 @@ __all__ = [
     "MemoryEfficientAttentionFlashAttentionOp",
     "MemoryEfficientAttentionSplitKCkOp",
     "RMSNorm",
+    "Sparse24Tensor",
     "SwiGLU",
     "SwiGLUEagerOp",
     "SwiGLUFusedOp",
@@ -70,6 +72,8 @@ __all__ = [
     "rms_norm_add",
     "rope_padded",
     "scaled_index_add",
+    "sparsify24",
+    "sparsify24_like",
     "stack_or_none",
     "swiglu",
     "swiglu_packed",
