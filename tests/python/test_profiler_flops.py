@@ -238,7 +238,7 @@ NOTHING = {
     "lse_from_format", "lse_to_format", "stack_or_none", "swiglu_check", "unbind",
 }  # fmt: skip
 # Made of LibTorch's products, which a trace counts inside of them; PyTorch's counter doesn't look there.
-FROM_WITHIN = {"favor_attention", "favor_attention_backward", "fourier_mix"}
+FROM_WITHIN = {"fourier_mix"}
 
 
 def test_every_operator_has_a_cost():

@@ -3,6 +3,7 @@
 #include "xformers/ops/bias_act_dropout/mlp_cost.h"
 #include "xformers/ops/common/product_cost.h"
 #include "xformers/ops/csr/csr_cost.h"
+#include "xformers/ops/linear_attention/linear_attention_cost.h"
 #include "xformers/ops/sparse24/sparse24_cost.h"
 #include "xformers/ops/swiglu/swiglu_cost.h"
 #include "xformers/profiler/aten_cost.h"
@@ -54,6 +55,8 @@ constexpr char kFlash3[] =
 constexpr char kFlash3Backward[] =
     "grads_share_storage, grad, query, key, value, out, lse, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, "
     "softmax_scale, is_causal";
+constexpr char kLinearAttention[] = "q, k, v, omega, log_decay, state, cu_seqlens, paired";
+constexpr char kLinearAttentionBackward[] = "grad_out, q, k, v, omega, log_decay, state, cu_seqlens, paired";
 constexpr char kMlp[] = "x, w1, b1, w2, b2, activation, p";
 constexpr char kMlpBackward[] =
     "grad_out, x, z, w1, b1, w2, activation, p, philox_state, need_dx, need_dw1, need_db1, need_dw2, need_db2";
@@ -93,6 +96,9 @@ constexpr CostRule kRules[] = {
     {"xformers_flash::flash_bwd", kFlashBackward, kAttend, true, flash_backward},
     {"xformers_flash3::flash_fwd", kFlash3, kAttend, false, flash},
     {"xformers_flash3::flash_bwd", kFlash3Backward, kAttend, true, flash_backward},
+    {"xformers::linear_attention", kLinearAttention, kAttend, false, ops::linear_attention_cost},
+    {"xformers::linear_attention_backward", kLinearAttentionBackward, kAttend, true,
+     ops::linear_attention_backward_cost},
     {"xformers::merge_attentions", "attn, lse", kOther, false, memory<kNothing>},
     {"xformers::merge_attentions_backward", "grad_out, grad_lse, attn, lse", kOther, true, memory<kAttnLse>},
     {"xformers::product", "a, b, bias", kProduct, false, ops::product_op_cost},

@@ -20,6 +20,7 @@ from .fmha import (
 )
 from .fmha.attn_bias import AttentionBias, BlockSparseMask, LowerTriangularMask
 from .indexing import index_select_cat, scaled_index_add
+from .linear_attention import linear_attention
 from .rmsnorm import RMSNorm, rms_norm, rms_norm_add
 from .rope_padded import rope_padded
 from .sp24 import Sparse24Tensor, sparsify24, sparsify24_like
@@ -61,6 +62,7 @@ __all__ = [
     "fmha",
     "get_stack_strides",
     "index_select_cat",
+    "linear_attention",
     "masked_matmul",
     "memory_efficient_attention",
     "memory_efficient_attention_backward",

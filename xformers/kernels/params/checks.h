@@ -7,6 +7,7 @@
 #include "xformers/kernels/params/csr.h"
 #include "xformers/kernels/params/gate.h"
 #include "xformers/kernels/params/indexing.h"
+#include "xformers/kernels/params/linear_attention.h"
 #include "xformers/kernels/params/merge.h"
 #include "xformers/kernels/params/norm.h"
 #include "xformers/kernels/params/product.h"
@@ -28,6 +29,8 @@ void check(const ScaledIndexAddBwdParams& params, WeightTypes taken);
 void check(const IndexSelectCatParams& params);
 void check(const SoftmaxFwdParams& params);
 void check(const SoftmaxBwdParams& params);
+void check(const LinearAttentionFwdParams& params);
+void check(const LinearAttentionBwdParams& params);
 void check(const GateFwdParams& params);
 void check(const GateBwdParams& params);
 void check(const MergeFwdParams& params);

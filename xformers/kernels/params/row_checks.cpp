@@ -93,6 +93,33 @@ void check_merge(const MergeShape& shape, const MergePart* parts, const void* ro
   }
 }
 
+void check_linear_attention(const LinearAttentionShape& s, const LinearAttentionInputs& in) {
+  const Check check{"linear_attention"};
+  check.dtype("dtype", s.dtype);
+  check.sizes({s.num_sequences, s.num_heads, s.seqlen_q, s.seqlen_k, s.head_dim_v});
+  const auto refuse = [&](const char* name, int64_t got, const std::string& expected, const char* fix) {
+    check.fail(name, std::to_string(got), expected, fix);
+  };
+  if (s.head_dim < 1) refuse("head_dim", s.head_dim, ">= 1", "features have at least one element");
+  if (s.num_features < 1) refuse("the number of features", s.num_features, ">= 1", "draw some");
+  if (s.map > FeatureMap::kExpPaired) check.fail("the feature map", "unknown", "one that is named", "see FeatureMap");
+  if (s.map == FeatureMap::kGiven && s.num_features != s.head_dim) {
+    refuse("the number of features", s.num_features, std::to_string(s.head_dim), "given features are the head");
+  }
+  if (s.map == FeatureMap::kExpPaired && s.num_features % 2 != 0) {
+    refuse("the number of features", s.num_features, "an even number", "they come in pairs");
+  }
+  if ((s.causal || s.cu_seqlens) && s.seqlen_q != s.seqlen_k) {
+    refuse("seqlen_k", s.seqlen_k, std::to_string(s.seqlen_q), "query i sees the keys of the same sequence");
+  }
+  if (in.log_decay && !s.causal) check.fail("log_decay", "given", "none where not causal", "set causal");
+  check.given(s.map != FeatureMap::kGiven, {in.omega});
+  const bool any = s.num_sequences > 0 && s.num_heads > 0;
+  check.given(any && s.seqlen_q > 0, {in.q.data});
+  check.given(any && s.seqlen_k > 0, {in.k.data});
+  check.given(any && s.seqlen_k > 0 && s.head_dim_v > 0, {in.v.data});
+}
+
 void check_head(const Check& check, DType dtype, int64_t head_dim) {
   check.dtype("dtype", dtype);
   if (head_dim < 2 || head_dim % 2 != 0) {
@@ -202,6 +229,26 @@ void check(const SoftmaxFwdParams& p) { check_softmax({"softmax"}, p.shape, p.x,
 void check(const SoftmaxBwdParams& p) {
   check_softmax({"softmax_backward"}, p.shape, p.out, p.dout);
   check_softmax({"softmax_backward"}, p.shape, p.dx, p.dout);
+}
+
+void check(const LinearAttentionFwdParams& p) {
+  check_linear_attention(p.shape, p.in);
+  const bool any = p.shape.num_sequences > 0 && p.shape.num_heads > 0 && p.shape.seqlen_q > 0;
+  const Check check{"linear_attention"};
+  check.given(any && p.shape.head_dim_v > 0, {p.out.data});
+  check.given(any && p.shape.normalize, {p.denominator});
+}
+
+void check(const LinearAttentionBwdParams& p) {
+  check_linear_attention(p.shape, p.in);
+  const bool any = p.shape.num_sequences > 0 && p.shape.num_heads > 0;
+  const Check check{"linear_attention_backward"};
+  check.given(any && p.shape.seqlen_q > 0, {p.dq.data});
+  check.given(any && p.shape.seqlen_q > 0 && p.shape.head_dim_v > 0, {p.dout.data});
+  check.given(any && p.shape.seqlen_q > 0 && p.shape.head_dim_v > 0 && p.shape.normalize, {p.out.data, p.denominator});
+  check.given(any && p.shape.seqlen_k > 0, {p.dk.data});
+  check.given(any && p.shape.seqlen_k > 0 && p.shape.head_dim_v > 0, {p.dv.data});
+  check.given(any && p.shape.seqlen_k > 0 && p.in.log_decay, {p.dlog_decay});
 }
 
 void check(const GateFwdParams& p) {

@@ -1,12 +1,9 @@
 // "Rethinking Attention with Performers" (Choromanski et al., arXiv:2009.14794): softmax attention estimated by random
 // positive features, out_i = sum over j of (q'_i . k'_j) v_j / sum over j of q'_i . k'_j, over all j or, causal, j <=
-// i. O(seqlen m). Features are made chunk by chunk, from x and omega, and again in backward: they never lie in memory
-// whole.
+// i: linear_attention() over the features that omega makes. O(seqlen m); features never lie in memory.
 //
 //   x' = exp(x omega - |x|^2 / 2), or exp of both signs of x omega side by side;   x of length scaled by
 //   head_dim^(-1/4)
-//
-// Constant factors of q'_i, and of all k'_j together, cancel: they are chosen so that nothing overflows.
 #pragma once
 
 #include "xformers/ops/common/operator.h"
@@ -15,8 +12,7 @@ namespace xformers::nn::functional {
 
 struct FavorArgs {
   static constexpr const char* kName = "favor_attention";
-  static constexpr const char* kResults[] = {"out", "denominator"};
-  using Result = std::tuple<at::Tensor, at::Tensor>;
+  using Result = at::Tensor;
   at::Tensor q, k, v;   // [batch, seqlen, heads, head_dim] or, heads folded, [batch * heads, seqlen, head_dim]
   at::Tensor omega;     // [head_dim, m or m / 2]: no gradient
   bool paired = false;  // both signs of x omega
@@ -27,23 +23,6 @@ struct FavorArgs {
     return std::tuple{ops::arg("q", &A::q),         ops::arg("k", &A::k),           ops::arg("v", &A::v),
                       ops::arg("omega", &A::omega), ops::arg("paired", &A::paired), ops::arg("causal", &A::causal)};
   }
-  void check() const;
-  Result empty() const;
-};
-
-struct FavorBackwardArgs : FavorArgs {
-  static constexpr const char* kName = "favor_attention_backward";
-  static constexpr const char* kResults[] = {"dq", "dk", "dv"};
-  using Result = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
-  at::Tensor grad_out, out, denominator;
-
-  static constexpr auto arguments() {
-    using A = FavorBackwardArgs;
-    return std::tuple_cat(std::tuple{ops::arg("grad_out", &A::grad_out)}, FavorArgs::arguments(),
-                          std::tuple{ops::arg("out", &A::out).keyword().required(),
-                                     ops::arg("denominator", &A::denominator).keyword().required()});
-  }
-  Result empty() const;
 };
 
 // In q's layout and dtype; half precision is computed in fp32, also under autocast.

@@ -43,8 +43,8 @@ class FavorAttention(Attention):
         feature_map: an SMReg, SMHyperbolic or SMOrf (or derived) in its place, or a config whose name is one of these
             types.
 
-    One map serves queries and keys. Features are made in chunks of the sequence, in fp32 also under autocast, and again
-    in backward. Dropout acts on the result. No masks.
+    One map serves queries and keys: `xformers.ops.linear_attention` makes their features tile by tile, in fp32 also
+    under autocast, and again in backward. Dropout acts on the result. No masks.
     """
 
     _takes_heads = True
@@ -93,7 +93,7 @@ class FavorAttention(Attention):
             "derive your map from one of them; draw() chooses the directions."
         )
         omega = feature_map.prepare(k)
-        out, _denominator = torch.ops.xformers.favor_attention(q, k, v, omega, feature_map.paired, self.causal)
+        out = torch.ops.xformers.favor_attention(q, k, v, omega, feature_map.paired, self.causal)
         return self.attn_drop(out)
 
 
