@@ -154,6 +154,29 @@ TEST(MultiHead, IsTheFormula) {
   EXPECT_TRUE(at::allclose(module->forward(x, x.clone(), x, {.att_mask = keep}), expected));
 }
 
+TEST(MultiHead, WidthsOfKeysAndValues) {
+  const auto build = [](std::optional<int64_t> dim_key, std::optional<int64_t> dim_value,
+                        torch::nn::Linear out_proj = nullptr, bool separate = true) {
+    MultiHeadDispatchOptions o{.dim_model = kHeads * kDim, .num_heads = kHeads};
+    o.dim_key = dim_key;
+    o.dim_value = dim_value;
+    o.out_proj = std::move(out_proj);
+    o.use_separate_proj_weight = separate;
+    o.use_rotary_embeddings = true;
+    return build_multi_head_attention(o, options("scaled_dot_product"));
+  };
+  const torch::nn::Linear out_proj(torch::nn::LinearOptions(3 * kHeads, 5));
+  MultiHeadDispatch module = build(2 * kHeads, 3 * kHeads, out_proj);
+  const at::Tensor x = tokens().to(at::kFloat);
+  EXPECT_EQ(module->forward(x).sizes(), (std::vector<int64_t>{x.size(0), x.size(1), 5}));
+  EXPECT_EQ(module->named_parameters()["proj.weight"].data_ptr(), out_proj->weight.data_ptr());
+  EXPECT_EQ(module->in_proj_container->v_proj->weight.size(0), 3 * kHeads);
+  EXPECT_EQ(build(2 * kHeads, std::nullopt)->forward(x).sizes(), x.sizes());
+  EXPECT_THROW(build(2 * kHeads + 1, std::nullopt), Error);
+  EXPECT_THROW(build(std::nullopt, 3 * kHeads), Error);
+  EXPECT_THROW(build(2 * kHeads, std::nullopt, nullptr, /*separate=*/false), Error);
+}
+
 TEST(MultiHead, WeightsLieSideBySide) {
   MultiHeadDispatch module = dispatch();
   const auto& p = *module->in_proj_container;

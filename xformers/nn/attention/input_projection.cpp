@@ -3,6 +3,7 @@
 #include <ATen/ops/stack.h>
 
 #include "xformers/nn/functional/input_projection.h"
+#include "xformers/ops/common/check.h"
 
 namespace xformers::nn {
 
@@ -11,6 +12,11 @@ InputProjectionImpl::InputProjectionImpl(const InputProjectionOptions& options_a
 }
 
 void InputProjectionImpl::reset() {
+  if (!options.use_separate_proj_weight && options.dim_key != options.dim_value) {
+    const ops::Check check("InputProjection");
+    check.fail("dim_value", std::to_string(options.dim_value), "dim_key = " + std::to_string(options.dim_key),
+               "values share their weight; set use_separate_proj_weight");
+  }
   const auto linear = [&](int64_t out, bool bias) {
     return torch::nn::Linear(torch::nn::LinearOptions(options.in_features, out).bias(bias));
   };

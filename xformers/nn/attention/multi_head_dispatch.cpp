@@ -22,10 +22,18 @@ MultiHeadDispatchImpl::MultiHeadDispatchImpl(const MultiHeadDispatchOptions& opt
     mhd_check().fail("attention", attention ? attention->name() : "null", "a module that is an xformers::nn::Attention",
                      "build it with attention_registry()");
   }
-  if (options.num_heads < 1 || options.dim_model % options.num_heads != 0) {
-    mhd_check().fail("dim_model", std::to_string(options.dim_model),
-                     "a multiple of num_heads = " + std::to_string(options.num_heads),
+  const int64_t dim_value = options.dim_value.value_or(options.dim_model);
+  for (const auto& [name, width] :
+       {std::pair{"dim_model", options.dim_model}, std::pair{"dim_key", options.dim_key.value_or(options.dim_model)},
+        std::pair{"dim_value", dim_value}}) {
+    if (options.num_heads >= 1 && width % options.num_heads == 0) continue;
+    mhd_check().fail(name, std::to_string(width), "a multiple of num_heads = " + std::to_string(options.num_heads),
                      "choose another width or number of heads");
+  }
+  const bool own_out = options.out_proj.is_empty() && !as_attention().flags.requires_skip_multi_head;
+  if (own_out && dim_value != options.dim_model) {
+    mhd_check().fail("dim_value", std::to_string(dim_value), "dim_model = " + std::to_string(options.dim_model),
+                     "pass an out_proj from as many features");
   }
   MultiHeadDispatchImpl::reset();
 }
@@ -37,14 +45,21 @@ void MultiHeadDispatchImpl::reset() {
   const AttentionFlags& flags = as_attention().flags;
   if (flags.requires_skip_multi_head) return;
   const auto& [q, k, v, out] = options.bias;
+  const int64_t dim_key = options.dim_key.value_or(options.dim_model);
   if (flags.requires_input_projection) {
     in_proj_container = register_module(
-        "in_proj_container",
-        InputProjection(InputProjectionOptions{
-            options.dim_model, options.dim_model, options.dim_model, {q, k, v}, options.use_separate_proj_weight}));
+        "in_proj_container", InputProjection(InputProjectionOptions{options.dim_model,
+                                                                    dim_key,
+                                                                    options.dim_value.value_or(options.dim_model),
+                                                                    {q, k, v},
+                                                                    options.use_separate_proj_weight}));
   }
   if (options.use_rotary_embeddings) {
-    rotary_embeddings = register_module("rotary_embeddings", RotaryEmbedding(options.dim_model / options.num_heads));
+    rotary_embeddings = register_module("rotary_embeddings", RotaryEmbedding(dim_key / options.num_heads));
+  }
+  if (!options.out_proj.is_empty()) {
+    proj = register_module("proj", options.out_proj);
+    return;
   }
   proj = register_module("proj",
                          torch::nn::Linear(torch::nn::LinearOptions(options.dim_model, options.dim_model).bias(out)));

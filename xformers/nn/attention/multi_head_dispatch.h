@@ -10,17 +10,20 @@ namespace xformers::nn {
 
 struct MultiHeadDispatchOptions {
   int64_t dim_model = 0, num_heads = 1;
+  std::optional<int64_t> dim_key{}, dim_value{};        // what is projected to, dim_model by default
   std::array<bool, 4> bias = {true, true, true, true};  // of queries, keys, values and output
   double residual_dropout = 0;
   bool use_separate_proj_weight = true;
   bool use_rotary_embeddings = false;
+  torch::nn::Linear out_proj{nullptr};  // from dim_value features, in place of one of the module's own
 };
 
 // Projects queries, keys and values [batch, seqlen, dim_model], splits them into heads (views: nothing is folded or
 // copied), runs the attention, merges the heads and projects. An attention that handles heads itself is called alone.
 class MultiHeadDispatchImpl : public torch::nn::Cloneable<MultiHeadDispatchImpl> {
  public:
-  // attention: a module that is an Attention, as attention_registry() builds them; else xformers::Error.
+  // attention: a module that is an Attention, as attention_registry() builds them; else xformers::Error. So are widths
+  // that heads do not divide, and another dim_value without an out_proj.
   MultiHeadDispatchImpl(const MultiHeadDispatchOptions& options, std::shared_ptr<torch::nn::Module> attention);
   void reset() override;
 
