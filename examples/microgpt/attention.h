@@ -1,9 +1,12 @@
-// Several ways to compute the same causal attention.
+// Several ways to compute the same causal attention, and some that see a part of the past.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
+#include <optional>
 #include <string>
+
+#include "xformers/ops/attention/attn_bias.h"
 
 namespace microgpt {
 
@@ -14,15 +17,33 @@ enum class AttentionKind {
   kCudnn,
   kEfficient,  // one kind of it
   kVanilla,    // softmax(q k^T / sqrt(head_dim)) v, scores and all
+  // Ours over blocks of the score matrix, one layout for all heads:
+  kBigBird,     // the block before, the first one, a random one
+  kLongformer,  // the block before, the first one
+  kFixed,       // windows of 4 blocks, and the last block of each window before
 };
 
-inline constexpr const char* kAttentionNames[] = {"ours",  "sdpa",      "flash",
-                                                  "cudnn", "efficient", "vanilla"};  // in the order of AttentionKind
+inline constexpr const char* kAttentionNames[] = {"ours",    "sdpa",    "flash",      "cudnn", "efficient",
+                                                  "vanilla", "bigbird", "longformer", "fixed"};  // of AttentionKind
 
 AttentionKind attention_kind(const std::string& name);
 
-// q, k, v and the result: [batch, seqlen, heads, head_dim]. Position i sees positions 0…i.
-at::Tensor causal_attention(AttentionKind kind, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                            double dropout);
+class CausalAttention {
+ public:
+  // Of at most `context` positions, in blocks of `block` where a kind has them.
+  CausalAttention(AttentionKind kind, int64_t context, int64_t block);
+
+  // q, k, v and the result: [batch, seqlen, heads, head_dim]. Position i sees positions 0…i, or some of them.
+  at::Tensor operator()(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, double dropout);
+
+ private:
+  xformers::ops::BlockSparseMask& mask_of(const at::Tensor& q);
+
+  AttentionKind kind_;
+  int64_t block_;
+  at::Tensor layout_;                                   // [1, rows, columns] of the context
+  std::optional<xformers::ops::BlockSparseMask> mask_;  // of the last sequence
+  int64_t mask_seqlen_ = 0;
+};
 
 }  // namespace microgpt

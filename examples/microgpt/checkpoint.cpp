@@ -138,7 +138,7 @@ Resumed restore_checkpoint(const std::string& path, Trainer& trainer) {
 std::shared_ptr<Gpt> load_model(const std::string& path, const ComputeOptions& compute) {
   const at::Device device = device_of(compute);
   Archive archive = open_archive(path, device);
-  auto model = std::make_shared<Gpt>(archive.model, attention_kind(compute.attention));
+  auto model = std::make_shared<Gpt>(archive.model, compute);
   model->to(device);
   guarded(path, [&] { read_part(archive.tensors, "model", *model); });
   return model;

@@ -32,7 +32,7 @@ at::Tensor rotate(const at::Tensor& x, const at::Tensor& rotation) {
 
 }  // namespace
 
-Block::Block(const ModelOptions& options, AttentionKind attention)
+Block::Block(const ModelOptions& options, const CausalAttention& attention)
     : attention_(attention),
       heads_(options.heads),
       dropout_(options.dropout),
@@ -46,8 +46,7 @@ Block::Block(const ModelOptions& options, AttentionKind attention)
 at::Tensor Block::attend(const at::Tensor& x, const at::Tensor& rotation) {
   const at::Tensor qkv = qkv_(x).unflatten(-1, at::IntArrayRef{3, heads_, -1});  // [batch, seqlen, 3, heads, head_dim]
   const at::Tensor qk = rotate(qkv.narrow(2, 0, 2), rotation);
-  const at::Tensor out =
-      causal_attention(attention_, qk.select(2, 0), qk.select(2, 1), qkv.select(2, 2), is_training() ? dropout_ : 0.0);
+  const at::Tensor out = attention_(qk.select(2, 0), qk.select(2, 1), qkv.select(2, 2), is_training() ? dropout_ : 0.0);
   return attention_out_(out.flatten(-2));
 }
 
@@ -59,12 +58,13 @@ at::Tensor Block::forward(const at::Tensor& x, const at::Tensor& rotation) {
   return h + drop(down_(at::gelu(up_(feed_forward_norm_(h)), "tanh")));
 }
 
-Gpt::Gpt(const ModelOptions& options, AttentionKind attention)
+Gpt::Gpt(const ModelOptions& options, const ComputeOptions& compute)
     : options_(options),
       embedding_(register_module("embedding", torch::nn::Embedding(kVocabulary, options.dim))),
       norm_(register_module("norm", layer_norm(options.dim))),
       head_(register_module("head", matrix(options.dim, kVocabulary))),
       rotation_(rotations(options)) {
+  const CausalAttention attention(attention_kind(compute.attention), options.context, compute.block);
   for (int64_t i = 0; i < options.layers; ++i) {
     blocks_.push_back(register_module("block" + std::to_string(i), std::make_shared<Block>(options, attention)));
   }

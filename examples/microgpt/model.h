@@ -16,14 +16,14 @@ inline constexpr int64_t kVocabulary = 256;  // a token is a byte
 // x + attention(norm(x)), then x + feed_forward(norm(x)).
 class Block : public torch::nn::Module {
  public:
-  Block(const ModelOptions& options, AttentionKind attention);
+  Block(const ModelOptions& options, const CausalAttention& attention);
   // x [batch, seqlen, dim]; rotation [seqlen, 1, 1, head_dim / 2], complex.
   at::Tensor forward(const at::Tensor& x, const at::Tensor& rotation);
 
  private:
   at::Tensor attend(const at::Tensor& x, const at::Tensor& rotation);
 
-  AttentionKind attention_;
+  CausalAttention attention_;
   int64_t heads_;
   double dropout_;
   torch::nn::LayerNorm attention_norm_, feed_forward_norm_;
@@ -32,7 +32,8 @@ class Block : public torch::nn::Module {
 
 class Gpt : public torch::nn::Module {
  public:
-  Gpt(const ModelOptions& options, AttentionKind attention);  // weights are drawn from the default generator
+  // Weights are drawn from the default generator.
+  Gpt(const ModelOptions& options, const ComputeOptions& compute);
   at::Tensor forward(const at::Tensor& tokens);  // int64 [batch, seqlen <= context] -> [batch, seqlen, 256]
   const ModelOptions& options() const { return options_; }
   int64_t num_parameters() const;

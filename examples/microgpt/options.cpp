@@ -53,11 +53,13 @@ void add_compute(CLI::App& app, ComputeOptions& compute, bool with_attention) {
   const char* group = "Computation";
   if (with_attention) {
     app.add_option("--attention", compute.attention,
-                   "xformers, PyTorch's fused attention or one kind of it, or the plain formula")
+                   "xformers, PyTorch's or one kind of it, the plain formula; the last three: by blocks")
         ->capture_default_str()
         ->type_name("NAME")
-        ->check(CLI::IsMember({"ours", "sdpa", "flash", "cudnn", "efficient", "vanilla"}))
+        ->check(
+            CLI::IsMember({"ours", "sdpa", "flash", "cudnn", "efficient", "vanilla", "bigbird", "longformer", "fixed"}))
         ->group(group);
+    number(app, group, "--block", compute.block, 16, 1024, "Positions in a block of bigbird, longformer and fixed");
   }
   app.add_option("--device", compute.device, "auto: the GPU where there is one that xformers has kernels for")
       ->capture_default_str()

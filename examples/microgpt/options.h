@@ -24,6 +24,7 @@ struct TextOptions {
 
 struct ComputeOptions {
   std::string attention = "ours";  // a name in attention.h
+  int64_t block = 32;              // of attentions over blocks
   std::string device = "auto";     // auto, cpu, cuda
   std::string dtype = "auto";      // auto, float32, bfloat16 (autocast)
   int threads = 0;                 // 0: one per core

@@ -12,7 +12,7 @@ namespace microgpt {
 Trainer::Trainer(const ModelOptions& model, const ComputeOptions& compute, double weight_decay, uint64_t seed)
     : compute_(compute) {
   torch::manual_seed(seed);
-  model_ = std::make_shared<Gpt>(model, attention_kind(compute.attention));
+  model_ = std::make_shared<Gpt>(model, compute);
   model_->to(device_of(compute));
   model_->checkpoint_blocks(compute.checkpoint_blocks);
 

@@ -12,7 +12,17 @@ import pytest
 from programs import ROOT, TINY
 
 SUBCOMMANDS = {
-    "train": ("--text", "--attention", "--max-seconds", "--steps", "--checkpoint", "--resume", "--report", "--top-k"),
+    "train": (
+        "--text",
+        "--attention",
+        "--block",
+        "--max-seconds",
+        "--steps",
+        "--checkpoint",
+        "--resume",
+        "--report",
+        "--top-k",
+    ),
     "sample": ("--checkpoint", "--prompt", "--temperature"),
     "compare": ("--seqlen", "--rounds", "--report"),
 }
@@ -24,8 +34,9 @@ def test_help(microgpt):
         text = microgpt.succeeds(name, "--help")
         assert all(f"{option} " in text for option in options)
         assert max(map(len, text.splitlines())) <= 120
-    assert "--attention NAME:{ours,sdpa,flash,cudnn,efficient,vanilla}=ours" in microgpt.succeeds(
-        "--help-all"
+    assert (
+        "--attention NAME:{ours,sdpa,flash,cudnn,efficient,vanilla,bigbird,longformer,fixed}=ours"
+        in microgpt.succeeds("--help-all")
     )  # choices and default
 
 
@@ -37,7 +48,7 @@ def test_help(microgpt):
         (("train", "--layer", 3), "--layer"),
         (("train", "--layers", 0), "is 0, expected a number from 1"),
         (("train", "--lr", "fast"), "is fast, expected a number"),
-        (("train", "--attention", "theirs"), "theirs not in {ours,sdpa,flash,cudnn,efficient,vanilla}"),
+        (("train", "--attention", "theirs"), "theirs not in {ours,sdpa,flash,cudnn,efficient,vanilla,"),
         (("train", "--dim", 100, "--heads", 3), "--dim 100 over --heads 3"),
         (("train", "--resume", "--overwrite", "--checkpoint", "x"), "--overwrite"),
         (("train", "--device", "tpu"), "tpu not in {auto,cpu,cuda}"),

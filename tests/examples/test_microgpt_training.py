@@ -67,6 +67,20 @@ def test_three_attentions_learn_the_same(microgpt, train, tmp_path):
     assert curves["sdpa"] == pytest.approx(curves["vanilla"], rel=1e-4)
 
 
+@pytest.mark.parametrize("name", ["bigbird", "longformer", "fixed"])
+def test_attention_over_blocks(microgpt, train, tmp_path, name):
+    """It learns, from a part of the past; one window of blocks is causal attention."""
+    long = (*train, "--context", 128, "--block", 16, "--steps", 12)
+    dense = losses(report_of(microgpt, tmp_path / "dense", *long))
+    sparse = losses(report_of(microgpt, tmp_path / "sparse", *long, "--attention", name, "--sample-bytes", 20))
+    assert sparse[0] - sparse[-1] > 0.5
+    assert sparse != dense and sparse == pytest.approx(dense, rel=0.02)
+    if name == "fixed":  # whose windows are longer
+        whole = (*train, "--context", 128, "--block", 32, "--steps", 4)
+        curves = [losses(report_of(microgpt, tmp_path / x, *whole, "--attention", x)) for x in ("ours", name)]
+        assert curves[0] == pytest.approx(curves[1], rel=1e-4)
+
+
 def test_bfloat16(microgpt, train, tmp_path):
     exact = losses(report_of(microgpt, tmp_path / "exact", *train, "--steps", 12))
     rounded = losses(report_of(microgpt, tmp_path / "rounded", *train, "--steps", 12, "--dtype", "bfloat16"))

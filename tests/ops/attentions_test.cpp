@@ -8,6 +8,7 @@
 #include "xformers/nn/attention/mechanisms.h"
 #include "xformers/nn/attention/multi_head_dispatch.h"
 #include "xformers/nn/attention/sparse_mechanisms.h"
+#include "xformers/nn/functional/attention_patterns.h"
 #include "xformers/nn/functional/fourier_mix.h"
 #include "xformers/nn/functional/scaled_dot_product.h"
 #include "xformers/nn/registry/registry.h"
@@ -27,7 +28,8 @@ OptionMap options(const std::string& name) {
           {"num_landmarks", 4},
           {"causal", false},
           {"r", 0.5},
-          {"attention_query_mask", at::arange(9) < 2}};
+          {"attention_query_mask", at::arange(9) < 2},
+          {"layout", at::ones({kHeads, 1, 1}, at::kLong)}};
 }
 
 at::Tensor tokens(int64_t seqlen = 9) { return at::randn({3, seqlen, kHeads * kDim}, at::kDouble); }
@@ -87,6 +89,12 @@ TEST(Attentions, ThoseOfPatternsAreMasked) {
   const at::Tensor out = random->forward(q, k, v);
   EXPECT_TRUE(at::allclose(out, masked(random->rand_attention_mask)));
   EXPECT_TRUE(at::equal(out, random->forward(q, k, v)));
+  const at::Tensor layout = at::tensor({1, 0, 1, 1}).view({1, 2, 2});
+  const at::Tensor x = at::randn({4, 25, kDim}, at::kDouble);
+  const at::Tensor keep = functional::layout_to_pattern(layout[0], 16).narrow(0, 0, 25).narrow(1, 0, 25);
+  BlockSparseAttention blocks(BlockSparseOptions{.layout = layout});
+  EXPECT_TRUE(at::allclose(blocks->forward(x, x, x),
+                           functional::scaled_dot_product({.q = x, .k = x, .v = x, .att_mask = keep})));
 }
 
 TEST(Attentions, StateDictsHaveTheNamesOfCheckpoints) {
@@ -127,6 +135,7 @@ TEST(Attentions, OptionsThatCannotBe) {
   EXPECT_THROW(LocalAttention(LocalOptions{.window_size = 4}), Error);
   EXPECT_THROW(GlobalAttention(GlobalOptions{}), Error);
   EXPECT_THROW(RandomAttention(RandomOptions{.r = 0}), Error);
+  EXPECT_THROW(BlockSparseAttention(BlockSparseOptions{}), Error);
   EXPECT_THROW(CompositionalAttention(CompositionalOptions{.dim_model = 8, .num_heads = 3}), Error);
   EXPECT_THROW(OrthoFormerAttention(OrthoformerOptions{.num_landmarks = 0}), Error);
   EXPECT_THROW(MultiHeadDispatch(MultiHeadDispatchOptions{.dim_model = 8}, nullptr), Error);

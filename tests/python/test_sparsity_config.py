@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from xformers.components.attention import attention_patterns as patterns
 from xformers.components.attention import sparsity_config as configs
+from xformers.ops.fmha.attn_bias import BlockSparseMask
 
 import xformers  # noqa: F401
 
@@ -204,6 +205,16 @@ def test_attributes_and_copies():
         assert torch.equal(copied.make_layout(320), expected)
     layout = config.setup_layout(64)
     assert layout.shape == (4, 2, 2) and layout.dtype == torch.int64 and not layout.any()
+
+
+def test_block_sparse_mask_of_a_config():
+    config = configs.BSLongformerSparsityConfig(2, 32, attention="unidirectional")
+    mask = BlockSparseMask.from_config(config, 256)
+    assert mask.block_size == (32, 32) and torch.equal(mask.layout[0].long(), config.make_layout(256))
+    elements = patterns.layout_to_pattern(config.make_layout(256), 32)
+    assert torch.equal(mask.materialize((1, 2, 256, 256))[0] == 0, elements)
+    with pytest.raises(ValueError, match="seq_len is 250, expected a multiple of block_size = 32"):
+        BlockSparseMask.from_config(config, 250)
 
 
 class OnlyWindows(configs.FixedSparsityConfig):

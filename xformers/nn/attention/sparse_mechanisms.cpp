@@ -4,6 +4,7 @@
 #include "xformers/nn/functional/local_attention.h"
 #include "xformers/nn/functional/pattern_attention.h"
 #include "xformers/nn/functional/scaled_dot_product.h"
+#include "xformers/ops/attention/attn_bias/block_sparse.h"
 
 namespace xformers::nn {
 
@@ -56,6 +57,24 @@ at::Tensor RandomAttentionImpl::forward(const at::Tensor& q, const at::Tensor& k
   }
   return functional::pattern_attention({q, k, v, pattern.to(q.device()), masks.att_mask, masks.key_padding_mask,
                                         options.causal || masks.causal, dropout()});
+}
+
+BlockSparseAttentionImpl::BlockSparseAttentionImpl(const BlockSparseOptions& options_arg)
+    : AttentionModule(options_arg) {
+  const ops::Check check("blocksparse");
+  if (!options.layout.defined()) {
+    check.fail("layout", "None", "[heads, rows, columns]", "make one by a sparsity_config");
+  }
+  blocks = ops::BlockSparseMask(options.layout.ne(0), options.block_size).lists;
+}
+
+at::Tensor BlockSparseAttentionImpl::forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                             const functional::Masks& masks) {
+  functional::Masks all = masks;
+  all.blocks = blocks;
+  all.causal = options.causal || masks.causal;
+  const ops::Check check("blocksparse");
+  return functional::attend(check, functional::Heads(check, q, k, v), all, dropout());
 }
 
 }  // namespace xformers::nn

@@ -75,4 +75,27 @@ class RandomAttentionImpl : public AttentionModule<RandomAttentionImpl, RandomOp
 };
 TORCH_MODULE(RandomAttention);
 
+// "blocksparse"
+struct BlockSparseOptions {
+  double dropout = 0;
+  at::Tensor layout{};  // [heads, rows, columns] or [rows, columns], not 0: visible
+  int64_t block_size = 16, num_heads = 1;
+  bool causal = false;  // j <= i too
+  static constexpr auto fields() {
+    using O = BlockSparseOptions;
+    return std::tuple{field("dropout", &O::dropout), field("layout", &O::layout), field("block_size", &O::block_size),
+                      field("num_heads", &O::num_heads), field("causal", &O::causal)};
+  }
+};
+class BlockSparseAttentionImpl : public AttentionModule<BlockSparseAttentionImpl, BlockSparseOptions> {
+ public:
+  explicit BlockSparseAttentionImpl(const BlockSparseOptions& options);
+  using Attention::forward;
+  at::Tensor forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                     const functional::Masks& masks) override;
+
+  ops::BlockLists blocks;
+};
+TORCH_MODULE(BlockSparseAttention);
+
 }  // namespace xformers::nn

@@ -141,7 +141,8 @@ OptionalTensor draw_state(double p, const at::Tensor& beside) { return ops::draw
 at::Tensor drop(const at::Tensor& x, double p) { return p == 0 ? x : at::dropout(x, p, /*train=*/true); }
 
 at::Tensor attend_biased(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const OptionalTensor& bias,
-                         Window window, double p, std::optional<double> scale, const OptionalTensor& philox_state) {
+                         Window window, double p, std::optional<double> scale, const OptionalTensor& philox_state,
+                         const ops::BlockLists& blocks) {
   return std::get<0>(ops::call(ops::AttentionArgs{.query = q,
                                                   .key = k,
                                                   .value = v,
@@ -150,7 +151,15 @@ at::Tensor attend_biased(const at::Tensor& q, const at::Tensor& k, const at::Ten
                                                   .window_right = window.right,
                                                   .scale = scale,
                                                   .p = p,
-                                                  .philox_state = philox_state}));
+                                                  .philox_state = philox_state,
+                                                  .block_key_offsets = ops::to_optional(blocks.key_offsets),
+                                                  .block_keys = ops::to_optional(blocks.key_blocks),
+                                                  .block_query_offsets = ops::to_optional(blocks.query_offsets),
+                                                  .block_queries = ops::to_optional(blocks.query_blocks),
+                                                  .block_bits_of = ops::to_optional(blocks.bits_of),
+                                                  .block_bits = ops::to_optional(blocks.bits),
+                                                  .block_q = blocks.block_q,
+                                                  .block_k = blocks.block_k}));
 }
 
 at::Tensor attend(const ops::Check& check, const Heads& heads, const Masks& masks, double p,
@@ -163,7 +172,7 @@ at::Tensor attend(const ops::Check& check, const Heads& heads, const Masks& mask
     }
     const OptionalTensor bias = bias_of_heads(check, h, masks);
     const Window window{masks.window.left, masks.causal ? 0 : masks.window.right};
-    return h.restore(attend_biased(h.q, h.k, h.v, bias, window, p, scale, draw_state(p, h.q)));
+    return h.restore(attend_biased(h.q, h.k, h.v, bias, window, p, scale, draw_state(p, h.q), masks.blocks));
   };
   if (heads.folded && masks.att_mask && masks.att_mask->dim() == 3) {
     const c10::SymInt n = masks.att_mask->sym_size(0), batch = heads.q.sym_size(0);

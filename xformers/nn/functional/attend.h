@@ -7,6 +7,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "xformers/ops/attention/attn_bias/lowered_bias.h"
 #include "xformers/ops/common/check.h"
 #include "xformers/ops/common/operator.h"
 
@@ -37,8 +38,9 @@ constexpr Window causal_window(bool causal) { return {-1, causal ? 0 : -1}; }
 // seqlen_k]. Both bool (True: attend) or added to the scores; where one is added, so is the other.
 struct Masks {
   OptionalTensor att_mask{}, key_padding_mask{};
-  bool causal = false;  // j <= i too
-  Window window{};      // and this
+  bool causal = false;       // j <= i too
+  Window window{};           // and this
+  ops::BlockLists blocks{};  // and no keys but those of visible blocks
 };
 
 // The padding as [batch, 1, 1, seqlen_k] (n = batch) or [batch, heads, 1, seqlen_k] (n = batch * heads).
@@ -57,7 +59,8 @@ at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
 
 // The operator on tensors with heads and a bias that fits them, [batch, heads, seqlen_q, seqlen_k].
 at::Tensor attend_biased(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const OptionalTensor& bias,
-                         Window window, double p, std::optional<double> scale, const OptionalTensor& philox_state);
+                         Window window, double p, std::optional<double> scale, const OptionalTensor& philox_state,
+                         const ops::BlockLists& blocks = {});
 
 // masks as one tensor for attend_biased, or nothing. AttentionMask wrappers of Python are unwrapped before.
 OptionalTensor bias_of_heads(const ops::Check& check, const Heads& heads, const Masks& masks);

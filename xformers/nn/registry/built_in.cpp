@@ -25,6 +25,7 @@ void add_attentions(Registry& registry) {
   registry.add<LocalAttention, LocalOptions>("local");
   registry.add<GlobalAttention, GlobalOptions>("global");
   registry.add<RandomAttention, RandomOptions>("random");
+  registry.add<BlockSparseAttention, BlockSparseOptions>("blocksparse");
 }
 
 void add_feedforwards(Registry& registry) {

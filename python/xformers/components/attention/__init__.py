@@ -3,6 +3,7 @@
 from ._registry import ATTENTION_REGISTRY, build_attention, register_attention
 from .attention_mask import AttentionMask
 from .base import Attention, AttentionConfig
+from .blocksparse import BlockSparseAttention
 from .compositional import CompositionalAttention
 from .favor import FavorAttention
 from .fourier_mix import FourierMix
@@ -22,6 +23,7 @@ __all__ = [
     "Attention",
     "AttentionConfig",
     "AttentionMask",
+    "BlockSparseAttention",
     "CompositionalAttention",
     "FavorAttention",
     "FourierMix",

@@ -99,6 +99,12 @@ class BlockSparseMask(AttentionBias):
         return cls._from_lists(torch.ops.xformers._bias_blocks_of_mask(mask, *size), size)
 
     @classmethod
+    def from_config(cls, config: Any, seq_len: int) -> Self:
+        """The layout of a `SparsityConfig` (xformers.components.attention.sparsity_config) for `seq_len` tokens, a
+        multiple of its block_size (ValueError)."""
+        return cls(config.make_layout(seq_len), config.block_size)
+
+    @classmethod
     def from_flex(cls, block_mask: Any) -> Self:
         """Of a BlockMask of torch.nn.attention.flex_attention: its full blocks, and its partial ones element by
         element, as its mask_mod says. ValueError where its blocks are no multiples of 16."""
