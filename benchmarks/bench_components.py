@@ -1,8 +1,8 @@
 """bench_components.py [--rows NAME ...] [--device cpu] [--rounds N]   the attention mechanisms and MultiHeadDispatch.
 
-Each mechanism forward and backward (batch 2, 8 heads, dim 512) against its formula in eager PyTorch, and
-MultiHeadDispatch against torch.nn.MultiheadAttention(need_weights=False). Both sides of a row take turns in one run;
-times are medians. JSON lines, one a row: milliseconds of both, and how many times faster ours is.
+Each mechanism forward and backward (batch 2, 8 heads, dim 512) against its formula in eager PyTorch, MultiHeadDispatch
+against torch.nn.MultiheadAttention(need_weights=False), and sparse masks against dense ones. Both sides of a row take
+turns in one run; times are medians. JSON lines, one a row: milliseconds of both, and how many times faster ours is.
 """
 
 import argparse
@@ -16,6 +16,8 @@ from pathlib import Path
 import torch
 from xformers.components import MultiHeadDispatch
 from xformers.components.attention import ScaledDotProduct, build_attention
+from xformers.components.attention.attention_patterns import layout_to_pattern
+from xformers.components.attention.core import SparseCS, scaled_dot_product_attention
 
 import xformers  # noqa: F401
 
@@ -196,6 +198,28 @@ def mechanism_rows(args):
             compare(f"{name}:s{seqlen}", with_backward(whole_of, *inputs), with_backward(formula, *inputs), args)
 
 
+def mask_rows(args):
+    """A SparseCS mask, lowered to blocks, against the same mask as a dense bool tensor, both through this library."""
+    seqlen = args.seqlen
+    inputs = [torch.randn(BATCH * HEADS, seqlen, DIM // HEADS, device=args.device, dtype=args.dtype) for _ in range(3)]
+    places = torch.arange(seqlen, device=args.device)
+    blocks = seqlen // 64
+
+    def of_blocks(share):
+        return layout_to_pattern(torch.rand(blocks, blocks, device=args.device) < share, 64)
+
+    masks = {f"random {share}": torch.rand(seqlen, seqlen, device=args.device) < share for share in (0.001, 0.01, 0.1)}
+    masks["window 129"] = (places[:, None] - places).abs() <= 64
+    masks |= {f"blocks {share}": of_blocks(share) for share in (0.1, 0.3, 0.5, 0.7, 1.0)}
+    for name, keep in masks.items():
+        sparse = SparseCS(keep)
+
+        def attention(mask):
+            return with_backward(lambda q, k, v: scaled_dot_product_attention(q, k, v, mask), *inputs)
+
+        compare(f"mask:{name},s{seqlen}", attention(sparse), attention(keep), args)
+
+
 def multi_head_rows(args):
     ratios = []
     for batch, seqlen, dim in SHAPES[: args.shapes]:
@@ -219,7 +243,7 @@ def multi_head_rows(args):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", nargs="*", default=[], help="names of mechanisms, and multi_head")
+    parser.add_argument("--rows", nargs="*", default=[], help="names of mechanisms, mask and multi_head")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--rounds", type=int, default=7)
@@ -229,6 +253,8 @@ def main():
     args.dtype = getattr(torch, args.dtype)
     torch.manual_seed(0)
     mechanism_rows(args)
+    if not args.rows or "mask" in args.rows:
+        mask_rows(args)
     if not args.rows or "multi_head" in args.rows:
         multi_head_rows(args)
 

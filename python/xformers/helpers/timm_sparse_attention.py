@@ -3,8 +3,7 @@
 import torch
 from torch import nn
 
-from xformers.components.attention._masks import unwrapped
-from xformers.components.attention.attention_mask import AttentionMask
+from xformers.components.attention._masks import Mask, attend
 
 
 class TimmSparseAttention(nn.Module):
@@ -14,8 +13,8 @@ class TimmSparseAttention(nn.Module):
         dim, num_heads: the first a multiple of the second (AssertionError).
         qkv_bias: of the projection of queries, keys and values.
         attn_drop, proj_drop: of dropping a weight, and an element of the result.
-        attn_mask: bool (True attends), additive or an AttentionMask, `[seqlen, seqlen]`; one given to a call takes its
-            place.
+        attn_mask: bool (True attends), additive, an AttentionMask or a SparseCS, `[seqlen, seqlen]`; one given to a
+            call takes its place.
 
     One product projects, queries, keys and values are views of its result, and no scores are stored.
     """
@@ -27,7 +26,7 @@ class TimmSparseAttention(nn.Module):
         qkv_bias: bool = False,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
-        attn_mask: torch.Tensor | AttentionMask | None = None,
+        attn_mask: Mask | None = None,
     ):
         super().__init__()
         assert dim % num_heads == 0, (
@@ -41,18 +40,15 @@ class TimmSparseAttention(nn.Module):
         self.proj_drop = nn.Dropout(proj_drop)
         self.attn_mask = attn_mask
 
-    def forward(
-        self, x: torch.Tensor, attn_mask: torch.Tensor | AttentionMask | None = None, is_causal: bool = False
-    ) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, attn_mask: Mask | None = None, is_causal: bool = False) -> torch.Tensor:
         """attn_mask and is_causal (token i sees j <= i) as today's timm passes them."""
         mask = self.attn_mask if attn_mask is None else attn_mask
         if mask is not None and mask.device != x.device:
             mask = mask.to(x.device)
-        tensor, causal = unwrapped(mask, x.shape[1], x.shape[1])
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
         q, k, v = torch.ops.xformers.unbind(qkv, 2)
         p = self.attn_drop.p if self.training else 0.0
-        out = torch.ops.xformers.scaled_dot_product(q, k, v, tensor, causal=causal or is_causal, p=p)
+        out = attend(q, k, v, mask, causal=is_causal, p=p)
         return self.proj_drop(self.proj(out.flatten(2)))
 
 

@@ -29,4 +29,10 @@ struct ScaledDotProductArgs {
 // 0. xformers::Error where shapes or devices do not fit.
 at::Tensor scaled_dot_product(const ScaledDotProductArgs& args);
 
+// The weights alone, softmax(q k^T / sqrt(head_dim) + mask), a matrix of scores: [batch, heads, seqlen_q, seqlen_k], or
+// [batch * heads, seqlen_q, seqlen_k] where heads are folded. For who looks at them, or changes them by other means
+// than dropout. A row that sees nothing is 0. Errors as above.
+at::Tensor attention_weights(const at::Tensor& q, const at::Tensor& k, const ops::OptionalTensor& att_mask,
+                             bool causal);
+
 }  // namespace xformers::nn::functional

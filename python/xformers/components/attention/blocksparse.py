@@ -8,9 +8,8 @@ from torch import nn
 
 from xformers.ops.fmha.attn_bias import BlockSparseMask
 
-from ._masks import unwrapped
+from ._masks import Mask, unwrapped
 from ._registry import register_attention
-from .attention_mask import AttentionMask
 from .base import Attention, AttentionConfig
 
 _logger = logging.getLogger("xformers")
@@ -38,6 +37,8 @@ class BlockSparseAttention(Attention):
     q, k, v `[batch, heads, seqlen, head_dim]`, any dtype, of as many blocks as the layout has (AssertionError); the
     last one may be short. Masks as `ScaledDotProduct` takes them, beside the layout.
     """
+
+    layout: torch.Tensor
 
     def __init__(
         self,
@@ -85,7 +86,7 @@ class BlockSparseAttention(Attention):
         k: torch.Tensor,
         v: torch.Tensor,
         scale: float = 1.0,
-        att_mask: AttentionMask | torch.Tensor | None = None,
+        att_mask: Mask | None = None,
         key_padding_mask: torch.Tensor | None = None,
         *_: object,
         **__: object,

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ._masks import unwrapped
+from ._masks import Mask, unwrapped
 from ._registry import register_attention
-from .attention_mask import AttentionMask
 from .base import Attention, AttentionConfig
 
 
@@ -64,7 +63,7 @@ class GlobalAttention(Attention):
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
-        att_mask: AttentionMask | torch.Tensor | None = None,
+        att_mask: Mask | None = None,
         *_: object,
         **__: object,
     ) -> torch.Tensor:

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ._masks import unwrapped
+from ._masks import Mask, unwrapped
 from ._registry import register_attention
-from .attention_mask import AttentionMask
 from .attention_patterns import random_pattern
 from .base import Attention, AttentionConfig
 
@@ -59,7 +58,7 @@ class RandomAttention(Attention):
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
-        att_mask: AttentionMask | torch.Tensor | None = None,
+        att_mask: Mask | None = None,
         key_padding_mask: torch.Tensor | None = None,
         *_: object,
         **__: object,

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ._masks import unwrapped
+from ._masks import Mask, attend
 from ._registry import register_attention
-from .attention_mask import AttentionMask
 from .base import Attention, AttentionConfig
 
 
@@ -23,9 +22,9 @@ class ScaledDotProduct(Attention):
     """softmax(q k^T / sqrt(head_dim) + masks) v, in memory that grows with the sequence: Vaswani et al.,
     arXiv:1706.03762.
 
-    Masks are bool (True attends), additive or an AttentionMask; `[seqlen_q, seqlen_k]` or with a first dimension of 1,
-    batch or batch * heads. One for longer sequences is cut. Causal: query i sees the keys j <= i, beside the mask.
-    ValueError for masks of another shape.
+    Masks are bool (True attends), additive, an AttentionMask or a SparseCS; `[seqlen_q, seqlen_k]` or with a first
+    dimension of 1, batch or batch * heads. One for longer sequences is cut. Causal: query i sees the keys j <= i,
+    beside the mask. ValueError for masks of another shape.
     """
 
     _takes_heads = True
@@ -50,14 +49,13 @@ class ScaledDotProduct(Attention):
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
-        att_mask: AttentionMask | torch.Tensor | None = None,
+        att_mask: Mask | None = None,
         key_padding_mask: torch.Tensor | None = None,
         *_: object,
         **__: object,
     ) -> torch.Tensor:
-        mask, causal = unwrapped(att_mask, q.shape[1], k.shape[1])
         p = self.attn_drop.p if self.training else 0.0
-        return torch.ops.xformers.scaled_dot_product(q, k, v, mask, key_padding_mask, self.causal or causal, p)
+        return attend(q, k, v, att_mask, key_padding_mask, self.causal, p)
 
 
 __all__ = ["ScaledDotProduct", "ScaledDotProductConfig"]
