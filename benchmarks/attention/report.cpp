@@ -89,6 +89,14 @@ std::optional<double> Measured::of_gemm() const {
   return (row.flops() / ours().median) / (gemm_flops() / gemm->median);
 }
 
+std::optional<double> Measured::of_dense() const {
+  const Timing* dense = side(kDenseSide);
+  if (!dense) return std::nullopt;
+  Row unmasked = row;
+  unmasked.shape.block_q = 0;
+  return (row.flops() / ours().median) / (unmasked.flops() / dense->median);
+}
+
 std::optional<double> Measured::of_read() const {
   const Timing* read = side(kRead);
   if (!read) return std::nullopt;
@@ -158,7 +166,8 @@ std::vector<Goal> goals(const std::vector<Measured>& rows, const std::vector<Mea
   std::map<std::string, std::vector<double>> dense;  // by dtype
   std::vector<double> all_dense, causal_cost, one_query, of_read, decode, decode_of_read, quantized, window, packed,
       extra;
-  std::map<std::string, std::vector<double>> against_fp32, by_hand, of_unmodified;
+  std::map<std::string, std::vector<double>> against_fp32, by_hand, of_unmodified, of_dense;
+  std::map<std::string, std::vector<double>> blocks;
   for (const Measured& m : rows) {
     const std::string dtype = name_of(m.row.shape.dtype);
     switch (m.row.family) {
@@ -190,6 +199,10 @@ std::vector<Goal> goals(const std::vector<Measured>& rows, const std::vector<Mea
         window.push_back(m.speedup());
         if (const Timing* blocks = m.side("sdpa_blocks")) by_hand["window"].push_back(blocks->median / m.ours().median);
         break;
+      case Family::kBlocks:
+        of_dense[std::to_string(m.row.shape.block_q)].push_back(m.of_dense().value_or(0));
+        if (!m.row.backward) blocks[dtype].push_back(m.speedup());
+        break;
       case Family::kPacked: packed.push_back(m.speedup()); break;
       case Family::kModified:
         for (const char* what : {"sinks", "alibi", "softcap", "packed bias"}) {
@@ -215,6 +228,11 @@ std::vector<Goal> goals(const std::vector<Measured>& rows, const std::vector<Mea
   result.at_least("decode: speedup over the best SDPA, worst row", decode, std::nullopt);
   result.at_least("decode int4 and fp8: speedup over SDPA in bf16", quantized, std::nullopt);
   result.at_least("window: speedup over the best SDPA, worst row", window, 3.0);
+  for (const auto& [size, wanted] : {std::pair{"128", 0.85}, {"64", 0.85}, {"32", 0.60}, {"16", 0.35}}) {
+    result.at_least(std::string("blocks of ") + size + ": part of the dense rate, worst row", of_dense[size], wanted);
+  }
+  result.at_least("blocks fp32: speedup over SDPA with a bool mask", blocks["fp32"], 6.0);
+  result.at_least("blocks bf16: speedup over SDPA with a bool mask", blocks["bf16"], 12.0);
   result.at_least("packed: speedup over the best SDPA, worst row", packed, 1.5);
   result.at_least("one query: speedup over heads folded by hand", by_hand["one query"], std::nullopt);
   result.at_least("window: speedup over blocks cut by hand", by_hand["window"], std::nullopt);
@@ -255,6 +273,7 @@ nlohmann::json to_json(const std::vector<Measured>& rows, const std::vector<Meas
                        {"backward", m.row.backward}, {"kernel", m.kernel},
                        {"flops", m.row.flops()},     {"sides", sides}};
     if (m.best_rival()) row["rival"] = m.best_rival()->side, row["speedup"] = m.speedup();
+    if (m.of_dense()) row["of_dense"] = *m.of_dense();
     if (m.of_gemm()) row["gflops"] = m.gflops(m.ours()), row["of_gemm"] = *m.of_gemm();
     if (m.of_read()) row["gbytes"] = copy_or_read_rate(m.row, m.ours()), row["of_read"] = *m.of_read();
     result["rows"].push_back(row);

@@ -23,8 +23,9 @@ struct Measured {
   const Timing* side(const std::string& name) const;  // null: not measured
   double speedup() const;                             // the best rival's time over ours
   double gflops(const Timing& timing) const { return row.flops() / timing.median / 1e9; }
-  std::optional<double> of_gemm() const;  // ours, as a part of the GEMM rate measured beside it
-  std::optional<double> of_read() const;  // ours, as a part of the read bandwidth measured beside it
+  std::optional<double> of_gemm() const;   // ours, as a part of the GEMM rate measured beside it
+  std::optional<double> of_dense() const;  // ours, as a part of the rate without its block mask
+  std::optional<double> of_read() const;   // ours, as a part of the read bandwidth measured beside it
 };
 
 struct MeasuredMemory {

@@ -51,6 +51,18 @@ void add_window(std::vector<Row>& rows, DType dtype, bool quick) {
   add(rows, Family::kWindow, c, "window 256 S=" + std::to_string(seqlen) + " D=64");
 }
 
+// A random eighth of the blocks.
+void add_blocks(std::vector<Row>& rows, DType dtype, bool quick) {
+  const int64_t seqlen = quick ? 2048 : 8192;
+  for (int64_t block : {128, 64, 32, 16}) {
+    AttentionCase c = dense(dtype, seqlen, 64);
+    c.heads = 2;
+    c.block_q = c.block_k = block, c.block_percent = 12;
+    c.block_layouts = testing::BlockLayouts::kOne;
+    add(rows, Family::kBlocks, c, "blocks of " + std::to_string(block) + " 12% S=" + std::to_string(seqlen) + " D=64");
+  }
+}
+
 void add_packed(std::vector<Row>& rows, DType dtype, bool quick) {
   std::mt19937 random(64);
   AttentionCase c = dense(dtype, 0, 64);
@@ -151,6 +163,13 @@ double visible_scores(const MaskBand& band, int64_t queries, int64_t keys) {
 
 }  // namespace
 
+std::vector<char> visible_blocks(const AttentionCase& c) {
+  std::mt19937 random(11);
+  std::vector<char> visible((c.seqlen_q + c.block_q - 1) / c.block_q * ((c.seqlen_k + c.block_k - 1) / c.block_k));
+  for (char& block : visible) block = static_cast<int64_t>(random() % 100) < c.block_percent;
+  return visible;
+}
+
 double Row::flops() const {
   double scores = 0;
   if (shape.packed()) {
@@ -158,6 +177,10 @@ double Row::flops() const {
     for (size_t i = 0; i < keys.size(); ++i) scores += visible_scores(shape.band, shape.lengths_q[i], keys[i]);
   } else {
     scores = static_cast<double>(shape.batch) * visible_scores(shape.band, shape.seqlen_q, shape.seqlen_k);
+  }
+  if (shape.block_mask()) {
+    const std::vector<char> visible = visible_blocks(shape);
+    scores *= static_cast<double>(std::count(visible.begin(), visible.end(), 1)) / static_cast<double>(visible.size());
   }
   return (backward ? 2.5 : 1) * 2 * static_cast<double>(shape.heads * (shape.head_dim + shape.dim_v())) * scores;
 }
@@ -177,6 +200,7 @@ std::vector<Row> attention_rows(const RowOptions& options) {
   std::vector<Row> rows;
   for (DType dtype : kDTypes) add_dense(rows, dtype, options.quick);
   for (DType dtype : kDTypes) add_window(rows, dtype, options.quick);
+  for (DType dtype : {DType::kFloat32, DType::kBFloat16}) add_blocks(rows, dtype, options.quick);
   for (DType dtype : kDTypes) add_packed(rows, dtype, options.quick);
   for (DType dtype : kDTypes) add_modified(rows, dtype, options.quick);
   for (DType dtype : kDTypes) add_one_query(rows, dtype, options.quick);

@@ -9,7 +9,8 @@
 namespace xformers::bench {
 
 // kModified: against the same without what is done to its scores; a bias of packed sequences against one of a batch.
-enum class Family { kDense, kWindow, kPacked, kModified, kOneQuery, kDecode };
+// kBlocks: a block mask, also against the rate of the same without.
+enum class Family { kDense, kWindow, kBlocks, kPacked, kModified, kOneQuery, kDecode };
 
 // Families that read each key once and do little else: they are measured in bytes.
 constexpr bool reads_memory(Family family) { return family == Family::kOneQuery || family == Family::kDecode; }
@@ -28,6 +29,9 @@ struct RowOptions {
   bool quick = false;
   std::string filter;  // regular expression
 };
+
+// Of a row with a block mask: which of its blocks are visible, [rows][columns] of blocks, the same for all heads.
+std::vector<char> visible_blocks(const testing::AttentionCase& shape);
 
 std::vector<Row> attention_rows(const RowOptions& options);
 

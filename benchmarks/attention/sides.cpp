@@ -34,12 +34,20 @@ at::ScalarType scalar_type(DType dtype) {
 
 bool causal(const testing::AttentionCase& c) { return c.band.window_right == 0 && c.band.window_left == kUnbounded; }
 
+// Booleans [rows, columns] of blocks.
+Tensor block_layout(const testing::AttentionCase& c) {
+  std::vector<char> visible = visible_blocks(c);
+  const int64_t rows = (c.seqlen_q + c.block_q - 1) / c.block_q;
+  return at::from_blob(visible.data(), {rows, static_cast<int64_t>(visible.size()) / rows}, at::kChar).to(at::kBool);
+}
+
 ops::AttentionBias our_bias(const testing::AttentionCase& c) {
   if (c.packed()) {
     const std::vector<int64_t> lengths(c.lengths_q.begin(), c.lengths_q.end());
     if (causal(c)) return ops::BlockDiagonalCausalMask::from_seqlens(lengths);
     return ops::BlockDiagonalMask::from_seqlens(lengths);
   }
+  if (c.block_mask()) return ops::BlockSparseMask(block_layout(c), {c.block_q, c.block_k});
   if (causal(c)) return ops::LowerTriangularMask();
   if (c.band.window_left != kUnbounded)
     return ops::LocalAttentionFromBottomRightMask(c.band.window_left, c.band.window_right);
@@ -206,6 +214,23 @@ void add_window(std::vector<AttentionSide>& sides, const Row& row, const Problem
                    })});
 }
 
+// Also the same without a mask, whose rate is the one to reach.
+void add_blocks(std::vector<AttentionSide>& sides, const Row& row, const Problem& p, const Problem& as_given) {
+  const testing::AttentionCase& c = row.shape;
+  const Tensor mask = block_layout(c)
+                          .repeat_interleave(c.block_q, 0)
+                          .repeat_interleave(c.block_k, 1)
+                          .slice(0, 0, c.seqlen_q)
+                          .slice(1, 0, c.seqlen_k);
+  sides.push_back({Role::kRival, make_side(
+                                     "sdpa_bool_mask", {p}, row.backward,
+                                     [mask](const Problem& x, size_t) { return sdpa(x.q, x.k, x.v, mask, false); },
+                                     /*max_samples=*/3)});
+  sides.push_back({Role::kOther, make_side(kDenseSide, {as_given}, row.backward, [](const Problem& x, size_t) {
+                     return ops::memory_efficient_attention(x.q, x.k, x.v);
+                   })});
+}
+
 // [1, heads, total, dim] cut into sequences.
 std::vector<Problem> split_sequences(const Problem& p, const std::vector<int32_t>& lengths) {
   std::vector<Problem> parts;
@@ -315,6 +340,7 @@ std::vector<AttentionSide> attention_sides(const Row& row, bool quick) {
   }
   sides.push_back(ours(row, p));
   if (row.family == Family::kDense) add_dense(sides, row, p.heads_first());
+  if (row.family == Family::kBlocks) add_blocks(sides, row, p.heads_first(), p);
   if (row.family == Family::kWindow) add_window(sides, row, p.heads_first());
   if (row.family == Family::kPacked) add_packed(sides, row, p.heads_first(), quick);
   sides.push_back(gemm(row.shape.dtype));

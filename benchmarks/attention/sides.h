@@ -18,6 +18,7 @@ struct AttentionSide {
 };
 
 inline constexpr const char* kOurs = "ours";
+inline constexpr const char* kDenseSide = "dense";  // ours without its block mask
 inline constexpr const char* kGemm = "gemm";
 inline constexpr const char* kRead = "read";
 inline constexpr const char* kCopy = "copy";
