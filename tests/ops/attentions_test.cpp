@@ -35,10 +35,10 @@ OptionMap options(const std::string& name) {
 at::Tensor tokens(int64_t seqlen = 9) { return at::randn({3, seqlen, kHeads * kDim}, at::kDouble); }
 
 TEST(Attentions, AllAreThereByName) {
-  const std::vector<std::string> expected{"compositional", "favor",     "fourier_mix", "global",
-                                          "lambda",        "linformer", "local",       "nystrom",
-                                          "orthoformer",   "pooling",   "random",      "scaled_dot_product",
-                                          "visual"};
+  const std::vector<std::string> expected{
+      "blocksparse",        "compositional", "favor",   "fourier_mix", "global",  "lambda",
+      "linformer",          "local",         "nystrom", "orthoformer", "pooling", "random",
+      "scaled_dot_product", "visual"};
   EXPECT_EQ(attention_registry().names(), expected);
   for (const std::string& name : expected) {
     const auto module = attention_registry().build(options(name));
