@@ -1,8 +1,8 @@
 """bench_sparse24.py [--rounds N] [--small]   2:4 sparsity on the CPU.
 
 Packing beside a copy of the same matrix, by bytes moved; products with W [4096, 11008], packed, beside PyTorch's dense
-ones and beside reading as many bytes as W has packed; MLPs in the proportions of upstream's rows, scaled down, with three
-kinds of layers. Sides of a row take turns in one run; times are medians. JSON lines, one a row.
+ones and beside reading as many bytes as W has packed; MLPs in the proportions of upstream's rows, scaled down, with
+three kinds of layers. Sides of a row take turns in one run; times are medians. JSON lines, one a row.
 """
 
 import argparse
