@@ -1,6 +1,7 @@
 // The operators whose cost is known: name, arguments as in the schema, kind, part of a backward pass, formula.
 #include "xformers/ops/attention/attention_cost.h"
 #include "xformers/ops/bias_act_dropout/mlp_cost.h"
+#include "xformers/ops/blocksparse/blocksparse_cost.h"
 #include "xformers/ops/common/product_cost.h"
 #include "xformers/ops/csr/csr_cost.h"
 #include "xformers/ops/linear_attention/linear_attention_cost.h"
@@ -166,6 +167,12 @@ constexpr CostRule kRules[] = {
     {"xformers::sparse_softmax_backward_sputnik", "m, n, row_indices, out, grad, row_offsets", kOther, true,
      memory<kOut>},
     {"xformers::csr_transpose", "row_offsets, column_indices, n", kOther, false, memory<kTransposed>},
+    {"xformers::blocksparse_sdd", "a, b, row_offsets, column_indices, block", kProduct, false, ops::block_sdd_cost},
+    {"xformers::blocksparse_dsd", "values, b, row_offsets, column_indices, m", kProduct, false, ops::block_dsd_cost},
+    {"xformers::blocksparse_softmax_inner", "values, row_offsets, column_indices, heads, n, bias", kOther, false,
+     memory<kValues>},
+    {"xformers::blocksparse_softmax_backward", "grad_out, out, row_offsets, column_indices", kOther, true,
+     memory<kGradOut>},
     // ---- LibTorch's that multiply ----
     {"aten::mm", "self, mat2", kProduct, false, aten::mm},
     {"aten::addmm", "self, mat1, mat2", kProduct, false, aten::addmm},

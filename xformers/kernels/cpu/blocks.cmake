@@ -2,7 +2,8 @@
 # ../CMakeLists.txt, which has the flags of the instruction sets.
 target_sources(xformers_kernels PRIVATE cpu/base/isa_choice.cpp)
 file(GLOB vector_units CONFIGURE_DEPENDS cpu/*/*_isa.cpp)
-set(plain_families csr linear_attention sparse24)  # those that gain nothing from the rounding to bf16: XFORMERS_BY_PLAIN_ISA
+# Those that gain nothing from the rounding to bf16: XFORMERS_BY_PLAIN_ISA.
+set(plain_families blocksparse csr linear_attention sparse24)
 
 # Its loops are vectors by hand: -O3 would only take longer to compile.
 set_source_files_properties(cpu/linear_attention/linear_attention_isa.cpp PROPERTIES COMPILE_OPTIONS -O2)

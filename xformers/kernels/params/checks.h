@@ -4,6 +4,7 @@
 
 #include "xformers/kernels/params/attention_check.h"
 #include "xformers/kernels/params/bias_act_dropout.h"
+#include "xformers/kernels/params/blocksparse.h"
 #include "xformers/kernels/params/csr.h"
 #include "xformers/kernels/params/gate.h"
 #include "xformers/kernels/params/indexing.h"
@@ -48,5 +49,9 @@ void check(const Sparse24DenseParams& params);
 void check(const Sparse24ActivationBwdParams& params);
 void check(const Sparse24UnpackParams& params);
 void check(const Sparse24ProductParams& params);
+void check(const BlockSddParams& params);
+void check(const BlockDsdParams& params);
+void check(const BlockSoftmaxFwdParams& params);
+void check(const BlockSoftmaxBwdParams& params);
 
 }  // namespace xformers

@@ -155,6 +155,14 @@ void check_packed(const Check& check, const Sparse24Packed& packed, bool any) {
   check.given(any && packed.values, {packed.meta});
 }
 
+void check_layout(const Check& check, const BlockLayout& l) {
+  check.sizes({l.heads, l.block_rows, l.block_columns});
+  if (l.block < 16 || l.block % 16 != 0) {
+    check.fail("block", std::to_string(l.block), "a multiple of 16", "pad the blocks");
+  }
+  check_pattern(check, {l.heads * l.block_rows, l.block_columns, l.nnz, l.row_offsets, l.column_indices}, true);
+}
+
 }  // namespace
 
 void check(const NormFwdParams& p, WeightTypes taken) {
@@ -389,6 +397,42 @@ void check(const Sparse24ProductParams& p) {
   check.given(any && p.k > 0, {p.a.values, p.a.meta, p.b});
   if (any && p.k > 1 && p.n > 1 && p.b_row != 1 && p.b_col != 1)
     check.fail("b", "of neither row- nor column-major order", "one of them", "make it contiguous");
+}
+
+void check(const BlockSddParams& p) {
+  const Check check{"blocksparse_sdd"};
+  check.dtype("dtype", p.dtype);
+  check.sizes({p.batch, p.depth});
+  check_layout(check, p.layout);
+  const bool any = p.batch > 0 && p.layout.nnz > 0;
+  check.given(any, {p.out});
+  check.given(any && p.depth > 0, {p.a.data, p.b.data});
+}
+
+void check(const BlockDsdParams& p) {
+  const Check check{"blocksparse_dsd"};
+  check.dtype("dtype", p.dtype);
+  check.sizes({p.batch, p.width});
+  check_layout(check, p.layout);
+  const bool any = p.batch > 0 && p.width > 0;
+  check.given(any && p.layout.heads * p.layout.block_rows > 0, {p.out});
+  check.given(any && p.layout.nnz > 0, {p.values, p.b.data});
+}
+
+void check(const BlockSoftmaxFwdParams& p) {
+  const Check check{"blocksparse_softmax"};
+  check.dtype("dtype", p.dtype);
+  check.sizes({p.batch});
+  check_layout(check, p.layout);
+  check.given(p.batch > 0 && p.layout.nnz > 0, {p.values, p.out});
+}
+
+void check(const BlockSoftmaxBwdParams& p) {
+  const Check check{"blocksparse_softmax_backward"};
+  check.dtype("dtype", p.dtype);
+  check.sizes({p.batch});
+  check_layout(check, p.layout);
+  check.given(p.batch > 0 && p.layout.nnz > 0, {p.out, p.dout, p.dx});
 }
 
 }  // namespace xformers

@@ -1,6 +1,7 @@
 // The operators of compressed sparse rows on CPU tensors; any other device is refused.
 #include "xformers/kernels/cpu/csr/csr_cpu.h"
 
+#include "xformers/ops/common/cpu_only.h"
 #include "xformers/ops/common/threads.h"
 #include "xformers/ops/common/to_params.h"
 #include "xformers/ops/csr/csr.h"
@@ -110,16 +111,6 @@ CsrTranspose::Result transpose_cpu(const CsrTranspose& args) {
   return result;
 }
 
-// What a device without kernels for it says.
-template <class Op>
-typename Op::Result refuse_device(const Op& args) {
-  args.check();
-  const std::string device = args.row_offsets.device().str();
-  TORCH_CHECK_NOT_IMPLEMENTED(false, Op::kName, ": the tensors are on ", device,
-                              ", expected cpu: sparse rows have no kernels on other devices yet.  Fix: move them with "
-                              ".cpu().");
-}
-
 }  // namespace
 }  // namespace xformers::ops
 
@@ -134,9 +125,6 @@ TORCH_LIBRARY_IMPL(xformers, CPU, m) {
 
 TORCH_LIBRARY_IMPL(xformers, CompositeExplicitAutograd, m) {
   using namespace xformers::ops;
-  implement<refuse_device<CsrSddmm>>(m);
-  implement<refuse_device<CsrSpmm>>(m);
-  implement<refuse_device<CsrSoftmax>>(m);
-  implement<refuse_device<CsrSoftmaxBackward>>(m);
-  implement<refuse_device<CsrTranspose>>(m);
+  refuse_other_devices(
+      m, {CsrSddmm::kName, CsrSpmm::kName, CsrSoftmax::kName, CsrSoftmaxBackward::kName, CsrTranspose::kName});
 }
