@@ -42,6 +42,7 @@ from xformers.components.simplicial_embedding import SimplicialEmbedding
 from xformers.factory import xFormer, xFormerDecoderBlock, xFormerEncoderBlock
 from xformers.factory.block_configs import build_block_config
 from xformers.helpers.timm_sparse_attention import TimmSparseAttention
+from xformers.ops.sp24 import MLP24, Linear24
 from xformers.ops.swiglu_op import SwiGLUOp
 from xformers.triton import FusedDropoutBias, FusedLayerNorm, FusedLinear
 
@@ -59,6 +60,8 @@ def stack(kind):
 MODULES = {
     "RMSNorm": lambda: RMSNorm(32),
     "SwiGLU": lambda: SwiGLU(32, 24),
+    "Linear24": lambda: Linear24(32, 24),
+    "MLP24": lambda: MLP24(32, 24),
     "SwiGLU, apart": lambda: SwiGLU(32, 24, _pack_weights=False),
     "FusedLayerNorm": lambda: FusedLayerNorm(32),
     "FusedLinear": lambda: FusedLinear(32, 24, bias=True, activation="gelu"),
@@ -113,7 +116,10 @@ INPUTS = {
 ATTENTION_OPTIONS = {"dropout": 0.0, "num_heads": 1, "dim_model": 32, "dim_head": 32, "seq_len": 8, "num_landmarks": 2}
 
 
-OPTIONS_OF_ONE = {"global": {"attention_query_mask": torch.arange(5)[:, None] < 2}}
+OPTIONS_OF_ONE = {
+    "global": {"attention_query_mask": torch.arange(5)[:, None] < 2},
+    "blocksparse": {"layout": torch.ones(1, 1, 1, dtype=torch.long), "block_size": 16},
+}
 
 
 def attention(name):
@@ -137,8 +143,13 @@ def test_every_module_has_a_row():
 
     ours = {cls for cls in classes(torch.nn.Module) if cls.__module__.startswith("xformers.")}
     ours -= {cls for cls in ours if cls.__module__.startswith("xformers.benchmarks")}
-    ours -= {cls for cls in ours if inspect.isabstract(cls)}
+    ours -= {cls for cls in ours if inspect.isabstract(cls) or cls.forward is torch.nn.Module.forward}
     assert ours == {type(build()) for build in MODULES.values()}
+
+
+def attention_inputs(module, x):
+    """x [batch, seqlen, dim] as query, key and value, with a dimension of heads where the module wants one."""
+    return [x[:, None] if getattr(module, "requires_head_dimension", False) else x] * 3
 
 
 def call(module):
@@ -146,8 +157,7 @@ def call(module):
     if isinstance(module, LKA):
         return module(torch.randn(2, 3, 4, 4))
     if isinstance(module, Attention | InputProjection | MultiHeadDispatch):
-        x = torch.randn(3, 4, 32)  # a grid
-        out = module.eval()(x, x, x)
+        out = module.eval()(*attention_inputs(module, torch.randn(3, 4, 32)))  # a grid
         return torch.stack(out) if isinstance(out, tuple) else out
     x = torch.randn(3, 5, 32)
     out = module.eval()(*INPUTS.get(type(module).__name__, lambda x: [x])(x))

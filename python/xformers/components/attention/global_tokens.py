@@ -54,7 +54,7 @@ class GlobalAttention(Attention):
         self.causal = causal
         self.force_sparsity = force_sparsity
         self.seq_len = len(mask)
-        self.register_buffer("global_tokens", mask.flatten().nonzero().flatten(), persistent=False)
+        self.global_tokens = mask.flatten().nonzero().flatten()  # no buffer: memory that is emptied leaves it as it is
         self.requires_same_k_q_dimensions = True
         self.supports_attention_mask = False
 
@@ -69,6 +69,8 @@ class GlobalAttention(Attention):
     ) -> torch.Tensor:
         mask, causal = unwrapped(att_mask, q.shape[1], k.shape[1])
         p = self.attn_drop.p if self.training else 0.0
+        if self.global_tokens.device != q.device:
+            self.global_tokens = self.global_tokens.to(q.device)
         return torch.ops.xformers.global_attention(
             q, k, v, self.global_tokens, self.seq_len, self.causal or causal, mask, p
         )
