@@ -121,10 +121,12 @@ def test_checkpoint_of_microgpt(run, llama, microgpt, train, tmp_path):
     assert padded["verified"] == 40
     assert run(checkpoint, "--page-size", 4, prompts=prompts, count=20)["tokens"] == padded["tokens"]
     # The same text as microgpt's own, which has no cache.
-    own = microgpt.succeeds("sample", "--checkpoint", checkpoint, "--prompt", "atten", "--bytes", 20, "--temperature", 0,
-                            "--device", "cpu")  # fmt: skip
+    own = microgpt.succeeds("sample", "--checkpoint", checkpoint, "--prompt", "atten", "--bytes", 20,
+                            "--temperature", 0, "--device", "cpu")  # fmt: skip
     assert own == "atten" + bytes(padded["tokens"][0]).decode() + "\n"
-    said = llama.succeeds("--model", checkpoint, "--prompt", "atten", "--tokens", 20, "--temperature", 0, "--device", "cpu")
+    said = llama.succeeds(
+        "--model", checkpoint, "--prompt", "atten", "--tokens", 20, "--temperature", 0, "--device", "cpu"
+    )
     assert own in said
 
 
@@ -213,7 +215,9 @@ def test_damaged_weights(llama, tmp_path, damage, says):
     assert says in llama.fails("--model", damaged(tmp_path / "model", damage), "--prompt-tokens", 1, "--device", "cpu")
 
 
-@pytest.mark.parametrize("content", [b"", b"\x01", b"\xff" * 8, b"\xff" * 200], ids=["empty", "byte", "length", "noise"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\x01", b"\xff" * 8, b"\xff" * 200], ids=["empty", "byte", "length", "noise"]
+)
 def test_no_safetensors(llama, tmp_path, content):
     model = llama_model.write(tmp_path / "model", *llama_model.tiny())
     (file,) = model.glob("*.safetensors")
