@@ -186,6 +186,22 @@ TEST(MultiHead, WidthsOfKeysAndValues) {
   EXPECT_THROW(build(2 * kHeads, std::nullopt, nullptr, /*separate=*/false), Error);
 }
 
+TEST(MultiHead, CopiesShareNothing) {
+  MultiHeadDispatchOptions with_out{.dim_model = kHeads * kDim, .num_heads = kHeads};
+  with_out.out_proj = torch::nn::Linear(kHeads * kDim, 5);
+  for (MultiHeadDispatch module : {dispatch("linformer"), build_multi_head_attention(with_out, options("linformer"))}) {
+    module->to(at::kDouble);
+    const auto copied = std::dynamic_pointer_cast<MultiHeadDispatchImpl>(module->clone());
+    const at::Tensor x = tokens(), before = module->forward(x);
+    EXPECT_TRUE(at::equal(copied->forward(x), before));
+    {
+      const torch::NoGradGuard no_grad;
+      for (at::Tensor& parameter : module->parameters()) parameter.zero_();
+    }
+    EXPECT_TRUE(at::equal(copied->forward(x), before));
+  }
+}
+
 TEST(MultiHead, WeightsLieSideBySide) {
   MultiHeadDispatch module = dispatch();
   const auto& p = *module->in_proj_container;

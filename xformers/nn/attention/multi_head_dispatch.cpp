@@ -3,6 +3,8 @@
 #include <ATen/ops/dropout.h>
 #include <torch/nn/init.h>
 
+#include <utility>
+
 #include "xformers/nn/registry/registry.h"
 
 namespace xformers::nn {
@@ -41,6 +43,12 @@ MultiHeadDispatchImpl::MultiHeadDispatchImpl(const MultiHeadDispatchOptions& opt
 Attention& MultiHeadDispatchImpl::as_attention() const { return dynamic_cast<Attention&>(*attention); }
 
 void MultiHeadDispatchImpl::reset() {
+  if (std::exchange(is_made_, true)) {  // called by clone(): a copy has parts of its own
+    attention = attention->clone();
+    if (!options.out_proj.is_empty()) {
+      options.out_proj = torch::nn::Linear(std::dynamic_pointer_cast<torch::nn::LinearImpl>(options.out_proj->clone()));
+    }
+  }
   register_module("attention", attention);
   const AttentionFlags& flags = as_attention().flags;
   if (flags.requires_skip_multi_head) return;

@@ -40,6 +40,8 @@ class MultiHeadDispatchImpl : public torch::nn::Cloneable<MultiHeadDispatchImpl>
 
  private:
   Attention& as_attention() const;
+
+  bool is_made_ = false;
 };
 TORCH_MODULE(MultiHeadDispatch);
 
