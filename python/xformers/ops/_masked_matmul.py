@@ -3,9 +3,12 @@
 import torch
 from torch.overrides import handle_torch_function, has_torch_function
 
+from .._in_graph import allow_in_graph
 
+
+@allow_in_graph
 def by_class(a: torch.Tensor, b: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """What a tensor class makes of it; under torch.compile a step of the graph (xformers.sparse says so)."""
+    """What a tensor class makes of it; under torch.compile a step of the graph."""
     result: torch.Tensor = handle_torch_function(masked_matmul, (a, b, mask), a, b, mask)
     return result
 

@@ -6,13 +6,10 @@ is a NotImplementedError that names the function."""
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Callable
 from typing import Any, ClassVar, NoReturn, TypeVar
 
 import torch
-
-from xformers.ops._masked_matmul import by_class
 
 Self = TypeVar("Self", bound="SparseTensor")
 Function = Callable[..., Any]
@@ -102,7 +99,6 @@ class SparseTensor(torch.Tensor):
 
     # ---- torch.compile: a wrapper around tensors, whose functions are steps of the graph ----
     def __tensor_flatten__(self) -> tuple[list[str], tuple[str, ...]]:
-        _let_compile()
         if self._stored.requires_grad and type(self._stored) is torch.Tensor and torch.is_grad_enabled():
             raise NotImplementedError(  # the gradient would silently be None
                 f"{type(self).__name__}: its values require a gradient, expected none of what a compiled function "
@@ -175,15 +171,6 @@ def _rebuild(cls: type[Self], shape: tuple[int, ...], values: torch.Tensor, part
     for part, value in parts.items():
         setattr(tensor, part, value)
     return tensor
-
-
-@functools.cache
-def _let_compile() -> None:
-    """masked_matmul, a function of ours, becomes a step of the graph as PyTorch's are. Asked for when the compiler,
-    which takes long to import, is there: it looks into a tensor before it traces what is done with it."""
-    import torch._dynamo
-
-    torch._dynamo.allow_in_graph(by_class)
 
 
 def same_part(a: torch.Tensor, b: torch.Tensor) -> bool:
