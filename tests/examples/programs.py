@@ -10,27 +10,28 @@ TINY = ("--layers", 2, "--dim", 32, "--heads", 2, "--context", 32, "--batch", 8,
 
 
 class Program:
-    """Runs the program; arguments may be numbers and paths."""
+    """Runs the program; arguments may be numbers and paths.
+
+    It waits as the tests do (tests/conftest.py), but for `start`, which leaves that to the program.
+    """
 
     def __init__(self, program: Path):
         self.program = program
-        self.environment = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
 
     def command(self, *arguments) -> list[str]:
         return [str(self.program), *map(str, arguments)]
 
     def __call__(self, *arguments, **options) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            self.command(*arguments), capture_output=True, text=True, timeout=300, env=self.environment, **options
-        )
+        return subprocess.run(self.command(*arguments), capture_output=True, text=True, timeout=300, **options)
 
     def start(self, *arguments, **environment) -> subprocess.Popen:
+        own = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
         return subprocess.Popen(
             self.command(*arguments),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**self.environment, **environment},
+            env={**own, **environment},
         )
 
     def succeeds(self, *arguments, **options) -> str:

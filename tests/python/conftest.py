@@ -3,8 +3,6 @@
 import logging
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # small operations on a busy machine: don't spin
-
 import hypothesis
 import pytest
 import torch
