@@ -22,7 +22,7 @@ FwdArgs forward_args(const AttentionFwdParams& p) {
 
 FwdArgs forward_args(const AttentionFwdParams& p, const FwdFacts& facts) {
   FwdArgs args = forward_args(p);
-  args.packed_heads = facts.packed_heads;
+  args.packed_heads = Divisor<uint32_t>(facts.packed_heads);
   args.aligned_q = facts.q == RowAccess::kChunks;
   args.aligned_kv = facts.kv == RowAccess::kChunks;
   args.aligned_out = facts.out_pairs;

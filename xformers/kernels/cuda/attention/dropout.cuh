@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "xformers/kernels/base/philox.h"
+#include "xformers/kernels/cuda/attention/fragment.cuh"
 #include "xformers/kernels/params/attention.h"
 
 namespace xformers::cuda {
@@ -69,5 +70,43 @@ class KeptByLane {
     return spread_signs(kept_[0][eight_queries], kept_[1][eight_queries], 0x4400 + 0x1111 * eight_keys);
   }
 };
+
+// What is dropped of a fragment [queries, keys] becomes 0. first_query is a multiple of 16 * kRowTiles, first_key of
+// 32; rows are queries.
+template <int kRowTiles, int kKeyTiles>
+__device__ __forceinline__ void drop(Fragment<kRowTiles, kKeyTiles>& x, const PhiloxKey& philox, const DropRule& rule,
+                                     uint32_t sequence_head, int first_query, int first_key) {
+  static_assert(kKeyTiles % 4 == 0);
+#pragma unroll
+  for (int n = 0; n < kKeyTiles; n += 4) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      KeptByLane<16 * kRowTiles, false> kept;
+      kept.draw(i, philox, rule, sequence_head, first_query, first_key + n * 8);
+      for_each_row<kRowTiles>([&](int r, int half) {
+#pragma unroll
+        for (int part = 0; part < 4; ++part)
+          if (!kept.keeps(i, 2 * r + half, part)) x[r][n + part][half * 2 + i] = 0;
+      });
+    }
+  }
+}
+
+// The same of 32 keys whose probabilities are packed: two A operands of 16 keys from `p` on.
+template <int kRowTiles>
+__device__ __forceinline__ void drop(uint32_t (*p)[kRowTiles][4], const PhiloxKey& philox, const DropRule& rule,
+                                     uint32_t sequence_head, int first_query, int first_key) {
+  KeptByLane<16 * kRowTiles, false> kept;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) kept.draw(i, philox, rule, sequence_head, first_query, first_key);
+#pragma unroll
+  for (int r = 0; r < kRowTiles; ++r) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) p[i / 2][r][i % 2 * 2 + half] &= kept.pair_mask(r * 2 + half, i);
+    }
+  }
+}
 
 }  // namespace xformers::cuda

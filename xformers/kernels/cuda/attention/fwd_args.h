@@ -1,6 +1,7 @@
 // What the forward kernels get beside the caller's parameters.
 #pragma once
 
+#include "xformers/kernels/base/divide.h"
 #include "xformers/kernels/base/philox.h"
 #include "xformers/kernels/params/attention.h"
 
@@ -16,7 +17,7 @@ struct alignas(8) PartStats {
 
 struct FwdArgs {
   AttentionFwdParams p;
-  int packed_heads = 1;   // heads of a group that share the rows of a tile: row = query * packed_heads + head
+  Divisor<uint32_t> packed_heads{1};  // size(): heads of a group that share the rows of a tile (rows.cuh)
   int64_t tiles = 0;      // row tiles per (batch row, head or group), at most
   int heads_at_once = 1;  // (batch row, head or group)s whose row tiles are launched in turns
   bool aligned_q = false, aligned_kv = false;  // rows in units of 16 bytes

@@ -57,24 +57,18 @@ __device__ inline int64_t search_last(int64_t count, const Before& before) {
 // them are at most max_tiles().
 template <class Offset>
 __device__ inline SequenceTile search_tile(int64_t index, int64_t sequences, int tile_rows, const Offset& offset) {
-  const int lane = threadIdx.x % 32;
-  int64_t first = 0, left = sequences;  // the last sequence that begins at or before `index` is among these
   const auto place = [&](int64_t s) { return offset(s) / tile_rows + s; };
-  while (left > 0) {
-    const int64_t step = ceil_div<int64_t>(left, 32), mine = lane * step;
-    const unsigned before = __ballot_sync(0xffffffffu, mine < left && place(first + mine) <= index);
-    if (before == 0) break;  // offsets that begin late or don't ascend
-    const int64_t found = (31 - __clz(static_cast<int>(before))) * step;
-    first += found, left = step == 1 ? 0 : min(step, left - found);
-    if (left <= 1) return {first, static_cast<int>(min((index - place(first)) * tile_rows, kMaxSeqlen))};
-  }
-  return {};
+  const int64_t found = search_last(sequences, [&](int64_t s) { return place(s) <= index; });
+  if (found < 0) return {};  // offsets that begin late or don't ascend
+  return {found, static_cast<int>(min((index - place(found)) * tile_rows, kMaxSeqlen))};
 }
 
-// The packed sequence that has a query, if any has, not before sequence `first`.
+// The packed sequence that has a query, if any has, not before sequence `first`: probably one of the next 32.
 __device__ inline int64_t sequence_of_query(const SeqLayout& seq, int64_t query, int64_t first = 0) {
-  const int64_t found =
-      search_last(seq.num_sequences - first, [&](int64_t s) { return seq.cu_seqlens_q[first + s] <= query; });
+  const int64_t left = seq.num_sequences - first;
+  const auto before = [&](int64_t s) { return seq.cu_seqlens_q[first + s] <= query; };
+  int64_t found = search_last(first > 0 ? min(left, int64_t{32}) : left, before);
+  if (first > 0 && found == 31) found = search_last(left, before);
   return first + max(found, int64_t{0});
 }
 

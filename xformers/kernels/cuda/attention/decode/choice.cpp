@@ -58,7 +58,7 @@ std::optional<ForwardPlan> plan(const AttentionFwdParams& p, const FwdFacts& fac
                                 Reasons& reasons) {
   const ForwardInstance* const instance = find_instance(
       kBuilt, p.shape, {DType::kBFloat16, DType::kFloat16}, facts.device.smem_per_block,
-      [](const ForwardInstance& each) { return decode_policy(each.head_dim).smem_bytes(); }, reasons);
+      [](const ForwardInstance& each) { return decode_smem_bytes(each.head_dim); }, reasons);
   if (const int64_t rows = p.shape.seqlen_q * facts.packed_heads; rows > kRows * facts.sequences) {
     reasons.add(rows / facts.sequences, " rows (queries x heads of a group) share their keys, expected at most ",
                 kRows);
@@ -74,7 +74,7 @@ std::optional<ForwardPlan> plan(const AttentionFwdParams& p, const FwdFacts& fac
 
 void run(const AttentionFwdParams& p, const FwdFacts& facts, const ForwardPlan& plan, const Stream& stream) {
   FwdArgs args = forward_args(p, facts);
-  args.tiles = max_tiles(p.shape.seqlen_q * args.packed_heads, p.seq, kRows);
+  args.tiles = max_tiles(p.shape.seqlen_q * args.packed_heads.size(), p.seq, kRows);
   set_partial_results(args, facts.total_rows, plan.split.splits, stream);
   plan.instance->launch(args, plan.features, to_stream(stream));
   if (args.out_partial) merge_splits(args, true, to_stream(stream));

@@ -12,6 +12,8 @@
 #include "xformers/kernels/cuda/arch/mma.cuh"
 #include "xformers/kernels/cuda/attention/decode/decode_clear.cuh"
 #include "xformers/kernels/cuda/attention/decode/decode_tile.cuh"
+#include "xformers/kernels/cuda/attention/epilogue.cuh"
+#include "xformers/kernels/cuda/attention/key_walk.cuh"
 #include "xformers/kernels/cuda/attention/sm80/tile.cuh"
 #include "xformers/kernels/cuda/base/elements.cuh"
 #include "xformers/kernels/cuda/base/launch.h"
@@ -21,7 +23,8 @@ namespace xformers::cuda::decode {
 template <class T, DecodePolicy kPolicy>
 class Decode {
   static constexpr int kDim = kPolicy.head_dim, kKeys = kPolicy.keys, kStages = kPolicy.stages, kWarps = kPolicy.warps;
-  static constexpr int kKeyTiles = kKeys / 8, kDimTiles = kDim / 8, kTileBytes = 2 * kKeys * kDim;
+  static constexpr int kKeyTiles = kKeys / 8, kDimTiles = kDim / 8;
+  using Memory = DecodeMemory<kPolicy>;
   using Scores = Fragment<1, kKeyTiles>;
   using Layout = sm80::TileLayout<kDim>;
   static constexpr int kChunks = Layout::kChunks, kRowsPerCopy = 32 / kChunks > 0 ? 32 / kChunks : 1;
@@ -30,46 +33,51 @@ class Decode {
   const AttentionFwdParams& p_;
   const DecodeTile& tile_;
   const Band band_;
-  unsigned char* smem_;
+  const TileRows rows_;
+  Memory& memory_;
   uint32_t ring_;  // of this warp
   int warp_, lane_;
   const T *k_, *v_;
-  uint32_t smem_q_;  // fragments [kDim / 16][32 lanes][4], or in
+  uint32_t smem_q_;  // or in registers
   uint32_t q_[kPolicy.shares_q() ? 1 : kDim / 16][4];
   Fragment<1, kDimTiles> acc_o_ = {};
   SoftmaxRows<1> softmax_;
 
  public:
-  __device__ __forceinline__ Decode(const FwdArgs& args, const DecodeTile& tile, unsigned char* smem)
-      : args_(args), p_(args.p), tile_(tile), band_(args.p.band, tile.sequence), smem_(smem) {
+  __device__ __forceinline__ Decode(const FwdArgs& args, const DecodeTile& tile, Memory& memory)
+      : args_(args),
+        p_(args.p),
+        tile_(tile),
+        band_(args.p.band, tile.sequence),
+        rows_{tile, args.packed_heads},
+        memory_(memory) {
     warp_ = threadIdx.x / 32, lane_ = threadIdx.x % 32;
-    ring_ = shared_address(smem) + warp_ * kStages * kPolicy.stage_bytes();
-    smem_q_ = shared_address(smem) + kPolicy.smem_bytes() - kPolicy.q_bytes();
+    ring_ = shared_address(&memory.rings[warp_][0]);
+    smem_q_ = shared_address(memory.q);
     k_ = origin(p_.k), v_ = origin(p_.v);
   }
 
   __device__ __forceinline__ void run() {
-    const Range queries{query_of(tile_.first_row), query_of(tile_.first_row + tile_.rows - 1) + 1};
-    const Range keys = band_.key_range(queries);
+    const Range queries = rows_.queries(), keys = band_.key_range(queries);
     // In units of what the block takes at once.
-    int first = keys.begin / kPolicy.step(), last = ceil_div(keys.end, kPolicy.step());
-    const int per_split = ceil_div(max(last - first, 0), args_.num_splits);
-    first += static_cast<int>(blockIdx.y) * per_split;
-    last = min(last, first + per_split);
-    if (first < last) stream(queries, keys, first * kPolicy.step(), min(last * kPolicy.step(), keys.end));
+    const Range steps =
+        part_of(blocks_with(keys, kPolicy.step()), static_cast<int>(blockIdx.y), args_.num_splits, args_.part_steps);
+    if (!steps.empty()) stream(queries, steps.begin * kPolicy.step(), min(steps.end * kPolicy.step(), keys.end));
     finish();
   }
 
  private:
   __device__ __forceinline__ const T* origin(const HeadsTensor& t) const {
-    return static_cast<const T*>(t.data) + tile_.sequence.batch * t.batch_stride + tile_.group * t.group_stride +
-           tile_.first_head * t.head_stride;
+    return static_cast<const T*>(t.data) + tile_.offset(t);
   }
-  __device__ __forceinline__ int query_of(int row) const {
-    return args_.packed_heads == 1 ? row : row / args_.packed_heads;
+  __device__ __forceinline__ uint32_t stage_k(int stage) const {
+    return ring_ + stage * static_cast<int>(sizeof(typename Memory::Stage));
+  }
+  static __device__ __forceinline__ uint32_t v_behind(uint32_t k) {
+    return k + static_cast<int>(offsetof(typename Memory::Stage, v));
   }
 
-  __device__ __forceinline__ void stream(Range queries, Range keys, int begin, int end) {
+  __device__ __forceinline__ void stream(Range queries, int begin, int end) {
     int next = begin + warp_ * kKeys;  // the block of keys that is asked for next
     int64_t row = row_of(next, end);
 #pragma unroll
@@ -83,11 +91,11 @@ class Decode {
     for (int key = begin + warp_ * kKeys; key < end; key += kPolicy.step()) {
       copy_async_wait<kStages - 1>();
       __syncwarp();  // what the other lanes copied is there too
-      const uint32_t k = ring_ + stage * kPolicy.stage_bytes(), v = k + kTileBytes;
+      const uint32_t k = stage_k(stage), v = v_behind(k);
       Scores s = {};
       multiply_scores(s, k);
       if (!band_.is_full(queries, {key, key + kKeys})) {
-        mask<1, kKeyTiles>(s, key, [&](int row) { return visible_keys(band_, query_of(tile_.first_row + row)); });
+        mask<1, kKeyTiles>(s, key, [&](int row) { return visible_keys(band_, rows_.query_of(tile_.first + row)); });
       }
       softmax_.template step<kKeyTiles, kDimTiles>(s, acc_o_, unit());
       accumulate(s, v);
@@ -109,7 +117,7 @@ class Decode {
 
   // Copies keys [first, + kKeys) into a stage; those from `end` on become zeros. One group of copies per call.
   __device__ __forceinline__ void ask(int stage, int first, int end, int64_t row) const {
-    const uint32_t k = ring_ + stage * kPolicy.stage_bytes(), v = k + kTileBytes;
+    const uint32_t k = stage_k(stage), v = v_behind(k);
     if (first < end) {
       const int dim_k = static_cast<int>(p_.shape.head_dim), dim_v = static_cast<int>(p_.shape.head_dim_v);
       const int chunk = lane_ % kChunks, lane_row = lane_ / kChunks;
@@ -140,7 +148,7 @@ class Decode {
     for (int half = 0; half < 2; ++half) {
       const int row = lane_ / 4 + half * 8;
       valid[half] = row < tile_.rows;
-      const RowPlace place = place_of(args_, tile_, valid[half] ? row : 0);
+      const RowPlace place = rows_.place_of(tile_.first + (valid[half] ? row : 0));
       from[half] = static_cast<const T*>(p_.q.data) + tile_.sequence.batch * p_.q.batch_stride +
                    tile_.group * p_.q.group_stride + place.query * p_.q.seq_stride + place.head * p_.q.head_stride;
     }
@@ -208,11 +216,9 @@ class Decode {
     }
   }
 
-  // The warps' results, parts of the keys, meet in shared memory: sums [warps][16][sum_stride()], then statistics
-  // [warps][16].
+  // The warps' results, parts of the keys, meet in shared memory.
   __device__ __forceinline__ void finish() {
-    float* const sums = reinterpret_cast<float*>(smem_);
-    PartStats* const stats = reinterpret_cast<PartStats*>(sums + kWarps * kRows * kPolicy.sum_stride());
+    auto& [sums, stats] = memory_.results;
     softmax_.finish();
     __syncthreads();  // all warps are done with their rings
 #pragma unroll
@@ -220,9 +226,9 @@ class Decode {
       const int row = lane_ / 4 + half * 8;
       if (row >= tile_.rows) continue;
       if (lane_ % 4 == 0) {
-        stats[warp_ * kRows + row] = {natural_max(softmax_.row_max[0][half], unit()), softmax_.row_sum[0][half]};
+        stats[warp_][row] = {natural_max(softmax_.row_max[0][half], unit()), softmax_.row_sum[0][half]};
       }
-      float* const to = sums + (warp_ * kRows + row) * kPolicy.sum_stride();
+      float* const to = sums[warp_][row];
 #pragma unroll
       for (int d = 0; d < kDimTiles; ++d) {
         *reinterpret_cast<float2*>(to + (d * 8 + lane_ % 4 * 2)) = {acc_o_[0][d][half * 2], acc_o_[0][d][half * 2 + 1]};
@@ -235,12 +241,12 @@ class Decode {
       if (at >= dim_v) continue;
       float most = -INFINITY, total = 0, x = 0, y = 0;
 #pragma unroll
-      for (int w = 0; w < kWarps; ++w) most = fmaxf(most, stats[w * kRows + row].row_max);
+      for (int w = 0; w < kWarps; ++w) most = fmaxf(most, stats[w][row].row_max);
 #pragma unroll
       for (int w = 0; w < kWarps; ++w) {
-        const PartStats part = stats[w * kRows + row];
+        const PartStats part = stats[w][row];
         const float weight = weight_of(part.row_max, most);
-        const float2 pair = *reinterpret_cast<const float2*>(sums + (w * kRows + row) * kPolicy.sum_stride() + at);
+        const float2 pair = *reinterpret_cast<const float2*>(&sums[w][row][at]);
         total += weight * part.row_sum;
         x += weight * pair.x, y += weight * pair.y;
       }
@@ -250,21 +256,15 @@ class Decode {
   }
 
   __device__ __forceinline__ void write(int row, int at, int dim_v, float x, float y, const PartStats& stats) const {
-    const RowPlace place = place_of(args_, tile_, row);
+    const RowPlace place = rows_.place_of(tile_.first + row);
+    if (at == 0) store_stats(args_, static_cast<int>(blockIdx.y), tile_, place, stats);
     if (args_.out_partial) {
-      const int64_t to = blockIdx.y * args_.total_rows + partial_row(args_, tile_, place);
-      if (at == 0) args_.stats_partial[to] = stats;
+      const int64_t to = blockIdx.y * args_.total_rows + partial_row(p_.shape, tile_, place);
       store_pair(args_.out_partial + to * dim_v, at, dim_v, x, y, dim_v % 2 == 0);
-      return;
-    }
-    if (at == 0) {
-      const RowLse lse = row_lse(stats.row_max, stats.row_sum);
-      store_lse(p_, lse, tile_.sequence.batch, tile_.group, place.head, place.query);
-    }
-    if (p_.wide_out) {
-      store_pair(out_row<float>(args_, tile_, place), at, dim_v, x, y, args_.aligned_out);
+    } else if (p_.wide_out) {
+      store_pair(out_row<float>(p_.out, tile_, place), at, dim_v, x, y, args_.aligned_out);
     } else {
-      store_pair(out_row<T>(args_, tile_, place), at, dim_v, x, y, args_.aligned_out);
+      store_pair(out_row<T>(p_.out, tile_, place), at, dim_v, x, y, args_.aligned_out);
     }
   }
 };
@@ -278,7 +278,8 @@ __global__ void __launch_bounds__(decode_policy(kHeadDim).threads(), kBlocksPerM
   const DecodeTile tile = decode_tile(args);
   if (args.p.seq.packed() && blockIdx.y == 0 && tile.slot == 0) clear_ends<T>(args, tile);
   if (tile.rows <= 0) return;
-  Decode<T, decode_policy(kHeadDim)>(args, tile, smem).run();
+  auto& memory = *reinterpret_cast<DecodeMemory<decode_policy(kHeadDim)>*>(smem);
+  Decode<T, decode_policy(kHeadDim)>(args, tile, memory).run();
 }
 
 }  // namespace xformers::cuda::decode

@@ -11,9 +11,9 @@ template <class T, int kHeadDim>
 void launch_decode(const FwdArgs& args, Features, cudaStream_t stream) {
   constexpr DecodePolicy kPolicy = decode_policy(kHeadDim);
   const AttentionShape& shape = args.p.shape;
-  const int64_t tiles = shape.batch * shape.num_heads() / args.packed_heads * args.tiles;
+  const int64_t tiles = shape.batch * shape.num_heads() / args.packed_heads.size() * args.tiles;
   launch_after(attention_decode<T, kHeadDim>, tiles, args.num_splits, kPolicy.threads(), stream, args,
-               kPolicy.smem_bytes());
+               static_cast<int>(sizeof(DecodeMemory<kPolicy>)));
 }
 
 }  // namespace xformers::cuda::decode

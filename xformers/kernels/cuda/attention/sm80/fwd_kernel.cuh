@@ -10,7 +10,6 @@
 
 #include <type_traits>
 
-#include "xformers/kernels/cuda/attention/sm80/fwd_dropout.cuh"
 #include "xformers/kernels/cuda/attention/sm80/fwd_output.cuh"
 #include "xformers/kernels/cuda/attention/sm80/fwd_scores.cuh"
 #include "xformers/kernels/cuda/attention/sm80/fwd_softmax.cuh"
@@ -62,7 +61,8 @@ __device__ __forceinline__ void accumulate_step(typename WarpPart<kPolicy>::Outp
   if (kPolicy.features != Features::kPlain && args.p.dropout.p > 0) {
 #pragma unroll
     for (int i = 0; i < kPolicy.warp_keys(); i += 32) {
-      drop<kPolicy>(&probabilities[i / 16], args, tile, warp, key + i);
+      drop<kPolicy.row_tiles>(&probabilities[i / 16], tile.philox, args.drop_rule, tile.stream_head,
+                              tile.first + warp.row, key + i);
       if constexpr (kAlone) {  // the draws of the next 32 keys fill the gaps between these products
         accumulate<T, kPolicy>(out, probabilities[i / 16], v, i);
         accumulate<T, kPolicy>(out, probabilities[i / 16 + 1], v, i + 16);
@@ -74,12 +74,9 @@ __device__ __forceinline__ void accumulate_step(typename WarpPart<kPolicy>::Outp
   accumulate_all<T, kPolicy>(out, probabilities, v, memory.shared_scores, warp, meanwhile);
 }
 
-struct NoSpan {};
-
-// Whether the tile is done, which one of several sequences is not if its results have a NaN. `sight`: what its rows see
-// (SpanSight), or, of a tile of one sequence, NoSpan: warp_keys works it out where it is asked for.
+// `sight`: what a warp's rows see (SequenceSight, SpanSight).
 template <class T, FwdPolicy kPolicy, class Sight>
-__device__ __forceinline__ bool forward(const FwdGrid& args, const FwdTile& tile, const FwdMemory<kPolicy>& memory,
+__device__ __forceinline__ void forward(const FwdGrid& args, const FwdTile& tile, const FwdMemory<kPolicy>& memory,
                                         const Sight& sight) {
   constexpr int kKeys = kPolicy.block_n;
   constexpr bool kScored = kPolicy.features == Features::kScored, kGeneral = kPolicy.features == Features::kGeneral;
@@ -129,15 +126,7 @@ __device__ __forceinline__ bool forward(const FwdGrid& args, const FwdTile& tile
     __syncthreads();  // V is there; everybody is done with K
 
     // Warps that share rows stay in step with the others: their own barriers are passed by all or by none.
-    bool sees = true;
-    if constexpr (kEdge && kPolicy.sharers == 1) {
-      if constexpr (kPolicy.spans) {
-        sees = sight.sees(warp, block);
-      } else {
-        sees = warp_keys<kPolicy>(args, tile, warp).sees(block);
-      }
-    }
-    if (!sees) {
+    if (kEdge && kPolicy.sharers == 1 && !sight.sees(warp, block)) {
       load_next();
       return;  // this warp's rows see none of these keys
     }
@@ -151,15 +140,10 @@ __device__ __forceinline__ bool forward(const FwdGrid& args, const FwdTile& tile
       }
     }
     if constexpr (kEdge) {
-      if constexpr (kPolicy.spans) {
-        const Range full = sight.full(warp);
-        if (key < full.begin || key + kKeys > full.end) {
-          cuda::mask<kPolicy.row_tiles, kPolicy.warp_keys() / 8>(s, key + warp.key(),
-                                                                 [&](int row) { return sight.visible(warp, row); });
-        }
-      } else {
-        const Range full = warp_keys<kPolicy>(args, tile, warp).full;
-        if (key < full.begin || key + kKeys > full.end) mask<kPolicy>(s, args, tile, warp, key + warp.key());
+      const Range full = sight.full(warp);
+      if (key < full.begin || key + kKeys > full.end) {
+        mask<kPolicy.row_tiles, kPolicy.warp_keys() / 8>(s, key + warp.key(),
+                                                         [&](int row) { return sight.visible(warp, row); });
       }
     }
     softmax.template step<kPolicy.warp_keys() / 8, kPolicy.warp_dims() / 8>(s, out, unit, exchange);
@@ -176,12 +160,8 @@ __device__ __forceinline__ bool forward(const FwdGrid& args, const FwdTile& tile
     }
   }
   softmax.finish(exchange);
-  bool done = true;
-  if constexpr (kPolicy.spans) {
-    done = !__syncthreads_or(sight.several() && has_nan<kPolicy.row_tiles, kPolicy.warp_dims() / 8>(out));
-  }
+  if constexpr (kPolicy.spans) sight.check(has_nan<kPolicy.row_tiles, kPolicy.warp_dims() / 8>(out));
   OutputWriter<T, kPolicy>(args, tile, warp).write(out, softmax, unit, memory.q);
-  return done;
 }
 
 // (nvcc's host stub of a kernel can't be a template over a struct, so the policy is made here.)
@@ -196,12 +176,11 @@ __global__ void __launch_bounds__(fwd_policy(kHeadDim, Features::of(kFeatures)).
     __shared__ FwdSpan<kPolicy> span;
     if (threadIdx.x < 32) find_span<kPolicy>(tile, span, args);
     __syncthreads();
-    bool done = true;
     do {
       if (tile.rows <= 0) continue;
       find_visible_keys<kPolicy>(tile, span, args);
-      done &= forward<T, kPolicy>(args, tile, FwdMemory<kPolicy>(shared_address(smem)), SpanSight<kPolicy>{span});
-    } while (!done && next_sequence<kPolicy>(tile, span, args));
+      forward<T, kPolicy>(args, tile, FwdMemory<kPolicy>(shared_address(smem)), SpanSight<kPolicy>{span});
+    } while (next_sequence<kPolicy>(tile, span, args));
   } else {
     if (threadIdx.x < 32) {
       const FwdTile found = fwd_tile<kPolicy>(args);
@@ -209,7 +188,7 @@ __global__ void __launch_bounds__(fwd_policy(kHeadDim, Features::of(kFeatures)).
     }
     __syncthreads();
     if (tile.rows > 0) {
-      forward<T, kPolicy>(args, tile, FwdMemory<kPolicy>(shared_address(smem)), NoSpan());
+      forward<T, kPolicy>(args, tile, FwdMemory<kPolicy>(shared_address(smem)), SequenceSight<kPolicy>{args, tile});
     }
   }
 }

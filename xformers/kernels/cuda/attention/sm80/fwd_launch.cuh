@@ -12,8 +12,8 @@ template <class T, int kHeadDim, int kFeatures>
 void launch_forward_as(FwdArgs args, cudaStream_t stream) {
   constexpr FwdPolicy kPolicy = fwd_policy(kHeadDim, Features::of(kFeatures));
   const AttentionShape& shape = args.p.shape;
-  const int64_t rows = shape.seqlen_q * args.packed_heads;
-  const int64_t heads = shape.batch * shape.num_heads() / args.packed_heads;
+  const int64_t rows = shape.seqlen_q * args.packed_heads.size();
+  const int64_t heads = shape.batch * shape.num_heads() / args.packed_heads.size();
   args.tiles = kPolicy.spans ? spanning_tiles(rows, kPolicy.block_m()) : max_tiles(rows, args.p.seq, kPolicy.block_m());
   launch<kPolicy.smem_bytes()>(attention_fwd_sm80<T, kHeadDim, kFeatures>, heads * args.tiles, args.num_splits,
                                kPolicy.threads(), stream, FwdGrid(args, heads_at_a_time(heads, shape)));

@@ -13,16 +13,17 @@ __device__ __forceinline__ void load_q(uint32_t to, const FwdGrid& args, const F
   const int dim = static_cast<int>(args.p.shape.head_dim);
   const T* q = static_cast<const T*>(tensor.data) + tile.sequence.batch * tensor.batch_stride +
                tile.group * tensor.group_stride + tile.sequence.q_begin * tensor.seq_stride;
-  if (kPolicy.features != Features::kGeneral && args.packed_heads == 1) {
-    q += tile.first_head * tensor.head_stride + tile.first_row * tensor.seq_stride;
+  if (kPolicy.features != Features::kGeneral && args.packed_heads.size() == 1) {
+    q += tile.head * tensor.head_stride + tile.first * tensor.seq_stride;
     return load_rows<kPolicy.block_m(), kPolicy.head_dim, kPolicy.threads()>(to, q, tensor.seq_stride, tile.rows, dim);
   }
   for_each_chunk<kPolicy.block_m(), kPolicy.head_dim, kPolicy.threads(), 2>(to, [&](int row, int chunk, uint32_t to) {
     const bool valid = row < tile.rows && chunk * kChunk < dim;
     const T* from = q;
     if (valid) {
-      const int at = tile.first_row + row;
-      from += query_of(args, at) * tensor.seq_stride + head_of(args, tile, at) * tensor.head_stride + chunk * kChunk;
+      const int at = tile.first + row;
+      const TileRows rows = rows_of(args, tile);
+      from += rows.query_of(at) * tensor.seq_stride + rows.head_of(at) * tensor.head_stride + chunk * kChunk;
     }
     if (kPolicy.features != Features::kGeneral || args.aligned_q) {
       copy_async_16(to, from, valid);
@@ -81,8 +82,7 @@ class KeyTiles {
     const uint32_t* from = static_cast<const uint32_t*>(tensor_.data) + origin_;
     const uint32_t* from_coefficients = static_cast<const uint32_t*>(coefficients_.data);
     if (from_coefficients) {
-      from_coefficients += tile_.sequence.batch * coefficients_.batch_stride +
-                           tile_.group * coefficients_.group_stride + tile_.first_head * coefficients_.head_stride;
+      from_coefficients += tile_.offset(coefficients_);
     }
     for_each_chunk<kPolicy.block_n, kPolicy.head_dim, kPolicy.threads(), 2>(to, [&](int row, int chunk, uint32_t to) {
       uint4 elements{0, 0, 0, 0};
@@ -130,8 +130,8 @@ class BiasTiles {
     const int left = keys > 0 ? tile_.rows - warp_.row - first : 0;
     const T* const bias = static_cast<const T*>(tensor.data) + tile_.bias_origin;
     const T* from = bias + key + chunk * kChunk;
-    const int at = tile_.first_row + warp_.row + first;
-    if (args_.packed_heads == 1) {
+    const int at = tile_.first + warp_.row + first;
+    if (args_.packed_heads.size() == 1) {
       from += at * tensor.q_stride;
 #pragma unroll
       for (int row = 0; row < kRows; row += kStep) {
@@ -141,8 +141,8 @@ class BiasTiles {
     } else {
 #pragma unroll 1
       for (int row = 0; row < kRows; row += kStep) {
-        const int64_t offset =
-            head_of(args_, tile_, at + row) * tensor.head_stride + query_of(args_, at + row) * tensor.q_stride;
+        const TileRows rows = rows_of(args_, tile_);
+        const int64_t offset = rows.head_of(at + row) * tensor.head_stride + rows.query_of(at + row) * tensor.q_stride;
         copy_async_part(smem_ + Layout::offset(row + first, chunk), row < left ? from + offset : bias,
                         row < left ? bytes : 0);
       }

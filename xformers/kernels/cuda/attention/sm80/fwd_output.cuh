@@ -2,10 +2,10 @@
 #pragma once
 
 #include "xformers/kernels/cuda/arch/mma.cuh"
+#include "xformers/kernels/cuda/attention/epilogue.cuh"
 #include "xformers/kernels/cuda/attention/sm80/fwd_load.cuh"
 #include "xformers/kernels/cuda/attention/sm80/fwd_softmax.cuh"
 #include "xformers/kernels/cuda/attention/sm80/operand.cuh"
-#include "xformers/kernels/cuda/attention/split_merge.cuh"
 
 namespace xformers::cuda::sm80 {
 
@@ -110,22 +110,23 @@ class OutputWriter {
     for_each_row<Part::kRowTiles>([&](int r, int half) {
       const float sum = softmax.row_sum[r][half];
       factor[r][half] = sum == 0 ? 0.0f : static_cast<float>(args_.kept) / sum;
-      write_stats(tile_.first_row + warp_.lane_row(r, half), {natural_max(softmax.row_max[r][half], unit), sum});
+      const TileRows rows = rows_of(args_, tile_);
+      const int row = tile_.first + warp_.lane_row(r, half);
+      if (threadIdx.x % 4 != 0 || warp_.part != 0 || !rows.inside(row)) return;
+      store_stats(args_, static_cast<int>(blockIdx.y), tile_, rows.place_of(row),
+                  {natural_max(softmax.row_max[r][half], unit), sum});
     });
     if (args_.out_partial && tile_.blocks.empty()) return;  // its statistics say that there is nothing to read
-    const int64_t group = tile_.sequence.batch * p_.shape.num_groups + tile_.group;
-    const int64_t query = tile_.sequence.q_begin, head = args_.packed_heads == 1 ? tile_.first_head : 0;
-    const int64_t origin = tile_.sequence.batch * p_.out.batch_stride + query * p_.out.seq_stride +
-                           tile_.group * p_.out.group_stride + head * p_.out.head_stride;
+    const RowPlace first{tile_.sequence.q_begin, tile_.head};
     if (!args_.out_partial && !p_.wide_out) {
-      write_rows(Rows<T>{static_cast<T*>(p_.out.data) + origin, p_.out.seq_stride, p_.out.head_stride}, out, factor,
-                 smem, args_.chunked_out);
+      write_rows(Rows<T>{out_row<T>(p_.out, tile_, first), p_.out.seq_stride, p_.out.head_stride}, out, factor, smem,
+                 args_.chunked_out);
       return;
     }
-    Rows<float> rows{static_cast<float*>(p_.out.data) + origin, p_.out.seq_stride, p_.out.head_stride};
-    if (args_.out_partial) {  // [num_splits, batch, groups, heads, seqlen_q, head_dim_v]
-      const int64_t row = blockIdx.y * args_.total_rows + (group * p_.shape.heads_per_group + head) * p_.shape.seqlen_q;
-      rows = {args_.out_partial + (row + query) * dim_v_, dim_v_, p_.shape.seqlen_q * dim_v_};
+    Rows<float> rows{out_row<float>(p_.out, tile_, first), p_.out.seq_stride, p_.out.head_stride};
+    if (args_.out_partial) {
+      const int64_t row = blockIdx.y * args_.total_rows + partial_row(p_.shape, tile_, first);
+      rows = {args_.out_partial + row * dim_v_, dim_v_, p_.shape.seqlen_q * dim_v_};
     }
     write_rows(rows, out, factor, smem, args_.out_partial ? dim_v_ % 4 == 0 : args_.chunked_out);
   }
@@ -137,19 +138,6 @@ class OutputWriter {
     Element* first;
     int64_t query_stride, head_stride;
   };
-
-  __device__ __forceinline__ void write_stats(int row, const PartStats& stats) const {
-    if (threadIdx.x % 4 != 0 || warp_.part != 0 || !tile_.inside(row)) return;
-    if (args_.out_partial) {
-      const int64_t group = tile_.sequence.batch * p_.shape.num_groups + tile_.group;
-      args_.stats_partial[blockIdx.y * args_.total_rows +
-                          (group * p_.shape.heads_per_group + head_of(args_, tile_, row)) * p_.shape.seqlen_q +
-                          tile_.sequence.q_begin + query_of(args_, row)] = stats;
-    } else {
-      store_lse(p_, row_lse(stats.row_max, stats.row_sum), tile_.sequence.batch, tile_.group,
-                head_of(args_, tile_, row), tile_.sequence.q_begin + query_of(args_, row));
-    }
-  }
 
   // Results pass through the warp's own rows and dims of `smem`, fp32 in two halves, so that they leave in units of 16
   // bytes (`chunked`).
@@ -218,9 +206,10 @@ class OutputWriter {
 #pragma unroll kUnroll
       for (int row = warp_.row + lane / kAcross; row < warp_.row + kPolicy.warp_rows(); row += 32 / kAcross) {
         if (row >= tile_.rows) break;
-        const int at = tile_.first_row + row, query = query_of(args_, at);
+        const int at = tile_.first + row, query = rows_of(args_, tile_).query_of(at);
         Element* to = rows.first + query * rows.query_stride + dim;
-        if (args_.packed_heads > 1) to += (at - query * args_.packed_heads) * rows.head_stride;
+        const int packed_heads = static_cast<int>(args_.packed_heads.size());
+        if (packed_heads > 1) to += (at - query * packed_heads) * rows.head_stride;
         write(to, load_shared_16(smem + TileLayout<kPolicy.head_dim>::offset(row, warp_.dim() / kChunk + chunk)),
               dim_v_ - dim);
       }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "xformers/kernels/cuda/arch/mma.cuh"
+#include "xformers/kernels/cuda/attention/score_mods.cuh"
 #include "xformers/kernels/cuda/attention/sm80/fwd_load.cuh"
 #include "xformers/kernels/cuda/attention/sm80/operand.cuh"
 
@@ -62,41 +63,15 @@ __device__ __forceinline__ void add_any_bias(typename WarpPart<kPolicy>::Scores&
                                              const FwdTile& tile, const WarpPart<kPolicy>& warp, int key, float scale) {
   using Part = WarpPart<kPolicy>;
   const ScoreBias& tensor = args.p.mods.bias;
-#pragma unroll
-  for (int r = 0; r < Part::kRowTiles; ++r) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int row = tile.first_row + warp.lane_row(r, half);
-      const bool has_bias = tensor.data != nullptr && tile.inside(row);
-      const int first = key + threadIdx.x % 4 * 2;
-      const T* bias = nullptr;
-      if (has_bias) {
-        bias = static_cast<const T*>(tensor.data) + tile.sequence.batch * tensor.batch_stride +
-               tile.group * tensor.group_stride + head_of(args, tile, row) * tensor.head_stride +
-               query_of(args, row) * tensor.q_stride + first * tensor.k_stride;
-      }
-#pragma unroll
-      for (int n = 0; n < Part::kKeyTiles; ++n) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          float& at = s[r][n][half * 2 + i];
-          at *= scale;
-          if (has_bias && first + n * 8 + i < tile.sequence.seqlen_k) at += to_float(bias[i * tensor.k_stride]);
-        }
-        bias += 8 * tensor.k_stride;
-      }
-    }
-  }
-}
-
-// What is masked -> -inf. `key`: the warp's first one.
-template <FwdPolicy kPolicy>
-__device__ __forceinline__ void mask(typename WarpPart<kPolicy>::Scores& s, const FwdGrid& args, const FwdTile& tile,
-                                     const WarpPart<kPolicy>& warp, int key) {
-  cuda::mask<WarpPart<kPolicy>::kRowTiles, WarpPart<kPolicy>::kKeyTiles>(s, key, [&](int row) {
-    const int query = query_of(args, tile.first_row + warp.row + row);
-    return Range{tile.band.first_key(query), min(tile.band.last_key(query) + 1, tile.sequence.seqlen_k)};
-  });
+  const TileRows rows = rows_of(args, tile);
+  scale_and_add<Part::kRowTiles, Part::kKeyTiles>(
+      s, scale, key, tile.sequence.seqlen_k, tensor.k_stride, [&](int of_warp) -> const T* {
+        const int row = tile.first + warp.row + of_warp;
+        if (!tensor.data || !rows.inside(row)) return nullptr;
+        return static_cast<const T*>(tensor.data) + tile.sequence.batch * tensor.batch_stride +
+               tile.group * tensor.group_stride + rows.head_of(row) * tensor.head_stride +
+               rows.query_of(row) * tensor.q_stride;
+      });
 }
 
 }  // namespace xformers::cuda::sm80

@@ -18,17 +18,20 @@ struct FwdSpan {
   };
   int64_t first_sequence, last_sequence;  // that may have rows here
   int first_row, rows;                    // all rows of the tile, counted over all sequences
-  bool several;                           // sequences at a time
+  bool several, one_by_one;               // sequences at a time; again
   WarpKeys warps[kPolicy.warps];
   Range visible[kPolicy.block_m()];  // keys that each row sees
 };
 
-// What a warp's rows see.
+// What a warp's rows see (SequenceSight, fwd_tile.cuh).
 template <FwdPolicy kPolicy>
 struct SpanSight {
-  const FwdSpan<kPolicy>& span;
+  FwdSpan<kPolicy>& span;
 
-  __device__ __forceinline__ bool several() const { return span.several; }
+  // Results with a NaN are not the last word on several sequences.
+  __device__ __forceinline__ void check(bool has_nan) const {
+    if (span.several && __syncthreads_or(has_nan) && threadIdx.x == 0) span.one_by_one = true;
+  }
   __device__ __forceinline__ bool sees(const WarpPart<kPolicy>& warp, int block) const {
     const Range any = span.warps[warp.warp].any;
     return block * kPolicy.block_n < any.end && (block + 1) * kPolicy.block_n > any.begin;
@@ -43,12 +46,12 @@ struct SpanSight {
 template <FwdPolicy kPolicy>
 __device__ __forceinline__ void take_sequence(FwdTile& tile, const FwdGrid& args, const FwdSpan<kPolicy>& span,
                                               int64_t index) {
+  const int64_t packed_heads = args.packed_heads.size();
   tile.sequence = sequence_at(args.p.shape, args.p.seq, index);
-  const int64_t begin = tile.sequence.q_begin * args.packed_heads;
+  const int64_t begin = tile.sequence.q_begin * packed_heads;
   const int64_t first = max(span.first_row - begin, int64_t{0});
-  tile.first_row = static_cast<int>(first);
-  tile.rows = static_cast<int>(
-      min(span.first_row + span.rows - begin, int64_t{tile.sequence.seqlen_q} * args.packed_heads) - first);
+  tile.first = static_cast<int>(first);
+  tile.rows = static_cast<int>(min(span.first_row + span.rows - begin, tile.sequence.seqlen_q * packed_heads) - first);
 }
 
 // The thread block's tile, and its span. By one warp; the caller synchronises.
@@ -57,18 +60,19 @@ __device__ __forceinline__ void find_span(FwdTile& tile, FwdSpan<kPolicy>& span,
   const AttentionShape& shape = args.p.shape;
   FwdTile found;
   const int index = take_place(found, args).row_tile;
-  const int64_t all = shape.seqlen_q * args.packed_heads;
+  const int64_t all = shape.seqlen_q * args.packed_heads.size();
+  const TileRows tile_rows = rows_of(args, found);
   const int first = index * kPolicy.block_m(), rows = static_cast<int>(min(all - first, int64_t{kPolicy.block_m()}));
-  const int64_t first_sequence = sequence_of_query(args.p.seq, query_of(args, first));
-  const int64_t last_sequence = sequence_of_query(args.p.seq, query_of(args, first + rows - 1), first_sequence);
+  const int64_t first_sequence = sequence_of_query(args.p.seq, tile_rows.query_of(first));
+  const int64_t last_sequence = sequence_of_query(args.p.seq, tile_rows.query_of(first + rows - 1), first_sequence);
   if (threadIdx.x != 0) return;
   span.first_sequence = first_sequence, span.last_sequence = last_sequence;
   span.first_row = first, span.rows = rows;
   take_sequence<kPolicy>(found, args, span, first_sequence);
-  span.several = found.rows < rows;
+  span.several = found.rows < rows, span.one_by_one = false;
   if (span.several) {
     found.sequence = {0, 0, 0, 0, static_cast<int>(shape.seqlen_q), static_cast<int>(shape.seqlen_k)};
-    found.first_row = first, found.rows = rows;
+    found.first = first, found.rows = rows;
   }
   if (found.rows > 0) complete<kPolicy>(found, args);
   tile = found;
@@ -78,6 +82,8 @@ __device__ __forceinline__ void find_span(FwdTile& tile, FwdSpan<kPolicy>& span,
 template <FwdPolicy kPolicy>
 __device__ __forceinline__ bool next_sequence(FwdTile& tile, FwdSpan<kPolicy>& span, const FwdGrid& args) {
   __syncthreads();  // everybody is done with the tile
+  if (!span.one_by_one) return false;
+  copy_async_wait<0>();  // the zeros behind the last K, where the next one's is to come
   const int64_t next = span.several ? span.first_sequence : tile.sequence.index + 1;
   __syncthreads();
   if (next > span.last_sequence) return false;
@@ -90,10 +96,9 @@ __device__ __forceinline__ bool next_sequence(FwdTile& tile, FwdSpan<kPolicy>& s
   return true;
 }
 
-// Keys that a row of the span sees, counted over all sequences.
+// Keys that a query of the span sees, counted over all sequences.
 template <FwdPolicy kPolicy>
-__device__ __forceinline__ Range keys_of_row(const FwdGrid& args, const FwdSpan<kPolicy>& span, int row) {
-  const int query = query_of(args, row);
+__device__ __forceinline__ Range keys_of_query(const FwdGrid& args, const FwdSpan<kPolicy>& span, int query) {
   int64_t low = span.first_sequence, high = span.last_sequence;  // the last that begins at or before it
   while (low < high) {
     const int64_t middle = (low + high + 1) / 2;
@@ -115,9 +120,10 @@ __device__ __forceinline__ void find_visible_keys(FwdTile& tile, FwdSpan<kPolicy
   __syncthreads();
   const int row = threadIdx.x;
   const bool nobody = row / kRows * kRows >= tile.rows;
-  const int at = tile.first_row + min(row, tile.rows - 1);  // rows behind the last see what it does
+  // Rows behind the last see what it does.
+  const int query = rows_of(args, tile).query_of(tile.first + min(row, tile.rows - 1));
   Range keys = {0, 0};
-  if (!nobody) keys = span.several ? keys_of_row<kPolicy>(args, span, at) : visible_keys(tile.band, query_of(args, at));
+  if (!nobody) keys = span.several ? keys_of_query<kPolicy>(args, span, query) : visible_keys(tile.band, query);
   span.visible[row] = keys;
   const bool none = keys.empty();
   const Range any{__reduce_min_sync(kAllLanes, none ? kNoKey : keys.begin),

@@ -15,6 +15,7 @@
 // scaled back.
 #pragma once
 
+#include "xformers/kernels/cuda/attention/epilogue.cuh"
 #include "xformers/kernels/cuda/attention/sm80_fp32/bwd_products.cuh"
 
 namespace xformers::cuda::sm80_fp32 {
@@ -288,8 +289,8 @@ class Backward : BackwardProducts<kPolicy> {
           static_cast<float*>(tensor.data) + tile_.offset(tensor) + (tile_.sequence.k_begin + key) * tensor.seq_stride;
 #pragma unroll
       for (int d = 0; d < kDim / 8; ++d) {
-        store_2(row, 8 * d + threadIdx.x % 4 * 2, static_cast<int>(dim), args_.aligned,
-                {acc[d][2 * half] * factor, acc[d][2 * half + 1] * factor});
+        store_pair(row, 8 * d + threadIdx.x % 4 * 2, static_cast<int>(dim), acc[d][2 * half] * factor,
+                   acc[d][2 * half + 1] * factor, args_.aligned);
       }
     }
   }

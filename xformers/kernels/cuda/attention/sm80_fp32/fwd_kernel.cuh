@@ -19,7 +19,6 @@ class Forward : ForwardRows<kPolicy> {
   using Rows = ForwardRows<kPolicy>;
   using Rows::args_, Rows::p_, Rows::place_, Rows::tile_, Rows::acc_o_;
   using Rows::kDim, Rows::kKeys, Rows::kRowTiles, Rows::kKeyTiles, Rows::kScored;
-  using Rows::query_of, Rows::head_of;
   using typename Rows::Scores;
   static constexpr int kThreads = kPolicy.threads(), kRows = kPolicy.block_m();
   using QTile = HalvesTile<kRows, kDim, kThreads>;
@@ -84,11 +83,12 @@ class Forward : ForwardRows<kPolicy> {
   __device__ __forceinline__ void load_q() {
     const float* q = static_cast<const float*>(p_.q.data) + tile_.sequence.batch * p_.q.batch_stride +
                      tile_.group * p_.q.group_stride;
-    load_tile<kRows, kDim, kThreads>(
-        smem_q_, tile_.rows, static_cast<int>(p_.shape.head_dim), args_.aligned_q, q, [&](int row) {
-          const int at = tile_.first + row;
-          return q + (tile_.sequence.q_begin + query_of(at)) * p_.q.seq_stride + head_of(at) * p_.q.head_stride;
-        });
+    load_tile<kRows, kDim, kThreads>(smem_q_, tile_.rows, static_cast<int>(p_.shape.head_dim), args_.aligned_q, q,
+                                     [&](int row) {
+                                       const int at = tile_.first + row;
+                                       const RowPlace place = Rows::rows().place_of(at);
+                                       return q + place.query * p_.q.seq_stride + place.head * p_.q.head_stride;
+                                     });
   }
   // `keys` begins with the sequence.
   __device__ __forceinline__ void load_keys(uint32_t to, const float* keys, const HeadsTensor& tensor, int first_key,

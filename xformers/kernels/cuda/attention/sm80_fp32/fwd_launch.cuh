@@ -12,8 +12,8 @@ template <int kHeadDim, bool kScored>
 void launch_forward_as(FwdArgs args, cudaStream_t stream) {
   constexpr FwdPolicy kPolicy = fwd_policy(kHeadDim, kScored);
   const AttentionShape& shape = args.p.shape;
-  args.tiles = max_tiles(shape.seqlen_q * args.packed_heads, args.p.seq, kPolicy.block_m());
-  const int64_t heads = shape.batch * shape.num_heads() / args.packed_heads;
+  args.tiles = max_tiles(shape.seqlen_q * args.packed_heads.size(), args.p.seq, kPolicy.block_m());
+  const int64_t heads = shape.batch * shape.num_heads() / args.packed_heads.size();
   args.heads_at_once = heads_at_once(heads, args.tiles, kPolicy.blocks_per_sm, 8 * shape.seqlen_k * kHeadDim);
   launch<kPolicy.smem_bytes()>(attention_fwd_sm80_fp32<kHeadDim, kScored>, heads * args.tiles, 1, kPolicy.threads(),
                                stream, args);

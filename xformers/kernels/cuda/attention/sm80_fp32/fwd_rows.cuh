@@ -3,9 +3,10 @@
 #pragma once
 
 #include "xformers/kernels/cuda/attention/dropout.cuh"
+#include "xformers/kernels/cuda/attention/epilogue.cuh"
+#include "xformers/kernels/cuda/attention/score_mods.cuh"
 #include "xformers/kernels/cuda/attention/sm80_fp32/places.cuh"
 #include "xformers/kernels/cuda/attention/sm80_fp32/policy.h"
-#include "xformers/kernels/cuda/attention/split_merge.cuh"
 
 namespace xformers::cuda::sm80_fp32 {
 
@@ -40,12 +41,7 @@ class ForwardRows {
   // What scores are in when the softmax gets them.
   __device__ __forceinline__ ScoreUnit unit() const { return kScored ? ScoreUnit(1, kLog2e) : read_unit(place_.unit); }
 
-  __device__ __forceinline__ int query_of(int row) const {
-    return args_.packed_heads == 1 ? row : row / args_.packed_heads;
-  }
-  __device__ __forceinline__ int head_of(int row) const {
-    return args_.packed_heads == 1 ? tile_.head : row % args_.packed_heads;
-  }
+  __device__ __forceinline__ TileRows rows() const { return {tile_, args_.packed_heads}; }
   // Row that this lane holds: of the tile; of the sequence.
   __device__ __forceinline__ int tile_row(int row_tile, int half) const {
     const int thread = thread_again();
@@ -54,7 +50,8 @@ class ForwardRows {
   __device__ __forceinline__ int lane_row(int row_tile, int half) const {
     return tile_.first + tile_row(row_tile, half);
   }
-  __device__ __forceinline__ bool inside(int row) const { return row < tile_.first + tile_.rows; }
+  // Of this warp, in the sequence.
+  __device__ __forceinline__ int warp_row() const { return tile_.first + thread_again() / 32 * 16 * kRowTiles; }
 
   // Ratios of rows of K or V, and of Q (halves.cuh).
   __device__ __forceinline__ void scale_columns(Scores& scores, const float* ratios) {
@@ -97,35 +94,22 @@ class ForwardRows {
   // The scores are scaled here, since a bias comes between, or the scale may be negative.
   __device__ __forceinline__ void scale_and_add_bias(Scores& scores, int key) {
     const ScoreBias& bias = p_.mods.bias;
-    const float scale = read_unit(place_.unit).scale;
-    for_each_row<kRowTiles>([&](int r, int half) {
-      const int row = this->lane_row(r, half), first = key + lane_column(0);
-      const bool has_bias = bias.data != nullptr && inside(row);
-      const float* from = nullptr;
-      if (has_bias) {
-        from = static_cast<const float*>(bias.data) + tile_.sequence.batch * bias.batch_stride +
-               tile_.group * bias.group_stride + head_of(row) * bias.head_stride + query_of(row) * bias.q_stride +
-               first * bias.k_stride;
-      }
-#pragma unroll
-      for (int n = 0; n < kKeyTiles; ++n) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          float& s = scores[r][n][half * 2 + i];
-          const bool adds = has_bias && first + n * 8 + i < tile_.sequence.seqlen_k;
-          s = fmaf(s, scale, adds ? from[i * bias.k_stride] : 0.0f);
-        }
-        from += 8 * bias.k_stride;
-      }
-    });
+    const int first = warp_row();
+    scale_and_add<kRowTiles, kKeyTiles>(
+        scores, read_unit(place_.unit).scale, key, tile_.sequence.seqlen_k, bias.k_stride,
+        [&](int of_warp) -> const float* {
+          const int row = first + of_warp;
+          if (!bias.data || !rows().inside(row)) return nullptr;
+          return static_cast<const float*>(bias.data) + tile_.sequence.batch * bias.batch_stride +
+                 tile_.group * bias.group_stride + rows().head_of(row) * bias.head_stride +
+                 rows().query_of(row) * bias.q_stride;
+        });
   }
 
   __device__ __forceinline__ void mask(Scores& scores, int key) {
-    const int first = tile_.first + thread_again() / 32 * 16 * kRowTiles;  // of this warp
-    cuda::mask<kRowTiles, kKeyTiles>(scores, key, [&](int row) {
-      const int query = query_of(first + row);
-      return Range{band_.first_key(query), min(band_.last_key(query) + 1, tile_.sequence.seqlen_k)};
-    });
+    const int first = warp_row();
+    cuda::mask<kRowTiles, kKeyTiles>(scores, key,
+                                     [&](int row) { return visible_keys(band_, rows().query_of(first + row)); });
   }
 
   // Scores become probabilities relative to row_max.
@@ -146,25 +130,9 @@ class ForwardRows {
   }
 
   __device__ __forceinline__ void drop(Scores& scores, int key) {
-    static_assert(kKeys % 32 == 0);
-    const PhiloxKey philox = dropout_key(p_.dropout);
-    const uint32_t head = tile_.drop_head(p_.shape);
     const int query = tile_.first + static_cast<int>(threadIdx.x) / 32 * 16 * kRowTiles;
-#pragma unroll
-    for (int n = 0; n < kKeyTiles; n += 4) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        KeptByLane<16 * kRowTiles, false> kept;
-        kept.draw(i, philox, args_.drop_rule, head, query, key + n * 8);
-#pragma unroll
-        for (int r = 0; r < kRowTiles; ++r)
-#pragma unroll
-          for (int half = 0; half < 2; ++half)
-#pragma unroll
-            for (int part = 0; part < 4; ++part)
-              if (!kept.keeps(i, 2 * r + half, part)) scores[r][n + part][half * 2 + i] = 0;
-      }
-    }
+    cuda::drop<kRowTiles, kKeyTiles>(scores, dropout_key(p_.dropout), args_.drop_rule, tile_.drop_head(p_.shape), query,
+                                     key);
   }
 
   __device__ __forceinline__ void finish() {
@@ -173,20 +141,17 @@ class ForwardRows {
     for_each_row<kRowTiles>([&](int r, int half) {
       const float sum = sum_of_row(row_sum_[r][half]);
       const int row = this->lane_row(r, half);
-      if (!inside(row)) return;
+      if (!rows().inside(row)) return;
       const float factor = sum == 0 ? 0.0f : static_cast<float>(args_.kept) / (kUsualScale * sum);
-      const int64_t query = tile_.sequence.q_begin + query_of(row), batch = tile_.sequence.batch;
-      const int head = head_of(row);
+      const RowPlace place = rows().place_of(row);
       if (threadIdx.x % 4 == 0) {
-        const float row_max = natural_max(row_max_of(r, half), unit());
-        store_lse(p_, row_lse(row_max, sum * kLowered), batch, tile_.group, head, query);
+        store_stats(args_, 0, tile_, place, {natural_max(row_max_of(r, half), unit()), sum * kLowered});
       }
-      float* const out = static_cast<float*>(p_.out.data) + batch * p_.out.batch_stride + query * p_.out.seq_stride +
-                         tile_.group * p_.out.group_stride + head * p_.out.head_stride;
+      float* const out = out_row<float>(p_.out, tile_, place);
 #pragma unroll
       for (int d = 0; d < kDimTiles; ++d) {
-        store_2(out, lane_column(d), dim_v, args_.aligned_out,
-                {acc_o_[r][d][half * 2] * factor, acc_o_[r][d][half * 2 + 1] * factor});
+        store_pair(out, lane_column(d), dim_v, acc_o_[r][d][half * 2] * factor, acc_o_[r][d][half * 2 + 1] * factor,
+                   args_.aligned_out);
       }
     });
   }

@@ -4,7 +4,7 @@
 #include "xformers/kernels/cuda/attention/bwd_args.h"
 #include "xformers/kernels/cuda/attention/fwd_args.h"
 #include "xformers/kernels/cuda/attention/mask.cuh"
-#include "xformers/kernels/cuda/attention/scheduler.cuh"
+#include "xformers/kernels/cuda/attention/rows.cuh"
 #include "xformers/kernels/cuda/attention/sm80_fp32/halves.cuh"
 #include "xformers/kernels/cuda/attention/sm80_fp32/order.cuh"
 #include "xformers/kernels/cuda/attention/softmax.cuh"
@@ -16,7 +16,7 @@ template <int kBlockM>
 __device__ __forceinline__ HeadTile fwd_tile(const FwdArgs& args) {
   const LaunchPlace place = launch_place(args.tiles, args.heads_at_once);
   return head_tile<RowsOf::kQueries>(args.p.shape, args.p.seq, place.head, args.tiles - 1 - place.tile, kBlockM,
-                                     args.packed_heads);
+                                     static_cast<int>(args.packed_heads.size()));
 }
 template <int kBlockN>
 __device__ __forceinline__ HeadTile bwd_tile(const BwdArgs& args) {
@@ -54,7 +54,7 @@ struct FwdPlace {
 __device__ __forceinline__ FwdPlace fwd_place(const FwdArgs& args, const HeadTile& tile) {
   const AttentionFwdParams& p = args.p;
   const Band band(p.band, tile.sequence);
-  const Range queries{tile.first / args.packed_heads, (tile.first + tile.rows - 1) / args.packed_heads + 1};
+  const Range queries = TileRows{tile, args.packed_heads}.queries();
   return {tile,
           band,
           band.key_range(queries),

@@ -17,16 +17,6 @@ struct TileLayout {
   }
 };
 
-// Two neighbouring numbers from `at`, which is even, those of them that are inside [0, dim).
-__device__ __forceinline__ void store_2(float* row, int at, int dim, bool aligned, float2 x) {
-  if (aligned) {
-    if (at < dim) *reinterpret_cast<float2*>(row + at) = x;
-    return;
-  }
-  if (at < dim) row[at] = x.x;
-  if (at + 1 < dim) row[at + 1] = x.y;
-}
-
 // Four neighbouring numbers, those of them that are inside [0, dim); one store where rows are aligned.
 __device__ __forceinline__ void store_4(float* row, int at, int dim, bool aligned, float4 x) {
   if (aligned) {
