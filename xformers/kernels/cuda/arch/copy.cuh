@@ -8,6 +8,8 @@
 
 namespace xformers::cuda {
 
+inline constexpr int kChunk = 8;  // elements of 16 bits in 16 bytes
+
 __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
@@ -90,6 +92,13 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t (&r)[4], uint3
   asm volatile("ldmatrix.sync.aligned.x4.trans.m8n8.shared.b16 {%0, %1, %2, %3}, [%4];\n"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                : "r"(row_address)
+               : "memory");
+}
+
+// The other way round (sm_90): as load_matrices, from registers.
+__device__ __forceinline__ void store_matrices(uint32_t row_address, const uint32_t (&r)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};\n" ::"r"(row_address), "r"(r[0]),
+               "r"(r[1]), "r"(r[2]), "r"(r[3])
                : "memory");
 }
 

@@ -65,19 +65,22 @@ namespace detail {
 using cute::SM90::GMMA::Major;
 using cute::SM90::GMMA::ScaleOut;
 
-// CUTLASS's atoms for N columns: both operands in shared memory (Ss), or a in registers (Rs).
+// CUTLASS's atoms for N columns: both operands in shared memory (Ss), or both with rows that are summed over (Tt), or a
+// in registers (Rs).
 template <class T, int kN>
 struct Atoms;
-#define XFORMERS_WGMMA(N)                                                             \
-  template <>                                                                         \
-  struct Atoms<__nv_bfloat16, N> {                                                    \
-    using Ss = cute::SM90::GMMA::MMA_64x##N##x16_F32BF16BF16_SS<Major::K, Major::K>;  \
-    using Rs = cute::SM90::GMMA::MMA_64x##N##x16_F32BF16BF16_RS<Major::K, Major::MN>; \
-  };                                                                                  \
-  template <>                                                                         \
-  struct Atoms<__half, N> {                                                           \
-    using Ss = cute::SM90::GMMA::MMA_64x##N##x16_F32F16F16_SS<Major::K, Major::K>;    \
-    using Rs = cute::SM90::GMMA::MMA_64x##N##x16_F32F16F16_RS<Major::K, Major::MN>;   \
+#define XFORMERS_WGMMA(N)                                                              \
+  template <>                                                                          \
+  struct Atoms<__nv_bfloat16, N> {                                                     \
+    using Ss = cute::SM90::GMMA::MMA_64x##N##x16_F32BF16BF16_SS<Major::K, Major::K>;   \
+    using Tt = cute::SM90::GMMA::MMA_64x##N##x16_F32BF16BF16_SS<Major::MN, Major::MN>; \
+    using Rs = cute::SM90::GMMA::MMA_64x##N##x16_F32BF16BF16_RS<Major::K, Major::MN>;  \
+  };                                                                                   \
+  template <>                                                                          \
+  struct Atoms<__half, N> {                                                            \
+    using Ss = cute::SM90::GMMA::MMA_64x##N##x16_F32F16F16_SS<Major::K, Major::K>;     \
+    using Tt = cute::SM90::GMMA::MMA_64x##N##x16_F32F16F16_SS<Major::MN, Major::MN>;   \
+    using Rs = cute::SM90::GMMA::MMA_64x##N##x16_F32F16F16_RS<Major::K, Major::MN>;    \
   };
 XFORMERS_WGMMA(64)
 XFORMERS_WGMMA(80)
@@ -96,6 +99,15 @@ XFORMERS_WGMMA(256)
 template <class T, int kTiles>
 __device__ __forceinline__ void multiply_ss(float (&acc)[1][kTiles][4], uint64_t a, uint64_t b, bool fresh) {
   using Atom = typename detail::Atoms<T, kTiles * 8>::Ss;
+  [&]<size_t... i>(std::index_sequence<i...>) {
+    Atom::fma(a, b, acc[0][i / 4][i % 4]..., fresh ? detail::ScaleOut::Zero : detail::ScaleOut::One);
+  }(std::make_index_sequence<kTiles * 4>());
+}
+
+// acc = or += a^T b: rows of a and b are 16 of what is summed over.
+template <class T, int kTiles>
+__device__ __forceinline__ void multiply_tt(float (&acc)[1][kTiles][4], uint64_t a, uint64_t b, bool fresh) {
+  using Atom = typename detail::Atoms<T, kTiles * 8>::Tt;
   [&]<size_t... i>(std::index_sequence<i...>) {
     Atom::fma(a, b, acc[0][i / 4][i % 4]..., fresh ? detail::ScaleOut::Zero : detail::ScaleOut::One);
   }(std::make_index_sequence<kTiles * 4>());

@@ -33,6 +33,7 @@ struct BwdArgs {
   RowExtremes* extremes = nullptr;  // [batch, num_heads, blocks of kStatisticsRows]; or null
   float* dq_sum = nullptr;    // [batch, num_heads, query_blocks, dq_rows * head_dim], a block in the order of DqOrder
   int* turns = nullptr;       // [batch, num_heads, query_blocks], zeros; null: sums in any order
+  int* next_tile = nullptr;   // of sm90: where tiles that differ are counted, 0
   int* tiles_done = nullptr;  // [batch, num_heads], zeros: key tiles (in parts, where split) that have added to dq_sum
   float* partial = nullptr;   // splits > 1: [batch, num_heads, tiles, splits][dk, dv][block_n * head_dim]
   // Every block of queries is seen by one tile, which writes dq itself; there is no dq_sum then.

@@ -130,6 +130,12 @@ __device__ __forceinline__ RowTile key_tile(const AttentionShape& shape, const S
   return tile;
 }
 
+// The first of a sequence's blocks of `rows` queries, where blocks of all sequences are counted. Those of different
+// sequences do not meet.
+__device__ __forceinline__ int64_t first_query_block(const SeqLayout& seq, const Sequence& sequence, int rows) {
+  return seq.packed() ? sequence.q_begin / rows + sequence.index : 0;
+}
+
 // A tile of queries or keys of one head; or of queries of the heads of a group that share their keys, which lie side by
 // side in it: row = query * packed_heads + head.
 struct HeadTile {

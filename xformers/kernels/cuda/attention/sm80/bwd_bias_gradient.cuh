@@ -1,7 +1,7 @@
 // The gradient of the bias: dS, out of the tile in shared memory that dq is computed from.
 #pragma once
 
-#include "xformers/kernels/cuda/attention/sm80/bwd_exponents.cuh"
+#include "xformers/kernels/cuda/attention/ds_range.cuh"
 #include "xformers/kernels/cuda/attention/sm80/bwd_loads.cuh"
 #include "xformers/kernels/cuda/attention/sm80/bwd_products.cuh"
 

@@ -91,7 +91,7 @@ class Backward {
     if (args_.turns && tile_.first_block < tile_.last_block) end_turn(tile_.dq_block + tile_.first_block * kDqParts);
     __threadfence();  // before tile_is_done()
     __syncthreads();
-    tile_is_done(args_, tile_);
+    if (threadIdx.x == 0) tile_is_done(args_, tile_.head_of_all);
     if (args_.splits > 1) {
       float4* const to = partial_sums<kPolicy>(args_, tile_, tile_.split);
       store_partial<kPolicy>(to, acc_dk_);
@@ -372,7 +372,10 @@ __global__ void __launch_bounds__(bwd_policy(kHeadDim, Features::of(kFeatures), 
   const BlockPlace place = block_place(args);
   BwdTile found = bwd_tile_at<kPolicy.block_n()>(args, place.head_of_all, place.tile);
   let_next_kernel_start();
-  if (found.keys <= 0) return tile_is_done(args, found);
+  if (found.keys <= 0) {
+    if (threadIdx.x == 0) tile_is_done(args, found.head_of_all);
+    return;
+  }
   find_queries<kPolicy>(args, place.split, found, shared);
   if (threadIdx.x == 0) shared.tile = found;
   __syncthreads();

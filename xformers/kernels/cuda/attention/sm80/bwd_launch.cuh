@@ -20,13 +20,8 @@ void launch_backward_as(const BwdArgs& args, cudaStream_t stream) {
   launch_with(kernel, blocks, 1, kLarge.threads(),
               static_cast<int>(large ? sizeof(BwdShared<kLarge>) : sizeof(BwdShared<kSmall>)), stream, args);
   if (args.one_tile) return;
-  // Without any query nothing was zeroed by which to count tiles. (Packed sequences still have blocks of queries then.)
-  const int64_t query_blocks = args.p.shape.seqlen_q > 0 ? heads * args.query_blocks : 0;
-  if (blocks == 0 || args.splits > 1) {
-    launch<0>(attention_bwd_dq_sm80<T, kHeadDim, kFeatures>, query_blocks, 1, kLarge.threads(), stream, args);
-  } else {
-    launch_after(attention_bwd_dq_sm80<T, kHeadDim, kFeatures>, query_blocks, 1, kLarge.threads(), stream, args);
-  }
+  static_assert(dq_order(kLarge) == dq_order(kSmall));
+  launch_dq<T, dq_order(kLarge)>(args, /*when_tiles_are_done=*/blocks > 0 && args.splits == 1, stream);
   if (args.splits > 1) {
     launch<0>(attention_bwd_dkv_sm80<T, kHeadDim, kFeatures>, heads * args.tiles, 2, kLarge.threads(), stream, args);
   }

@@ -36,8 +36,6 @@ struct BwdPolicy {
   // dq = dS k, in blocks of so many queries: warps over queries and over dims.
   constexpr int dq_rows() const { return block_m < 64 ? block_m : 64; }
   constexpr int dq_row_warps() const { return head_dim / 8 % (warps / 2 * 2) == 0 ? 2 : 4; }  // dims: pairs of tiles
-  constexpr int dq_row_tiles() const { return dq_rows() / 16 / dq_row_warps(); }
-  constexpr int dq_dim_tiles() const { return head_dim / 8 / (warps / dq_row_warps()); }
 };
 
 // A key tile's dk and dv stay in registers. `large`: 227 KiB of shared memory (compute capability 9.0), else 163.

@@ -58,12 +58,6 @@ __device__ __forceinline__ BlockPlace block_place(const BwdArgs& args) {
   return {static_cast<int>(first_head + rest % heads), static_cast<int>(rest / heads), static_cast<int>(split)};
 }
 
-// The first block of queries of a sequence in dq_sum. Blocks of different sequences do not meet, unless tiles span
-// these.
-__device__ __forceinline__ int64_t first_query_block(const SeqLayout& seq, const Sequence& sequence, int dq_rows) {
-  return seq.packed() ? sequence.q_begin / dq_rows + sequence.index : 0;
-}
-
 __device__ __forceinline__ int64_t heads_offset(const HeadsTensor& tensor, const BwdTile& tile) {
   return tile.sequence.batch * tensor.batch_stride + tile.group * tensor.group_stride + tile.head * tensor.head_stride;
 }
@@ -82,7 +76,7 @@ struct BwdShared {
   Range key_queries[kBlockN], warp_queries[kBlockN / 32], block_tiles[4][kBlockM / kPolicy.dq_rows()];
   float warp_extremes[kPolicy.warps][3];  // of lse, dout (RowExtremes) and v
   bool large_rows;                        // whether any row may want exact scores (has_large_rows)
-  float ds_factor;                        // fp16: of dS in 16 bits, and dk (bwd_exponents.cuh)
+  float ds_factor;                        // fp16: of dS in 16 bits, and dk (ds_range.cuh)
   BwdTile tile;                           // not in registers
 };
 

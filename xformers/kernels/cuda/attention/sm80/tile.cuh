@@ -7,8 +7,6 @@
 
 namespace xformers::cuda::sm80 {
 
-inline constexpr int kChunk = 8;  // elements of 16 bytes
-
 template <int kDim>
 struct TileLayout {
   static constexpr int kChunks = kDim / kChunk, kRowBytes = 2 * kDim;

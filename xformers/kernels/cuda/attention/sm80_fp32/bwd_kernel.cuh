@@ -20,11 +20,6 @@
 
 namespace xformers::cuda::sm80_fp32 {
 
-// The first block of queries of a sequence in args.turns; blocks of different sequences do not meet.
-__device__ __forceinline__ int64_t first_query_block(const SeqLayout& seq, const Sequence& sequence, int block_m) {
-  return seq.packed() ? sequence.q_begin / block_m + sequence.index : 0;
-}
-
 template <BwdPolicy kPolicy>
 class Backward : BackwardProducts<kPolicy> {
   using Base = BackwardProducts<kPolicy>;

@@ -1,8 +1,6 @@
 // Shared memory of Hopper's forward kernel, as it is launched: tiles as the copy engine leaves them, barriers by name.
 #pragma once
 
-#include "xformers/kernels/cuda/arch/copy.cuh"
-#include "xformers/kernels/cuda/arch/mbarrier.cuh"
 #include "xformers/kernels/cuda/attention/sm90/fwd_schedule.cuh"
 
 namespace xformers::cuda::sm90 {
@@ -38,31 +36,5 @@ struct FwdMemory {
     mbarrier::fence_init();
   }
 };
-
-// A place in a ring of `kStages`, and the parity of the phase in which it is full for the time at hand.
-template <int kStages>
-struct Stage {
-  int index_ = 0;
-  uint32_t parity_ = 0;
-
-  __device__ __forceinline__ int index() const { return index_; }
-  __device__ __forceinline__ uint32_t parity() const { return parity_; }
-  __device__ __forceinline__ void advance() {
-    if (++index_ == kStages) index_ = 0, parity_ ^= 1;
-  }
-};
-
-// `barriers` is an array; those who fill wait for the phase before ("empty" of the other parity).
-__device__ __forceinline__ void wait_full(uint64_t& barrier, uint32_t parity) {
-  mbarrier::wait(shared_address(&barrier), parity);
-}
-__device__ __forceinline__ void wait_empty(uint64_t& barrier, uint32_t parity) {
-  mbarrier::wait(shared_address(&barrier), parity ^ 1);
-}
-// One arrival per warp.
-__device__ __forceinline__ void arrive_warp(uint64_t& barrier) {
-  __syncwarp();
-  if (threadIdx.x % 32 == 0) mbarrier::arrive(shared_address(&barrier));
-}
 
 }  // namespace xformers::cuda::sm90

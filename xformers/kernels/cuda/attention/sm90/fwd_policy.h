@@ -1,11 +1,9 @@
 // Tile sizes of Hopper's forward kernel: data, chosen on the host, handed to the kernel as one number. Plain C++.
 #pragma once
 
-namespace xformers::cuda::sm90 {
+#include "xformers/kernels/cuda/attention/sm90/tile_rows.h"
 
-// A tile of rows in shared memory is panels of 64 dims, each `rows` x 128 bytes; of the last one a part may be zeros.
-constexpr int panels_of(int dims) { return (dims + 63) / 64; }
-constexpr int tile_bytes(int rows, int dims) { return 128 * rows * panels_of(dims); }
+namespace xformers::cuda::sm90 {
 
 // One warpgroup copies, `consumers` others have 64 rows each.
 struct FwdPolicy {

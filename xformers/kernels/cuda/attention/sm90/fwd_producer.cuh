@@ -2,8 +2,6 @@
 // rows lie is their business alone.
 #pragma once
 
-#include "xformers/kernels/cuda/arch/tma.cuh"
-#include "xformers/kernels/cuda/arch/wgmma.cuh"
 #include "xformers/kernels/cuda/attention/sm90/fwd_memory.cuh"
 
 namespace xformers::cuda::sm90 {
@@ -21,18 +19,6 @@ __device__ __forceinline__ void find_tiles(const FwdGrid& args, FwdMemory<kPolic
     }
     arrive_warp(barriers.work_full[slot]);
     if (work.tile.rows <= 0) return;
-  }
-}
-
-// Rows [at.row + first, + kRows) of a head, panel by panel.
-template <int kDims, int kRows>
-__device__ __forceinline__ void copy_rows(unsigned char* to, const CUtensorMap& map, const RowsPlace& at, int first,
-                                          uint64_t& barrier, L2Keep keep) {
-  mbarrier::arrive_expecting(shared_address(&barrier), tile_bytes(kRows, kDims));
-#pragma unroll
-  for (int panel = 0; panel < panels_of(kDims); ++panel) {
-    copy_box(shared_address(to + panel * kRows * 128), map,
-             {{panel * wgmma::kPanel, at.row + first, at.head, at.group, at.batch}}, shared_address(&barrier), keep);
   }
 }
 

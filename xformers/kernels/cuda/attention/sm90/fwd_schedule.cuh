@@ -1,5 +1,4 @@
-// Which tiles a block works on, one after the other: its first one by its own index, and then every so-manieth, or,
-// where tiles differ (bands, packed sequences), the next that is left.
+// Which tiles a block works on, one after the other (tile_count.cuh).
 //
 // A few heads at a time, so that their K and V stay in L2; tile after tile of all of them, from the end: with causal
 // masks the long ones come first. The shortest tiles of all heads come last, and fill the gaps that long ones leave.
@@ -9,19 +8,10 @@
 #include "xformers/kernels/cuda/attention/scheduler.cuh"
 #include "xformers/kernels/cuda/attention/sm90/fwd_args.h"
 #include "xformers/kernels/cuda/attention/sm90/fwd_policy.h"
-#include "xformers/kernels/cuda/base/launch.h"
+#include "xformers/kernels/cuda/attention/sm90/ring.cuh"
+#include "xformers/kernels/cuda/attention/sm90/tile_count.cuh"
 
 namespace xformers::cuda::sm90 {
-
-// Where rows of a tile begin, as copies count: by tensor map.
-struct alignas(16) RowsPlace {
-  int row, head, group, batch;
-};
-// Of a dimension that is the same for all, there is one.
-__device__ __forceinline__ RowsPlace rows_place(const HeadsTensor& t, const HeadTile& tile, int64_t row) {
-  return {static_cast<int>(row), t.head_stride == 0 ? 0 : tile.head, t.group_stride == 0 ? 0 : tile.group,
-          t.batch_stride == 0 ? 0 : static_cast<int>(tile.sequence.batch)};
-}
 
 // What the producer's first warp finds out about a tile, for all.
 struct FwdWork {
@@ -33,7 +23,7 @@ struct FwdWork {
 
 class TileOrder {
  public:
-  __device__ __forceinline__ explicit TileOrder(const FwdGrid& args) : args_(args), next_(blockIdx.x) {}
+  __device__ __forceinline__ explicit TileOrder(const FwdGrid& args) : args_(args), count_(args.next_tile) {}
 
   // By all lanes of one warp: the next tile, written by the first lane. False: it has no rows, look again.
   template <int kPolicyIndex>
@@ -41,7 +31,7 @@ class TileOrder {
     constexpr FwdPolicy kPolicy = kFwdPolicies[kPolicyIndex];
     const AttentionShape& shape = args_.p.shape;
     const bool writes = threadIdx.x % 32 == 0;
-    const int index = next_index();
+    const int index = count_.next();
     if (index >= args_.all_tiles) {
       if (writes) work.tile.rows = 0;
       return true;
@@ -74,21 +64,8 @@ class TileOrder {
     return {bundle * args_.bundle + index - turn * args_.bundle, first + tiles - 1 - (turn - bundle * tiles)};
   }
 
-  __device__ __forceinline__ int next_index() {
-    const int index = next_;
-    if (!args_.next_tile) {
-      next_ += static_cast<int>(gridDim.x);
-      return index;
-    }
-    if (index == blockIdx.x) wait_for_kernel_before();  // which has set the count to 0
-    int taken = 0;
-    if (threadIdx.x % 32 == 0) taken = atomicAdd(args_.next_tile, 1);
-    next_ = static_cast<int>(gridDim.x) + __shfl_sync(kAllLanes, taken, 0);
-    return index;
-  }
-
   const FwdGrid& args_;
-  int next_;
+  TileCount count_;
 };
 
 }  // namespace xformers::cuda::sm90

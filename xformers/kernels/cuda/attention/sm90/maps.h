@@ -1,4 +1,4 @@
-// Q, K and V as the copy engine sees them: [batch, groups, heads, rows, dims]. Plain C++.
+// Q, K, V and dO as the copy engine sees them: [batch, groups, heads, rows, dims]. Plain C++.
 #pragma once
 
 #include <algorithm>
@@ -26,6 +26,9 @@ inline BoxedTensor rows_of_k(const AttentionProblem& p) {
 }
 inline BoxedTensor rows_of_v(const AttentionProblem& p) {
   return boxed(p.shape.seqlen_k > 0 ? p.v : p.q, p.shape, p.shape.seqlen_k, p.shape.head_dim_v);
+}
+inline BoxedTensor rows_of_dout(const AttentionBwdParams& p) {
+  return boxed(p.dout, p.shape, p.shape.seqlen_q, p.shape.head_dim_v);
 }
 
 }  // namespace xformers::cuda::sm90

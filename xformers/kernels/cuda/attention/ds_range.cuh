@@ -4,10 +4,10 @@
 
 #include <initializer_list>
 
+#include "xformers/kernels/cuda/arch/copy.cuh"
 #include "xformers/kernels/cuda/arch/mma.cuh"
-#include "xformers/kernels/cuda/attention/sm80/bwd_products.cuh"
 
-namespace xformers::cuda::sm80 {
+namespace xformers::cuda {
 
 template <class T>
 inline constexpr bool kMayOverflow = std::is_same_v<T, __half>;
@@ -15,10 +15,10 @@ inline constexpr float kMostOfFp16 = 65504;
 
 // This thread's largest |x| of a tile of fp16, as if what is not finite were kMostOfFp16; NaN counts for nothing.
 template <int kThreads, int kBytes>
-__device__ __forceinline__ float largest_of(const unsigned char (&tile)[kBytes]) {
+__device__ __forceinline__ float largest_of(const unsigned char (&tile)[kBytes], int thread = threadIdx.x) {
   __half2 most = {};
 #pragma unroll 4
-  for (int i = threadIdx.x; i < kBytes / 16; i += kThreads) {
+  for (int i = thread; i < kBytes / 16; i += kThreads) {
     const uint4 four = load_shared_16(shared_address(tile) + i * 16);
     for (const uint32_t pair : {four.x, four.y, four.z, four.w})
       most = __hmax2(most, __habs2(reinterpret_cast<const __half2&>(pair)));
@@ -39,4 +39,4 @@ __device__ __forceinline__ uint32_t scale_pair(uint32_t pair, float factor) {
   return pack<__half>(both.x * factor, both.y * factor);
 }
 
-}  // namespace xformers::cuda::sm80
+}  // namespace xformers::cuda

@@ -1,0 +1,289 @@
+// A warpgroup that has 64 keys of a tile, all queries that see them, and all dims:
+//
+//   for blocks of queries:  S^T = K Q^T, dP^T = V dO^T issued;  wait for S^T;  P^T, while dP^T runs;  dV += P^T dO
+//   issued;
+//                           wait for dP^T;  dS^T, while dV runs, also to shared memory;  the other warpgroup's is
+//                           there; dQ = dS K, dK += dS^T Q issued;  wait for dQ, added to dq_sum while dK runs;  wait
+//                           for dK
+//   write dK, dV
+//
+// Scores are transposed, so that P^T and dS^T are in registers what the products with dO and Q want. Of dQ each of the
+// two warpgroups has a part, over the keys of both.
+#pragma once
+
+#include "xformers/kernels/cuda/attention/ds_range.cuh"
+#include "xformers/kernels/cuda/attention/sm90/bwd_memory.cuh"
+#include "xformers/kernels/cuda/attention/softmax.cuh"
+#include "xformers/kernels/cuda/attention/write_sums.cuh"
+
+namespace xformers::cuda::sm90 {
+
+constexpr DqOrder dq_order(const BwdPolicy& policy) {
+  return {policy.block_m, policy.head_dim, 128 * policy.kConsumers, policy.parts_dims() ? 4 : 8};
+}
+
+template <class T, int kPolicyIndex>
+class BwdConsumer {
+  static constexpr BwdPolicy kPolicy = kBwdPolicies[kPolicyIndex];
+  static constexpr DqOrder kOrder = dq_order(kPolicy);
+  static constexpr int kBlockM = kPolicy.block_m, kBlockN = kPolicy.kBlockN, kHeadDim = kPolicy.head_dim;
+  static constexpr int kQueryTiles = kBlockM / 8, kDimTiles = kHeadDim / 8;
+  enum Barrier : int { kBoth = 1, kMine = 2 };  // named ones: of both warpgroups; of one each
+  using Memory = BwdMemory<kPolicyIndex>;
+  using Scores = Fragment<1, kQueryTiles>;  // [keys, queries]
+  using Packed = uint32_t[kBlockM / 16][4];
+  using Sums = Fragment<1, kDimTiles>;  // [keys, dims]
+
+ public:
+  __device__ __forceinline__ BwdConsumer(const BwdGrid& args, Memory& memory, int consumer)
+      : args_(args), memory_(memory), consumer_(consumer) {}
+
+  __device__ __forceinline__ void run() {
+    Sums acc_dk, acc_dv;
+    for (;; slot_.advance()) {
+      wait_full(memory_.barriers.work_full[slot_.index()], slot_.parity());
+      if (work().tile.rows <= 0) return;
+      clear<1, kDimTiles>(acc_dk), clear<1, kDimTiles>(acc_dv);
+      if (!work().blocks.empty()) multiply_all(acc_dk, acc_dv);
+      __threadfence();  // before tile_is_done()
+      sync_threads(kBoth, 256);
+      if (threadIdx.x == 128) tile_is_done(args_, work().head_of_all);
+      write_keys(args_.p.dk, args_.p.shape.head_dim, acc_dk, args_.scale);
+      write_keys(args_.p.dv, args_.p.shape.head_dim_v, acc_dv, 1.0f);
+      arrive_warp(memory_.barriers.work_empty[slot_.index()]);
+    }
+  }
+
+ private:
+  __device__ __forceinline__ const BwdWork& work() const { return memory_.work[slot_.index()]; }
+  __device__ __forceinline__ int warp_key() const {  // in the tile
+    return consumer_ * 64 + static_cast<int>(threadIdx.x) % 128 / 32 * 16;
+  }
+
+  __device__ __forceinline__ void multiply_all(Sums& acc_dk, Sums& acc_dv) {
+    wait_full(memory_.barriers.k_full[keys_.index()], keys_.parity());
+    clear_rows_behind<kBlockN>(memory_.k[keys_.index()], work().tile.rows);
+    wait_full(memory_.barriers.v_full[keys_.index()], keys_.parity());
+    find_ds_factor();
+#pragma unroll 1
+    for (int block = work().blocks.begin; block < work().blocks.end; ++block) {
+      step(acc_dk, acc_dv, block);
+      rows_.advance();
+      ds_ ^= 1;
+    }
+    if (ds_factor_ != 1) multiply(acc_dk, 1 / ds_factor_);
+    arrive_warp(memory_.barriers.k_empty[keys_.index()]);
+    arrive_warp(memory_.barriers.v_empty[keys_.index()]);
+    keys_.advance();
+  }
+
+  __device__ __forceinline__ void step(Sums& acc_dk, Sums& acc_dv, int block) {
+    const int stage = rows_.index(), rows = work().tile.sequence.seqlen_q - block * kBlockM;
+    Scores s, dp;
+    wait_full(memory_.barriers.q_full[stage], rows_.parity());
+    clear_rows_behind<kBlockM>(memory_.q[stage], rows);
+    issue_by_dims(s, memory_.k[keys_.index()], memory_.q[stage]);
+    wait_full(memory_.barriers.dout_full[stage], rows_.parity());
+    clear_rows_behind<kBlockM>(memory_.dout[stage], rows);
+    issue_by_dims(dp, memory_.v[keys_.index()], memory_.dout[stage]);
+    wgmma::wait<1>();
+    wgmma::hold(s);
+    const bool full = sees_all(block);
+    exponentiate(s, stage);
+    if (!full) hide(s, block);
+    Packed p, ds;
+    pack_all(p, s);
+    issue_by_queries(acc_dv, p, memory_.dout[stage]);
+    wgmma::wait<1>();
+    wgmma::hold(dp);
+    differentiate(dp, s, stage);
+    if (!full) hide(dp, block);
+    if (kMayOverflow<T> && ds_factor_ != 1) multiply(dp, ds_factor_);
+    pack_all(ds, dp);
+    store_ds(ds);
+    sync_threads(kBoth, 256);
+    Fragment<kOrder.row_tiles(), kOrder.dim_tiles()> dq;
+    issue_dq(dq);
+    issue_by_queries(acc_dk, ds, memory_.q[stage]);
+    wgmma::wait<1>();
+    wgmma::hold(dq);
+    wgmma::hold(acc_dv);
+    arrive_warp(memory_.barriers.dout_empty[stage]);
+    if (kMayOverflow<T> && ds_factor_ != 1) multiply(dq, 1 / ds_factor_);
+    add_to_dq<kOrder>(args_.dq_sum + (work().dq_block + block) * kOrder.block() + threadIdx.x % 256 * 4, dq);
+    wgmma::wait<0>();
+    wgmma::hold(acc_dk);
+    arrive_warp(memory_.barriers.q_empty[stage]);
+  }
+
+  // [this warpgroup's keys, queries], summed over dims.
+  __device__ __forceinline__ void issue_by_dims(Scores& x, const unsigned char* keys, const unsigned char* queries) {
+    const wgmma::Operand a(shared_address(keys) + consumer_ * 64 * 128), b(shared_address(queries));
+    wgmma::begin();
+#pragma unroll
+    for (int d = 0; d < kHeadDim; d += 16) {
+      const int panel = d / wgmma::kPanel, within = d % wgmma::kPanel * 2;
+      wgmma::multiply_ss<T, kQueryTiles>(x, a.at(panel * kBlockN * 128 + within), b.at(panel * kBlockM * 128 + within),
+                                         d == 0);
+    }
+    wgmma::commit();
+  }
+  // += [this warpgroup's keys, dims], summed over queries.
+  __device__ __forceinline__ void issue_by_queries(Sums& acc, const Packed& x, const unsigned char* queries) {
+    const wgmma::Operand b(shared_address(queries), kBlockM);
+    wgmma::begin();
+#pragma unroll
+    for (int query = 0; query < kBlockM; query += 16) {
+      wgmma::multiply_rs<T, kDimTiles>(acc, x[query / 16], b.at(query * 128));
+    }
+    wgmma::commit();
+  }
+  // This warpgroup's part of [queries, dims], summed over the keys of both.
+  __device__ __forceinline__ void issue_dq(Fragment<kOrder.row_tiles(), kOrder.dim_tiles()>& dq) {
+    constexpr int kPanelBytes = kBlockN * 128;
+    const uint32_t ds = shared_address(memory_.ds[ds_]), k = shared_address(memory_.k[keys_.index()]);
+    const wgmma::Operand a(kPolicy.parts_dims() ? ds : ds + consumer_ * kPanelBytes),
+        b(kPolicy.parts_dims() ? k + consumer_ * (panels_of(kHeadDim) / 2) * kPanelBytes : k, kBlockN);
+    wgmma::begin();
+#pragma unroll
+    for (int key = 0; key < kBlockN; key += 16) {
+      wgmma::multiply_tt<T, kOrder.dim_tiles()>(dq, a.at(key * 128), b.at(key * 128), key == 0);
+    }
+    wgmma::commit();
+  }
+
+  // Scores -> P, as if nothing were masked. Where scores are large, the difference to lse is taken first, of numbers as
+  // fp32 holds them, and multiplied by log2(e) then.
+  __device__ __forceinline__ void exponentiate(Scores& s, int stage) const {
+    if (memory_.large[stage]) {
+#pragma unroll
+      for (int m = 0; m < kQueryTiles; ++m) {
+        const float2 lse = pair_of(memory_.lse[stage], m), low = pair_of(memory_.lse_low[stage], m);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const float above = __fmul_rn(s[0][m][i], args_.scale) - (i % 2 ? lse.y : lse.x);
+          s[0][m][i] = fast_exp2((above - (i % 2 ? low.y : low.x)) * kLog2e);
+        }
+      }
+    } else {
+#pragma unroll
+      for (int m = 0; m < kQueryTiles; ++m) {
+        const float2 lse = pair_of(memory_.lse[stage], m);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) s[0][m][i] = fast_exp2(fmaf(s[0][m][i], args_.scale_log2, i % 2 ? -lse.y : -lse.x));
+      }
+    }
+  }
+  // Of the lane's two queries of column tile m.
+  __device__ __forceinline__ static float2 pair_of(const float (&rows)[kBlockM], int m) {
+    return *reinterpret_cast<const float2*>(&rows[lane_column(m)]);
+  }
+  // dP -> dS
+  __device__ __forceinline__ void differentiate(Scores& dp, const Scores& p, int stage) const {
+#pragma unroll
+    for (int m = 0; m < kQueryTiles; ++m) {
+      const float2 delta = pair_of(memory_.delta[stage], m);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) dp[0][m][i] = p[0][m][i] * (dp[0][m][i] - (i % 2 ? delta.y : delta.x));
+    }
+  }
+
+  // Whether all of the warpgroup's keys are seen by all of the block's queries.
+  __device__ __forceinline__ bool sees_all(int block) const {
+    const int key = work().tile.first + consumer_ * 64, query = block * kBlockM;
+    return work().band.is_full({query, query + kBlockM}, {key, key + 64});
+  }
+  // P and dS: neither may have become 0 times something that is not finite.
+  __device__ __forceinline__ void hide(Scores& x, int block) const {
+    const Band& band = work().band;
+    const int first = work().tile.first + warp_key(), end = work().tile.first + work().tile.rows;
+    mask<1, kQueryTiles>(
+        x, block * kBlockM,
+        [&](int row) {
+          const int key = first + row;
+          return key < end ? Range{band.first_query(key), band.last_query(key) + 1} : Range{0, 0};
+        },
+        0);
+  }
+
+  __device__ __forceinline__ static void pack_all(Packed& to, const Scores& x) {
+#pragma unroll
+    for (int m = 0; m < kBlockM / 16; ++m)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float* const at = &x[0][2 * m + i / 2][i % 2 * 2];
+        to[m][i] = pack<T>(at[0], at[1]);
+      }
+  }
+  // Of the warp's 16 keys, to shared memory as dQ wants it: rows of 64 queries, swizzled as copies are.
+  __device__ __forceinline__ void store_ds(const Packed& ds) const {
+    const int lane = threadIdx.x % 32, row = warp_key() + lane % 16;
+    const uint32_t to = shared_address(memory_.ds[ds_]) + row * 128;
+#pragma unroll
+    for (int m = 0; m < kBlockM / 16; ++m) {
+      const int chunk = (m % 4 * 2 + lane / 16) ^ row % 8;
+      store_matrices(to + m / 4 * kBlockN * 128 + chunk * 16, ds[m]);
+    }
+    fence_shared_for_async();
+  }
+
+  // Behind the last row of a packed sequence lie a neighbour's, which may be anything: what they are multiplied by is
+  // 0, but 0 times infinity is not. Every warpgroup clears them for itself.
+  template <int kRows>
+  __device__ __forceinline__ void clear_rows_behind(unsigned char* tile, int rows) {
+    if (!args_.p.seq.packed() || rows >= kRows) return;
+    constexpr int kChunks = panels_of(kHeadDim) * 8;  // of 16 bytes, per row; which is which doesn't matter
+    for (int i = threadIdx.x % 128; i < (kRows - rows) * kChunks; i += 128) {
+      const int row = rows + i / kChunks, chunk = i % kChunks;
+      store_shared_16(shared_address(tile) + chunk / 8 * kRows * 128 + row * 128 + chunk % 8 * 16, {0, 0, 0, 0});
+    }
+    fence_shared_for_async();
+    sync_threads(kMine + consumer_, 128);
+  }
+
+  __device__ __forceinline__ void write_keys(const HeadsTensor& tensor, int64_t dims, const Sums& acc, float factor) {
+    const HeadTile& tile = work().tile;
+    T* const to =
+        static_cast<T*>(tensor.data) + tile.offset(tensor) + (tile.sequence.k_begin + tile.first) * tensor.seq_stride;
+    write_sums(to, tensor.seq_stride, tile.rows, dims, args_.aligned_dkv, acc, warp_key(), 0, factor);
+  }
+
+  // fp16: dS is at most P (|dout|_1 max|v| + |delta|), and P, but for rounding, 1.
+  __device__ __forceinline__ void find_ds_factor() {
+    if constexpr (kMayOverflow<T>) {
+      const AttentionBwdParams& p = args_.p;
+      const int begin = static_cast<int>(work().tile.sequence.q_begin), first = begin + work().blocks.begin * kBlockM,
+                last = begin + min(work().blocks.end * kBlockM, work().tile.sequence.seqlen_q) - 1;
+      const RowExtremes* const rows =
+          args_.extremes + work().head_of_all * ceil_div<int64_t>(p.shape.seqlen_q, kStatisticsRows);
+      float dout = 0;
+#pragma unroll 1
+      for (int i = first / kStatisticsRows + threadIdx.x % 256; i <= last / kStatisticsRows; i += 256) {
+        dout = fmaxf(dout, rows[i].dout);
+      }
+      const float v = largest_of<256>(memory_.v[keys_.index()], threadIdx.x % 256);
+      const float mine[2] = {max_of_warp(dout), max_of_warp(v)};
+      float(&all)[8][2] = memory_.warp_extremes;
+      if (threadIdx.x % 32 == 0) {
+        all[threadIdx.x / 32 % 8][0] = mine[0];
+        all[threadIdx.x / 32 % 8][1] = mine[1];
+      }
+      sync_threads(kBoth, 256);
+      float most[2] = {0, 0};
+#pragma unroll
+      for (const float(&one)[2] : all) most[0] = fmaxf(most[0], one[0]), most[1] = fmaxf(most[1], one[1]);
+      ds_factor_ = factor_of(2 * most[0] * fmaxf(most[1], 1));
+    }
+  }
+
+  const BwdGrid& args_;
+  Memory& memory_;
+  int consumer_;
+  float ds_factor_ = 1;  // fp16: of dS and what it is summed up to (ds_range.cuh)
+  int ds_ = 0;           // which buffer is this step's
+  Stage<kBwdWorkSlots> slot_;
+  Stage<kPolicy.key_stages> keys_;
+  Stage<kPolicy.stages> rows_;
+};
+
+}  // namespace xformers::cuda::sm90

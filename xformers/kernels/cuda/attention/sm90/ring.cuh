@@ -1,0 +1,62 @@
+// How a producer's copies reach those who multiply: rings of tiles in shared memory, whose barriers say what is full
+// and what is empty.
+#pragma once
+
+#include "xformers/kernels/cuda/arch/copy.cuh"
+#include "xformers/kernels/cuda/arch/mbarrier.cuh"
+#include "xformers/kernels/cuda/arch/tma.cuh"
+#include "xformers/kernels/cuda/arch/wgmma.cuh"
+#include "xformers/kernels/cuda/attention/scheduler.cuh"
+#include "xformers/kernels/cuda/attention/sm90/tile_rows.h"
+
+namespace xformers::cuda::sm90 {
+
+// A place in a ring of `kStages`, and the parity of the phase in which it is full for the time at hand.
+template <int kStages>
+struct Stage {
+  int index_ = 0;
+  uint32_t parity_ = 0;
+
+  __device__ __forceinline__ int index() const { return index_; }
+  __device__ __forceinline__ uint32_t parity() const { return parity_; }
+  __device__ __forceinline__ void advance() {
+    if (++index_ == kStages) index_ = 0, parity_ ^= 1;
+  }
+};
+
+// `barriers` is an array; those who fill wait for the phase before ("empty" of the other parity).
+__device__ __forceinline__ void wait_full(uint64_t& barrier, uint32_t parity) {
+  mbarrier::wait(shared_address(&barrier), parity);
+}
+__device__ __forceinline__ void wait_empty(uint64_t& barrier, uint32_t parity) {
+  mbarrier::wait(shared_address(&barrier), parity ^ 1);
+}
+// One arrival per warp.
+__device__ __forceinline__ void arrive_warp(uint64_t& barrier) {
+  __syncwarp();
+  if (threadIdx.x % 32 == 0) mbarrier::arrive(shared_address(&barrier));
+}
+
+// Where rows of a tile begin, as copies count: by tensor map.
+struct alignas(16) RowsPlace {
+  int row, head, group, batch;
+};
+// Of a dimension that is the same for all, there is one.
+__device__ __forceinline__ RowsPlace rows_place(const HeadsTensor& t, const HeadTile& tile, int64_t row) {
+  return {static_cast<int>(row), t.head_stride == 0 ? 0 : tile.head, t.group_stride == 0 ? 0 : tile.group,
+          t.batch_stride == 0 ? 0 : static_cast<int>(tile.sequence.batch)};
+}
+
+// Rows [at.row + first, + kRows) of a head, panel by panel.
+template <int kDims, int kRows>
+__device__ __forceinline__ void copy_rows(unsigned char* to, const CUtensorMap& map, const RowsPlace& at, int first,
+                                          uint64_t& barrier, L2Keep keep) {
+  mbarrier::arrive_expecting(shared_address(&barrier), tile_bytes(kRows, kDims));
+#pragma unroll
+  for (int panel = 0; panel < panels_of(kDims); ++panel) {
+    copy_box(shared_address(to + panel * kRows * 128), map,
+             {{panel * wgmma::kPanel, at.row + first, at.head, at.group, at.batch}}, shared_address(&barrier), keep);
+  }
+}
+
+}  // namespace xformers::cuda::sm90
