@@ -67,7 +67,7 @@ std::optional<ForwardPlan> plan_forward(const AttentionFwdParams& p, const FwdFa
 
 void run_forward(const AttentionFwdParams& p, const FwdFacts& facts, const ForwardPlan& plan, const Stream& stream) {
   FwdArgs args = forward_args(p, facts);
-  args.packed_heads = 1;
+  args.packed_heads = Divisor<uint32_t>{1};
   args.policy = plan.policy;
   clear_uncovered_results(p, to_stream(stream));
   if (plan.workspace > 0) {
