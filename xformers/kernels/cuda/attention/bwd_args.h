@@ -12,10 +12,10 @@ XFORMERS_INLINE bool one_tile(RangeOf<int> tiles) { return tiles.end - tiles.beg
 
 inline constexpr int kStatisticsRows = 64;  // queries that a block of prepare_backward works on
 
-// What is largest among kStatisticsRows queries of a head; rows of it that are NaN count for nothing.
+// What is largest among kStatisticsRows queries of a head.
 struct RowExtremes {
-  float lse;   // |lse|, natural
-  float dout;  // fp16: the sum over |dout|, plus |delta|
+  float lse;   // |lse|, natural; infinite where one is NaN
+  float dout;  // fp16: the sum over |dout|, plus |delta|, of rows that are finite
 };
 
 struct BwdArgs {

@@ -149,7 +149,7 @@ __global__ void __launch_bounds__(kThreads)
                   : static_cast<C>(INFINITY);
     static_cast<C*>(args.delta)[statistics + row] = sees_keys ? delta * static_cast<C>(args.delta_factor) : 0;
     if (!sees_keys) continue;
-    largest_lse = fmaxf(largest_lse, fabsf(static_cast<float>(lse)));
+    largest_lse = lse == lse ? fmaxf(largest_lse, fabsf(static_cast<float>(lse))) : INFINITY;
     if constexpr (kMayOverflow) {  // a row that is not finite has no gradients that could be in range
       const float size = sum + fabsf(delta);
       if (size < INFINITY) largest_dout = fmaxf(largest_dout, size);

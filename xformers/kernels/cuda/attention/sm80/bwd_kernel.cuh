@@ -340,7 +340,7 @@ class Backward {
     KeptScores<Warp::kQueryTiles> kept;
     if constexpr (kDrops)
       kept.draw(tile_.dropout, args_.drop_rule, tile_.first_key + warp_.key, step.first_query + warp_.query);
-    differentiate<kDrops>(step, kept, scores, dprobs);
+    differentiate<kDrops, kExact>(step, kept, scores, dprobs);
     if (!step.is_full()) mask(step, scores, dprobs);
     if (kGeneral && p_.dbias.data) store_dbias_elements<T>(step, dprobs);
   }

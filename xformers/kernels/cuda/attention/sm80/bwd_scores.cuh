@@ -1,8 +1,6 @@
 // From scores and dP to P and dS, in registers: scale, bias, mask, dropout.
 #pragma once
 
-#include <cfloat>
-
 #include "xformers/kernels/cuda/arch/fast_math.cuh"
 #include "xformers/kernels/cuda/arch/mma.cuh"
 #include "xformers/kernels/cuda/attention/sm80/bwd_dropout.cuh"
@@ -42,10 +40,10 @@ struct BwdStep {
     return {tile.band.first_query(key), tile.band.last_query(key) + 1};
   }
   // Any query of the warp's scores has an lse (in units of log2(e)) so far from 0 that one rounding of it, or of a
-  // score times log2(e), would show.
+  // score times log2(e), would show, or NaN, which what is dropped must not hide.
   __device__ __forceinline__ bool has_large_rows() const {
     const float lse = statistics[warp.query + threadIdx.x % BwdWarp<kPolicy>::kQueries];
-    return __any_sync(0xffffffffu, fabsf(lse) >= kLargeScore * kLog2e && lse <= FLT_MAX);
+    return __any_sync(kAllLanes, !(fabsf(lse) < kLargeScore * kLog2e) && lse != INFINITY);
   }
 };
 
@@ -99,7 +97,8 @@ __device__ __forceinline__ void exponentiate(const BwdStep<kPolicy>& step, typen
   }
 #pragma unroll
   for (int m = m2; m < m2 + 2; ++m) {
-    float lse[2], low[2] = {0, 0};
+    const float2 of_lanes = *reinterpret_cast<const float2*>(step.statistics + place.local + m * 8);
+    float lse[2] = {of_lanes.x, of_lanes.y}, low[2] = {0, 0};
     if constexpr (kExact) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
@@ -109,11 +108,9 @@ __device__ __forceinline__ void exponentiate(const BwdStep<kPolicy>& step, typen
           both = load_lse<float>(step.args.p, step.tile.sequence.batch, step.tile.group, step.tile.head,
                                  step.tile.sequence.q_begin + query);
         }
-        lse[i] = both.lse, low[i] = both.low - static_cast<float>(step.args.lse_shift) * kLn2;
+        if (lse[i] == lse[i]) lse[i] = both.lse;  // NaN stays
+        low[i] = both.low - static_cast<float>(step.args.lse_shift) * kLn2;
       }
-    } else {
-      const float2 both = *reinterpret_cast<const float2*>(step.statistics + place.local + m * 8);
-      lse[0] = both.x, lse[1] = both.y;
     }
 #pragma unroll
     for (int k = 0; k < Warp::kKeyTiles; ++k) {
@@ -152,7 +149,7 @@ __device__ __forceinline__ void mask(const BwdStep<kPolicy>& step, typename BwdW
 
 // dprobs -> dS; with dropout, probs -> what is kept of them. Delta, which is multiplied by the same P for dS, has 1 - p
 // as a factor (run_bwd_sm80).
-template <bool kDropout, BwdPolicy kPolicy>
+template <bool kDropout, bool kExact, BwdPolicy kPolicy>
 __device__ __forceinline__ void differentiate(const BwdStep<kPolicy>& step,
                                               const KeptScores<BwdWarp<kPolicy>::kQueryTiles>& kept,
                                               typename BwdWarp<kPolicy>::Scores& probs,
@@ -169,7 +166,9 @@ __device__ __forceinline__ void differentiate(const BwdStep<kPolicy>& step,
         const float delta_here = i % 2 ? delta.y : delta.x, prob = probs[k][m][i];
         float& ds = dprobs[k][m][i];
         if constexpr (kDropout) {
-          probs[k][m][i] = __uint_as_float(__float_as_uint(prob) & kept.mask(i % 2, m, 2 * k + i / 2));
+          const uint32_t mask = kept.mask(i % 2, m, 2 * k + i / 2);
+          probs[k][m][i] = kExact ? prob * __uint_as_float(mask & __float_as_uint(1.0f))  // 0 times NaN is NaN
+                                  : __uint_as_float(__float_as_uint(prob) & mask);
           ds = fmaf(probs[k][m][i], ds, -prob * delta_here);
         } else {
           ds = prob * (ds - delta_here);
