@@ -121,7 +121,7 @@ class Decode {
     if (first < end) {
       const int dim_k = static_cast<int>(p_.shape.head_dim), dim_v = static_cast<int>(p_.shape.head_dim_v);
       const int chunk = lane_ % kChunks, lane_row = lane_ / kChunks;
-      const bool in_k = chunk * sm80::kChunk < dim_k, in_v = chunk * sm80::kChunk < dim_v;
+      const bool in_k = chunk * kChunk < dim_k, in_v = chunk * kChunk < dim_v;
       const int64_t base = tile_.sequence.k_begin + first;
 #pragma unroll
       for (int i = 0; i < kKeys / kRowsPerCopy; ++i) {
@@ -130,9 +130,9 @@ class Decode {
         int64_t from = base + at;
         if (p_.seq.paged()) from = __shfl_sync(0xffffffffu, row, at);
         const uint32_t offset = Layout::offset(at, chunk);
-        copy_async_16(k + offset, valid && in_k ? k_ + from * p_.k.seq_stride + chunk * sm80::kChunk : k_,
+        copy_async_16(k + offset, valid && in_k ? k_ + from * p_.k.seq_stride + chunk * kChunk : k_,
                       valid && in_k);
-        copy_async_16(v + offset, valid && in_v ? v_ + from * p_.v.seq_stride + chunk * sm80::kChunk : v_,
+        copy_async_16(v + offset, valid && in_v ? v_ + from * p_.v.seq_stride + chunk * kChunk : v_,
                       valid && in_v);
       }
     }
