@@ -87,7 +87,7 @@ class Backward {
   template <bool kRare>
   __device__ __forceinline__ void work(int block) {
     loop<kRare>(block);
-    if (kRare && is_mine(block) && ds_factor<kRare>() != 1) multiply(acc_dk_, 1 / ds_factor<kRare>());
+    if (may_overflow<kRare>() && is_mine(block)) multiply(acc_dk_, 1 / shared_.dk_factor);
     if (args_.turns && tile_.first_block < tile_.last_block) end_turn(tile_.dq_block + tile_.first_block * kDqParts);
     __threadfence();  // before tile_is_done()
     __syncthreads();
@@ -108,8 +108,7 @@ class Backward {
     return block >= tile_.first_block && block < tile_.last_block;
   }
   // Finds out whether any row that the tile sees may want exact scores, and whether any dS may be beyond the range of
-  // fp16: dS is at most P (|dout|_1 max|v| + |delta|), and P, but for rounding, what dropout makes of 1. Asked where
-  // the first loads are waited for anyway.
+  // fp16 (ds_bound; P is at most what dropout makes of 1). Asked where the first loads are waited for anyway.
   __device__ __forceinline__ bool is_rare() {
     const int begin = static_cast<int>(tile_.sequence.q_begin);
     const int first = begin + tile_.first_block * kBlockM;
@@ -136,10 +135,10 @@ class Backward {
       lse = fmaxf(lse, one[0]), dout = fmaxf(dout, one[1]), v = fmaxf(v, one[2]);
     }
     const bool large = lse >= kLargeScore;
-    const float most_prob = fmaxf(static_cast<float>(args_.kept), 1),
-                factor = kMayOverflow<T> ? factor_of(2 * most_prob * dout * fmaxf(v, 1)) : 1;
-    if (threadIdx.x == 0) shared_.large_rows = large, shared_.ds_factor = factor;
-    return large || factor != 1 || spans() || args_.one_tile;
+    const bool overflows =
+        kMayOverflow<T> && ds_bound(dout, v, fmaxf(static_cast<float>(args_.kept), 1)) >= kMostOfFp16;
+    if (threadIdx.x == 0) shared_.large_rows = large, shared_.may_overflow = overflows, shared_.dk_factor = 1;
+    return large || overflows || spans() || args_.one_tile;
   }
   template <bool kRare>
   __device__ __forceinline__ void loop(int block) {
@@ -171,8 +170,21 @@ class Backward {
     if (kPolicy.behind) add_dq_behind<kRare>(block, stage);
   }
   template <bool kRare>
-  __device__ __forceinline__ float ds_factor() const {
-    return kRare && kMayOverflow<T> ? shared_.ds_factor : 1;
+  __device__ __forceinline__ bool may_overflow() const {
+    return kRare && kMayOverflow<T> && shared_.may_overflow;
+  }
+  // Times a factor, as what is summed up to dk is from now on.
+  __device__ __forceinline__ void bring_into_range(typename Warp::Scores& ds, int block) {
+    float most = max_of_warp(largest_finite(ds));
+    const float before = shared_.dk_factor;
+    if (threadIdx.x % 32 == 0) shared_.warp_extremes[threadIdx.x / 32][0] = most;
+    __syncthreads();
+#pragma unroll
+    for (const float(&one)[3] : shared_.warp_extremes) most = fmaxf(most, one[0]);
+    const float factor = factor_of(most);
+    if (factor != before) multiply(acc_dk_, factor / before);
+    if (factor != 1) multiply(ds, factor);
+    if (threadIdx.x == 0) shared_.ds_factors[block % 2] = shared_.dk_factor = factor;
   }
   template <bool kRare = true>
   __device__ __forceinline__ bool spans() const {
@@ -239,7 +251,7 @@ class Backward {
     }
     typename Warp::Packed p, ds;
     pack_all<T>(p, warp_, scores);
-    if (const float factor = ds_factor<kRare>(); factor != 1) multiply(dprobs, factor);
+    if (may_overflow<kRare>()) bring_into_range(dprobs, block);
     pack_all<T>(ds, warp_, dprobs);
     store_scores(smem_ds, warp_, ds);
     if constexpr (kPolicy.sharing == 1) {
@@ -271,7 +283,7 @@ class Backward {
   // And the gradient of the bias, of the same dS.
   template <bool kRare>
   __device__ __forceinline__ void add_dq(int block, uint32_t ds) {
-    const auto factor = [this] { return ds_factor<kRare>(); };
+    const auto factor = [&] { return may_overflow<kRare>() ? shared_.ds_factors[block % 2] : 1; };
     if constexpr (kScored) {
       if (p_.dbias.data) store_dbias<T, kPolicy>(args_, tile_, block * kBlockM, ds, factor());
     }
@@ -308,7 +320,7 @@ class Backward {
       } else {
         fn(kYes, kNo, kYes);
       }
-    } else if (kRare && shared_.large_rows && step.has_large_rows()) {
+    } else if (kRare && shared_.large_rows && step.has_large_rows(drops)) {
       fn(kMaybe, kMaybe, kYes);
     } else if (!drops) {
       fn(kMaybe, kNo, kNo);

@@ -40,10 +40,10 @@ struct BwdStep {
     return {tile.band.first_query(key), tile.band.last_query(key) + 1};
   }
   // Any query of the warp's scores has an lse (in units of log2(e)) so far from 0 that one rounding of it, or of a
-  // score times log2(e), would show, or NaN, which what is dropped must not hide.
-  __device__ __forceinline__ bool has_large_rows() const {
+  // score times log2(e), would show. With dropout, or NaN: what is dropped must not hide it.
+  __device__ __forceinline__ bool has_large_rows(bool drops) const {
     const float lse = statistics[warp.query + threadIdx.x % BwdWarp<kPolicy>::kQueries];
-    return __any_sync(kAllLanes, !(fabsf(lse) < kLargeScore * kLog2e) && lse != INFINITY);
+    return __any_sync(kAllLanes, isnan(lse) ? drops : fabsf(lse) >= kLargeScore * kLog2e && lse != INFINITY);
   }
 };
 

@@ -76,7 +76,8 @@ struct BwdShared {
   Range key_queries[kBlockN], warp_queries[kBlockN / 32], block_tiles[4][kBlockM / kPolicy.dq_rows()];
   float warp_extremes[kPolicy.warps][3];  // of lse, dout (RowExtremes) and v
   bool large_rows;                        // whether any row may want exact scores (has_large_rows)
-  float ds_factor;                        // fp16: of dS in 16 bits, and dk (ds_range.cuh)
+  bool may_overflow;                      // fp16: whether any dS may be beyond its range (ds_range.cuh)
+  float ds_factors[2], dk_factor;         // then: of dS of the last two steps; of dk's sums
   BwdTile tile;                           // not in registers
 };
 

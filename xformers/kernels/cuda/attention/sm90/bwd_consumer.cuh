@@ -64,14 +64,14 @@ class BwdConsumer {
     wait_full(memory_.barriers.k_full[keys_.index()], keys_.parity());
     clear_rows_behind<kBlockN>(memory_.k[keys_.index()], work().tile.rows);
     wait_full(memory_.barriers.v_full[keys_.index()], keys_.parity());
-    find_ds_factor();
-#pragma unroll 1
-    for (int block = work().blocks.begin; block < work().blocks.end; ++block) {
+    find_range();
+    for_each_block(work(), [&](int block) {
       step(acc_dk, acc_dv, block);
       rows_.advance();
       ds_ ^= 1;
-    }
+    });
     if (ds_factor_ != 1) multiply(acc_dk, 1 / ds_factor_);
+    ds_factor_ = 1;
     arrive_warp(memory_.barriers.k_empty[keys_.index()]);
     arrive_warp(memory_.barriers.v_empty[keys_.index()]);
     keys_.advance();
@@ -98,7 +98,7 @@ class BwdConsumer {
     wgmma::hold(dp);
     differentiate(dp, s, stage);
     if (!full) hide(dp, block);
-    if (kMayOverflow<T> && ds_factor_ != 1) multiply(dp, ds_factor_);
+    if (kMayOverflow<T> && may_overflow_) bring_into_range(dp, acc_dk);
     pack_all(ds, dp);
     store_ds(ds);
     sync_threads(kBoth, 256);
@@ -110,7 +110,7 @@ class BwdConsumer {
     wgmma::hold(acc_dv);
     arrive_warp(memory_.barriers.dout_empty[stage]);
     if (kMayOverflow<T> && ds_factor_ != 1) multiply(dq, 1 / ds_factor_);
-    add_to_dq<kOrder>(args_.dq_sum + (work().dq_block + block) * kOrder.block() + threadIdx.x % 256 * 4, dq);
+    add_to_dq<kOrder>(args_.dq_sum + (work().dq_block + block) * kOrder.block() + (threadIdx.x - 128) * 4, dq);
     wgmma::wait<0>();
     wgmma::hold(acc_dk);
     arrive_warp(memory_.barriers.q_empty[stage]);
@@ -248,8 +248,17 @@ class BwdConsumer {
     write_sums(to, tensor.seq_stride, tile.rows, dims, args_.aligned_dkv, acc, warp_key(), 0, factor);
   }
 
-  // fp16: dS is at most P (|dout|_1 max|v| + |delta|), and P, but for rounding, 1.
-  __device__ __forceinline__ void find_ds_factor() {
+  // The largest of both warpgroups.
+  __device__ __forceinline__ float max_of_both(float x, float (&all)[8]) const {
+    x = max_of_warp(x);
+    if (threadIdx.x % 32 == 0) all[threadIdx.x / 32 % 8] = x;
+    sync_threads(kBoth, 256);
+#pragma unroll
+    for (const float one : all) x = fmaxf(x, one);
+    return x;
+  }
+  // fp16: whether any dS of the tile may be beyond its range (ds_bound).
+  __device__ __forceinline__ void find_range() {
     if constexpr (kMayOverflow<T>) {
       const AttentionBwdParams& p = args_.p;
       const int begin = static_cast<int>(work().tile.sequence.q_begin), first = begin + work().blocks.begin * kBlockM,
@@ -261,26 +270,27 @@ class BwdConsumer {
       for (int i = first / kStatisticsRows + threadIdx.x % 256; i <= last / kStatisticsRows; i += 256) {
         dout = fmaxf(dout, rows[i].dout);
       }
-      const float v = largest_of<256>(memory_.v[keys_.index()], threadIdx.x % 256);
-      const float mine[2] = {max_of_warp(dout), max_of_warp(v)};
-      float(&all)[8][2] = memory_.warp_extremes;
-      if (threadIdx.x % 32 == 0) {
-        all[threadIdx.x / 32 % 8][0] = mine[0];
-        all[threadIdx.x / 32 % 8][1] = mine[1];
-      }
-      sync_threads(kBoth, 256);
-      float most[2] = {0, 0};
-#pragma unroll
-      for (const float(&one)[2] : all) most[0] = fmaxf(most[0], one[0]), most[1] = fmaxf(most[1], one[1]);
-      ds_factor_ = factor_of(2 * most[0] * fmaxf(most[1], 1));
+      dout = max_of_both(dout, memory_.warp_extremes[0]);
+      const float v =
+          max_of_both(largest_of<256>(memory_.v[keys_.index()], threadIdx.x % 256), memory_.warp_extremes[1]);
+      may_overflow_ = ds_bound(dout, v) >= kMostOfFp16;
     }
+  }
+  // Times a factor, as what is summed up to dK is from now on.
+  __device__ __forceinline__ void bring_into_range(Scores& ds, Sums& acc_dk) {
+    wgmma::wait<0>();
+    const float factor = factor_of(max_of_both(largest_finite(ds), memory_.warp_extremes[0]));
+    if (factor != ds_factor_) multiply(acc_dk, factor / ds_factor_);
+    if (factor != 1) multiply(ds, factor);
+    ds_factor_ = factor;
   }
 
   const BwdGrid& args_;
   Memory& memory_;
   int consumer_;
-  float ds_factor_ = 1;  // fp16: of dS and what it is summed up to (ds_range.cuh)
-  int ds_ = 0;           // which buffer is this step's
+  bool may_overflow_ = false;  // fp16: any dS of the tile
+  float ds_factor_ = 1;        // of dS, and of what it is summed up to
+  int ds_ = 0;                 // which buffer is this step's
   Stage<kBwdWorkSlots> slot_;
   Stage<kPolicy.key_stages> keys_;
   Stage<kPolicy.stages> rows_;

@@ -23,7 +23,7 @@ struct BwdMemory {
   alignas(16) float lse[kStages][kPolicy.block_m];
   alignas(16) float lse_low[kStages][kPolicy.block_m];
   alignas(16) float delta[kStages][kPolicy.block_m];
-  float warp_extremes[8][2];  // fp16: of dO and V
+  float warp_extremes[2][8];  // fp16: of dO, or dS, and of V
   BwdWork work[kBwdWorkSlots];
   // "full": what was copied (or found out) is there; "empty": those who read it are done.
   struct Barriers {

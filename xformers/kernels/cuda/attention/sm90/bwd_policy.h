@@ -15,8 +15,8 @@ struct BwdPolicy {
   static constexpr int kConsumers = 2, kBlockN = 64 * kConsumers;
 
   constexpr int threads() const { return 128 * (1 + kConsumers); }
-  constexpr int producer_registers() const { return 24; }
-  constexpr int consumer_registers() const { return 240; }
+  constexpr int producer_registers() const { return 40; }
+  constexpr int consumer_registers() const { return 232; }
   constexpr int query_bytes() const { return tile_bytes(block_m, head_dim); }
   constexpr int key_bytes() const { return tile_bytes(kBlockN, head_dim); }
   constexpr int ds_bytes() const { return tile_bytes(kBlockN, block_m); }
