@@ -65,11 +65,12 @@ class BwdConsumer {
     clear_rows_behind<kBlockN>(memory_.k[keys_.index()], work().tile.rows);
     wait_full(memory_.barriers.v_full[keys_.index()], keys_.parity());
     find_range();
-    for_each_block(work(), [&](int block) {
+#pragma unroll 1
+    for (int block = work().blocks.begin; block < work().blocks.end; ++block) {
       step(acc_dk, acc_dv, block);
       rows_.advance();
       ds_ ^= 1;
-    });
+    }
     if (ds_factor_ != 1) multiply(acc_dk, 1 / ds_factor_);
     ds_factor_ = 1;
     arrive_warp(memory_.barriers.k_empty[keys_.index()]);

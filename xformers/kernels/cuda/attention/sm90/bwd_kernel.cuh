@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kBwdPolicies[kPolicyIndex].threads(), 1)
     if (warp == 1 && threadIdx.x % 32 == 0) load_tiles<kPolicyIndex>(args, memory);
     if (warp == 2) load_statistics<kPolicyIndex>(args, memory);
   } else {
-    wgmma::take_registers<kPolicy.consumer_registers()>();
+    wgmma::take_registers<kPolicy.registers>();
     BwdConsumer<T, kPolicyIndex>(args, memory, group - 1).run();
   }
 }

@@ -57,12 +57,13 @@ __device__ __forceinline__ void load_tiles(const BwdGrid& args, BwdMemory<kPolic
   for_each_work(memory, true, [&](const BwdWork& work) {
     if (work.blocks.empty()) return;
     load_keys(memory.k, args.k_map, work.k, barriers.k_full, barriers.k_empty);
-    for_each_block(work, [&](int block) {
+#pragma unroll 1
+    for (int block = work.blocks.begin; block < work.blocks.end; ++block) {
       load_queries(memory.q, args.q_map, work.q, block, barriers.q_full, barriers.q_empty);
-      if (block == work.first_block) load_keys(memory.v, args.v_map, work.v, barriers.v_full, barriers.v_empty);
+      if (block == work.blocks.begin) load_keys(memory.v, args.v_map, work.v, barriers.v_full, barriers.v_empty);
       load_queries(memory.dout, args.dout_map, work.dout, block, barriers.dout_full, barriers.dout_empty);
       rows.advance();
-    });
+    }
     keys.advance();
   });
 }
@@ -79,7 +80,8 @@ __device__ __forceinline__ void load_statistics(const BwdGrid& args, BwdMemory<k
                                                                                             static_cast<const float*>(
                                                                                                 args.delta) +
                                                                                             work.statistics;
-    for_each_block(work, [&](int block) {
+#pragma unroll 1
+    for (int block = work.blocks.begin; block < work.blocks.end; ++block) {
       const int first = block * kPolicy.block_m + lane, seqlen_q = work.tile.sequence.seqlen_q;
       float lse[kRows], delta[kRows];
       bool large = false;
@@ -109,7 +111,7 @@ __device__ __forceinline__ void load_statistics(const BwdGrid& args, BwdMemory<k
       if (lane == 0) memory.large[stage] = large;
       arrive_warp(memory.barriers.q_full[stage]);
       rows.advance();
-    });
+    }
     __syncwarp();  // before the work is given back
   });
 }

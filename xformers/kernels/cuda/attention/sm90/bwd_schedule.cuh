@@ -18,25 +18,11 @@ struct BwdWork {
   HeadTile tile;  // of keys; rows <= 0: there are no more
   Band band;
   Range blocks;        // of block_m queries that see any of the keys
-  int first_block;     // the one that is begun with
   int head_of_all;     // batch * num_heads + head
   int64_t statistics;  // where the first query is in lse and delta
   int64_t dq_block;    // and in dq_sum
   RowsPlace q, k, v, dout;
 };
-
-// Queries beside the keys come first, then those behind, then those before: tiles that are at work together add to
-// different blocks of dq.
-template <class Visit>
-__device__ __forceinline__ void for_each_block(const BwdWork& work, const Visit& visit) {
-  const Range blocks = work.blocks;
-  int block = work.first_block;
-#pragma unroll 1
-  for (int left = blocks.end - blocks.begin; left > 0; --left) {
-    visit(block);
-    if (++block == blocks.end) block = blocks.begin;
-  }
-}
 
 class KeyTileOrder {
  public:
@@ -70,8 +56,6 @@ class KeyTileOrder {
     const Range queries = work.band.query_range({keys.first, keys.first + keys.rows});
     work.blocks =
         queries.empty() ? Range{0, 0} : Range{queries.begin / kPolicy.block_m, ceil_div(queries.end, kPolicy.block_m)};
-    const int beside = keys.first / kPolicy.block_m;
-    work.first_block = beside >= work.blocks.begin && beside < work.blocks.end ? beside : work.blocks.begin;
     work.head_of_all = head;
     work.statistics = head * shape.seqlen_q + keys.sequence.q_begin;
     work.dq_block = head * args_.query_blocks + first_query_block(p.seq, keys.sequence, kPolicy.block_m);
