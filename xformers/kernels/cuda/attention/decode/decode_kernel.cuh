@@ -130,10 +130,8 @@ class Decode {
         int64_t from = base + at;
         if (p_.seq.paged()) from = __shfl_sync(0xffffffffu, row, at);
         const uint32_t offset = Layout::offset(at, chunk);
-        copy_async_16(k + offset, valid && in_k ? k_ + from * p_.k.seq_stride + chunk * kChunk : k_,
-                      valid && in_k);
-        copy_async_16(v + offset, valid && in_v ? v_ + from * p_.v.seq_stride + chunk * kChunk : v_,
-                      valid && in_v);
+        copy_async_16(k + offset, valid && in_k ? k_ + from * p_.k.seq_stride + chunk * kChunk : k_, valid && in_k);
+        copy_async_16(v + offset, valid && in_v ? v_ + from * p_.v.seq_stride + chunk * kChunk : v_, valid && in_v);
       }
     }
     copy_async_commit();
