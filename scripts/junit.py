@@ -1,4 +1,4 @@
-"""Reads JUnit reports, of pytest, ctest and GoogleTest. As a program: what came of the tests, in all.
+"""Reads JUnit reports, of pytest, gtest.py and GoogleTest. As a program: what came of the tests, in all.
 
 junit.py REPORT... [--ratios FILE]   prints the failed tests and "N passed, N failed, N skipped"; fails unless tests ran
                                      and none failed. FILE holds lines "<family> <quantity> <error / budget>" that

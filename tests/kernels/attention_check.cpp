@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "tests/kernels/attention_backend.h"
+#include "tests/kernels/kept_references.h"
 #include "tests/reference/rounding.h"
 
 namespace xformers::testing {
@@ -101,9 +102,8 @@ std::string compare(const Sizes& sizes, double unit, const Values& got, const Va
 
 ::testing::AssertionResult matches_reference(const AttentionRun& run, bool gradients) {
   const AttentionCase& c = run.attention_case();
-  const reference::AttentionProblem problem = run.problem();
-  const AttentionResult got = run.result(), expected = exact(problem, c.dtype),
-                        plain = reference::plain(problem, c.dtype), roundings = reference::roundings(problem, c.dtype);
+  const AttentionResult got = run.result();
+  const auto& [expected, plain, roundings] = references(run.problem(), c.dtype);
   const StridedTensor* tensors[] = {&run.out, &run.lse,   &run.dq,      &run.dk,
                                     &run.dv,  &run.dbias, &run.dslopes, &run.dsinks};
 
