@@ -5,7 +5,7 @@ import os
 
 import hypothesis
 import pytest
-import torch
+from devices import seed
 
 import xformers  # first, so that its guards are in force
 
@@ -34,4 +34,4 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(autouse=True)
 def _seeded():
-    torch.manual_seed(0)
+    seed(0)

@@ -26,6 +26,13 @@ needs_two_cuda = pytest.mark.skipif(bool(NO_SECOND_CUDA), reason=NO_SECOND_CUDA)
 DEVICES = ["cpu", pytest.param("cuda", marks=needs_cuda)]
 
 
+def seed(value):
+    """As torch.manual_seed, on the devices that are there: for each other that keeps the call, with its stack."""
+    torch.default_generator.manual_seed(value)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(value)
+
+
 @pytest.fixture(autouse=True, params=DEVICES, name="device")
 def on_each_device(request):
     if request.param == "cpu":

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from attention_inputs import random
 from attention_problems import DENSE
-from attention_reference import ULP, assert_close, attention, rounding_scales, to_bhm, to_bhmk, to_scores
+from attention_reference import answers, assert_close, to_bhm, to_bhmk, to_scores
+from devices import seed
 from dropout_stream import kept_weights
 from matrix_rows import Row
 
@@ -88,7 +89,7 @@ class Run:
         num_heads = max(1, len(self.query[0, 0].flatten()) // case.head_dim) if p.nq else 1
         self.kept = None
         if case.p:
-            torch.manual_seed(case.seed)
+            seed(case.seed)
             state = torch.ops.xformers.draw_philox_state(device=case.device).tolist()
             self.kept = kept_weights(p, num_heads, case.p, state)
         visible = p.visible()
@@ -110,16 +111,7 @@ class Run:
             case = self.case
             scale = case.head_dim**-0.5
             problem = (self.query, *self.clean, self.scores, scale, self.kept, case.p, self.grad_out)
-            problem = (*problem, self.grad_lse if with_lse else None)
-            exact, plain = attention(*problem, torch.float64), attention(*problem, case.dtype)
-            compute = torch.float64 if case.dtype == torch.float64 else torch.float32
-            if compute != case.dtype:
-                plain["lse"] = attention(*problem, compute)["lse"]  # an lse is fp32 even then
-            stored, computed = (rounding_scales(*problem, amplified=amplified) for amplified in (False, True))
-            rounding = {
-                name: (0 if name == "lse" else 2 * ULP[case.dtype]) * stored[name] + 4 * ULP[compute] * computed[name]
-                for name in exact
-            }
+            exact, plain, rounding = answers(*problem, self.grad_lse if with_lse else None)
             rounding["lse"] = rounding["lse"] + LSE_ATOL.get(case.dtype, 0.0)
             self._truths[with_lse] = exact, plain, rounding
         return self._truths[with_lse]
@@ -142,7 +134,7 @@ class Run:
     def run(self, mode):
         case = self.case
         qkv, tensor, bias = self.inputs(mode in ("backward", "lse"))
-        torch.manual_seed(case.seed)
+        seed(case.seed)
         lse, grads = None, []
         if mode == "forward":
             out = memory_efficient_attention_forward(*qkv, bias, case.p)
