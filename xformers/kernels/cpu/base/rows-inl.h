@@ -281,10 +281,16 @@ HWY_INLINE void prefetch_behind(const void* p) {
   prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(p) + kPrefetchBytes));
 }
 
-// fn(T()) for the element type.
+// fn(T()) for the element type. With the rounding to bf16, code for bf16 alone: XFORMERS_BY_ISA takes the other types
+// to the compilation without it.
 template <class Fn>
 HWY_INLINE void with_element(DType dtype, const Fn& fn) {
+#if defined(__AVX512BF16__)
+  if (dtype != DType::kBFloat16) fail_dtype(dtype);
+  fn(BFloat16());
+#else
   dispatch_dtype<BFloat16, Float16>(dtype, fn);
+#endif
 }
 
 }  // namespace xformers::cpu::XFORMERS_ISA_NAMESPACE

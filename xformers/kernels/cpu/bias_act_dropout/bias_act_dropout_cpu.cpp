@@ -11,12 +11,13 @@ XFORMERS_DECLARE_FOR_ISAS(void bias_act_dropout_forward(const BiasActDropoutFwdP
 
 void bias_act_dropout_forward(const BiasActDropoutFwdParams& params, const Threads& threads) {
   check(params, WeightTypes::kCompute);
-  if (params.shape.rows > 0 && params.shape.width > 0) XFORMERS_BY_ISA(bias_act_dropout_forward)(params, threads);
+  if (params.shape.rows > 0 && params.shape.width > 0)
+    XFORMERS_BY_ISA(params.shape.dtype, bias_act_dropout_forward)(params, threads);
 }
 
 void bias_act_dropout_backward(const BiasActDropoutBwdParams& params, const Threads& threads) {
   check(params, WeightTypes::kCompute);
-  if (params.shape.width > 0) XFORMERS_BY_ISA(bias_act_dropout_backward)(params, threads);
+  if (params.shape.width > 0) XFORMERS_BY_ISA(params.shape.dtype, bias_act_dropout_backward)(params, threads);
 }
 
 }  // namespace xformers::cpu

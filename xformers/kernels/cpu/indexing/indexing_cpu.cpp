@@ -33,13 +33,13 @@ void check_indices(const IndexSelectCatParams& params) {
 
 void index_select_cat(const IndexSelectCatParams& params, const Threads& threads) {
   check_indices(params);
-  const auto gather = XFORMERS_BY_ISA(gather);
+  const auto gather = XFORMERS_BY_ISA(params.dtype, gather);
   for (int64_t i = 0; i < params.num_selections; ++i) gather(params.dtype, params.selections[i], threads);
 }
 
 void index_select_cat_backward(const IndexSelectCatParams& params, const Threads& threads) {
   check_indices(params);
-  const auto scatter_sum = XFORMERS_BY_ISA(scatter_sum);
+  const auto scatter_sum = XFORMERS_BY_ISA(params.dtype, scatter_sum);
   for (int64_t i = 0; i < params.num_selections; ++i) {
     const RowSelection& s = params.selections[i];
     const RowGrouping grouping(s.index, s.num_rows, s.source_rows);
@@ -51,13 +51,13 @@ void scaled_index_add(const ScaledIndexAddParams& params, const Threads& threads
   check(params, WeightTypes::kCompute);
   check_index("scaled_index_add", "index", params.index, params.num_indices, params.rows);
   const RowGrouping grouping(params.index, params.num_indices, params.rows);
-  XFORMERS_BY_ISA(scaled_index_add)(params, grouping.groups(), threads);
+  XFORMERS_BY_ISA(params.dtype, scaled_index_add)(params, grouping.groups(), threads);
 }
 
 void scaled_index_add_backward(const ScaledIndexAddBwdParams& params, const Threads& threads) {
   check(params, WeightTypes::kCompute);
   check_index("scaled_index_add_backward", "index", params.index, params.num_indices, params.rows);
-  XFORMERS_BY_ISA(scaled_index_add_backward)(params, threads);
+  XFORMERS_BY_ISA(params.dtype, scaled_index_add_backward)(params, threads);
 }
 
 }  // namespace xformers::cpu

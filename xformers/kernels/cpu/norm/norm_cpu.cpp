@@ -10,12 +10,13 @@ XFORMERS_DECLARE_FOR_ISAS(void norm_forward(const NormFwdParams& params, const T
 
 void norm_forward(const NormFwdParams& params, const Threads& threads) {
   check(params, WeightTypes::kCompute);
-  if (params.shape.rows > 0 && params.shape.width > 0) XFORMERS_BY_ISA(norm_forward)(params, threads);
+  if (params.shape.rows > 0 && params.shape.width > 0)
+    XFORMERS_BY_ISA(params.shape.dtype, norm_forward)(params, threads);
 }
 
 void norm_backward(const NormBwdParams& params, const Threads& threads) {
   check(params, WeightTypes::kCompute);
-  if (params.shape.width > 0) XFORMERS_BY_ISA(norm_backward)(params, threads);
+  if (params.shape.width > 0) XFORMERS_BY_ISA(params.shape.dtype, norm_backward)(params, threads);
 }
 
 }  // namespace xformers::cpu

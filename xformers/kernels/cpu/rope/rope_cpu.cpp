@@ -17,14 +17,14 @@ void rope_padded(const RopePaddedParams& params, const Threads& threads) {
   check(params);
   const std::vector<double> frequencies = rope_frequencies(params.head_dim, params.scaling);
   check_rope_sequences(params);
-  XFORMERS_BY_ISA(rope_padded)(params, frequencies.data(), threads);
+  XFORMERS_BY_ISA(params.dtype, rope_padded)(params, frequencies.data(), threads);
 }
 
 void rotary(const RotaryParams& params, const Threads& threads) {
   check(params);
   const std::vector<double> frequencies = rope_frequencies(params.head_dim, params.scaling);
   if (params.outer == 0 || params.seqlen == 0) return;
-  XFORMERS_BY_ISA(rotary)(params, frequencies.data(), threads);
+  XFORMERS_BY_ISA(params.dtype, rotary)(params, frequencies.data(), threads);
 }
 
 }  // namespace xformers::cpu

@@ -17,12 +17,12 @@ bool is_empty(const SoftmaxShape& shape) {
 
 void softmax_forward(const SoftmaxFwdParams& params, const Threads& threads) {
   check(params);
-  if (!is_empty(params.shape)) XFORMERS_BY_ISA(softmax_forward)(params, threads);
+  if (!is_empty(params.shape)) XFORMERS_BY_ISA(params.shape.dtype, softmax_forward)(params, threads);
 }
 
 void softmax_backward(const SoftmaxBwdParams& params, const Threads& threads) {
   check(params);
-  if (!is_empty(params.shape)) XFORMERS_BY_ISA(softmax_backward)(params, threads);
+  if (!is_empty(params.shape)) XFORMERS_BY_ISA(params.shape.dtype, softmax_backward)(params, threads);
 }
 
 }  // namespace xformers::cpu

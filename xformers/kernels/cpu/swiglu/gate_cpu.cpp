@@ -10,12 +10,12 @@ XFORMERS_DECLARE_FOR_ISAS(void gate_forward(const GateFwdParams& params, const T
 
 void gate_forward(const GateFwdParams& params, const Threads& threads) {
   check(params);
-  if (params.rows > 0 && params.width > 0) XFORMERS_BY_ISA(gate_forward)(params, threads);
+  if (params.rows > 0 && params.width > 0) XFORMERS_BY_ISA(params.dtype, gate_forward)(params, threads);
 }
 
 void gate_backward(const GateBwdParams& params, const Threads& threads) {
   check(params);
-  if (params.rows > 0 && params.width > 0) XFORMERS_BY_ISA(gate_backward)(params, threads);
+  if (params.rows > 0 && params.width > 0) XFORMERS_BY_ISA(params.dtype, gate_backward)(params, threads);
 }
 
 }  // namespace xformers::cpu
