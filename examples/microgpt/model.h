@@ -1,7 +1,9 @@
 // A decoder-only transformer over bytes: pre-norm blocks, rotary positions, no biases in the matrices.
 #pragma once
 
-#include <torch/nn.h>
+#include <torch/nn/modules/embedding.h>
+#include <torch/nn/modules/linear.h>
+#include <torch/nn/modules/normalization.h>
 
 #include <memory>
 #include <vector>
