@@ -3,8 +3,8 @@
 #   XFORMERS_CUDA         ON builds the CUDA kernels; needs nvcc 13 and CUTLASS's headers (requirements-cuda.txt)
 #   XFORMERS_CUDA_ARCHS   architectures, as in CMAKE_CUDA_ARCHITECTURES
 #   XFORMERS_CUDA_DTYPES, XFORMERS_HEAD_DIMS   the tensor-core kernels to build; fewer are faster to compile
-#   XFORMERS_CUDA_ELSEWHERE  ON leaves the kernels out of libxformers_kernels: scripts/gpu/pack.sh and build.sh compile them
-#                         on the machine that has the GPU
+#   XFORMERS_CUDA_ELSEWHERE  ON leaves the kernels out of libxformers_attention_kernels: scripts/gpu/pack.sh and build.sh compile
+#                         them on the machine that has the GPU
 #   XFORMERS_CUTLASS_DIR  CUTLASS's include folder; empty: that of the Python package nvidia-cutlass
 #
 # nvcc is taken from CMAKE_CUDA_COMPILER, PATH, CUDA_HOME, /usr/local/cuda, or the Python package nvidia-cuda-nvcc.

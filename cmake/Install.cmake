@@ -5,13 +5,15 @@ set(config_dir "${CMAKE_INSTALL_LIBDIR}/cmake/xformers")
 
 # One export set per library, so that find_package(xformers COMPONENTS kernels) works without torch.
 set_target_properties(xformers_base PROPERTIES EXPORT_NAME base)
+set_target_properties(xformers_attention_kernels PROPERTIES EXPORT_NAME attention_kernels)
 set_target_properties(xformers_kernels PROPERTIES EXPORT_NAME kernels)
-install(TARGETS xformers_base xformers_kernels EXPORT xformers_kernels COMPONENT development
+install(TARGETS xformers_base xformers_attention_kernels xformers_kernels EXPORT xformers_kernels COMPONENT development
         LIBRARY COMPONENT development INCLUDES DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}")
 install(EXPORT xformers_kernels NAMESPACE xformers:: DESTINATION "${config_dir}" COMPONENT development)
 if(XFORMERS_OPS)
+  set_target_properties(xformers_attention PROPERTIES EXPORT_NAME attention)
   set_target_properties(xformers_ops PROPERTIES EXPORT_NAME ops)
-  install(TARGETS xformers xformers_ops EXPORT xformers_ops COMPONENT development
+  install(TARGETS xformers xformers_ops xformers_attention EXPORT xformers_ops COMPONENT development
           LIBRARY COMPONENT development INCLUDES DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}")
   install(EXPORT xformers_ops NAMESPACE xformers:: DESTINATION "${config_dir}" COMPONENT development)
 endif()
@@ -53,7 +55,6 @@ install(FILES "${PROJECT_BINARY_DIR}/xformersConfig.cmake" "${PROJECT_BINARY_DIR
               cmake/TorchTargets.cmake DESTINATION "${config_dir}" COMPONENT development)
 
 if(XFORMERS_OPS)
-  install(TARGETS xformers xformers_ops xformers_kernels xformers_profiler LIBRARY DESTINATION xformers COMPONENT python
-          EXCLUDE_FROM_ALL)
+  install(TARGETS ${XFORMERS_PYTHON_LIBRARIES} LIBRARY DESTINATION xformers COMPONENT python EXCLUDE_FROM_ALL)
   install(FILES "${PROJECT_BINARY_DIR}/_build_info.json" DESTINATION xformers COMPONENT python EXCLUDE_FROM_ALL)
 endif()

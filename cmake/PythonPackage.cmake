@@ -46,12 +46,15 @@ endforeach()
 list(JOIN env ", " XFORMERS_ENV_JSON)
 configure_file(cmake/build_info.json.in "${PROJECT_BINARY_DIR}/_build_info.json" @ONLY)
 
+set(XFORMERS_PYTHON_LIBRARIES xformers xformers_ops xformers_attention xformers_kernels xformers_attention_kernels xformers_profiler)
+list(TRANSFORM XFORMERS_PYTHON_LIBRARIES REPLACE "(.+)" "$<TARGET_FILE:\\1>" OUTPUT_VARIABLE files)
+list(JOIN files "," files)
 add_custom_target(
   python_package ALL
   COMMAND "${CMAKE_COMMAND}" "-DSOURCE=${PROJECT_SOURCE_DIR}/python/xformers"
           "-DPACKAGE=${PROJECT_BINARY_DIR}/python/xformers" "-DBUILD_INFO=${PROJECT_BINARY_DIR}/_build_info.json"
-          "-DLIBRARIES=$<TARGET_FILE:xformers>,$<TARGET_FILE:xformers_ops>,$<TARGET_FILE:xformers_kernels>,$<TARGET_FILE:xformers_profiler>"
+          "-DLIBRARIES=${files}"
           -P "${PROJECT_SOURCE_DIR}/cmake/link_python_package.cmake"
-  DEPENDS xformers xformers_ops xformers_kernels xformers_profiler
+  DEPENDS ${XFORMERS_PYTHON_LIBRARIES}
   COMMENT "Linking the Python package into ${PROJECT_BINARY_DIR}/python"
   VERBATIM)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # build.sh FOLDER OUT [FALLBACK]   there, on the machine with the GPU: compiles the CUDA kernels of pack.sh's FOLDER with
-# all cores, links libxformers_kernels.so and the tests into OUT. A unit that does not compile is taken from FALLBACK, an
-# earlier FOLDER. Environment:
+# all cores, links libxformers_attention_kernels.so and the tests into OUT. A unit that does not compile is taken from
+# FALLBACK, an earlier FOLDER. Environment:
 #   XFORMERS_GENCODE   default: sm_90a's own code
 #   XFORMERS_DEFINES   further compiler options
 #   XFORMERS_UNITS     regex: compiles those units alone, and takes the rest from XFORMERS_REUSE, another OUT
@@ -29,9 +29,10 @@ units=$(grep -E "${XFORMERS_UNITS:-.}" "$folder/source/cuda_instances/units.txt"
   sed -E 's/.*_([0-9]+)\.cu$/\1 &/; t; s/^/64 /' | sort -rn | cut -d' ' -f2)
 xargs -P "$(nproc)" -I{} bash -c 'compile {}' <<<"$units"
 [[ -z ${XFORMERS_REUSE:-} ]] || cp -n "$XFORMERS_REUSE"/objects/*.o "$out/objects/"
-"$nvcc" -shared -Xcompiler -fPIC -o "$out/lib/libxformers_kernels.so" "$folder"/objects/*.o "$out"/objects/*.o \
+"$nvcc" -shared -Xcompiler -fPIC -o "$out/lib/libxformers_attention_kernels.so" "$folder"/objects/*.o "$out"/objects/*.o \
   -cudart static -lpthread -ldl -lrt || echo "FAILED: link"
 cp "$folder"/lib/*.so "$out/lib/"
 cp -r "$folder/python/." "$out/python/" && cp "$out"/lib/*.so "$out/python/xformers/"
 "$nvcc" -o "$out/kernels_cuda_test" "$folder"/tests/*.o "$folder"/tests/libxformers_test_support.a "$folder"/tests/libgtest.a \
-  -L"$out/lib" -lxformers_kernels -Xlinker -rpath="$out/lib" -cudart static -lpthread -ldl -lrt || echo "FAILED: link of the tests"
+  -L"$out/lib" -lxformers_kernels -lxformers_attention_kernels -Xlinker -rpath="$out/lib" -cudart static -lpthread -ldl -lrt ||
+  echo "FAILED: link of the tests"

@@ -20,8 +20,10 @@ find xformers/kernels \( -name '*.h' -o -name '*.cuh' -o -name '*.inc' -o -name 
 cp -r "$tree/cuda_instances" "$folder/source/"
 git describe --always --dirty >"$folder/commit"
 
-# The CPU kernels, the operators, the tests of the kernels, the Python package with its links followed.
-find "$tree/xformers/kernels" -name '*.o' -not -path '*xformers_kernels_cuda*.dir*' | while read -r object; do
+# Attention's CPU kernels, which CUDA's are linked with, the other libraries, the tests of the kernels, the Python package
+# with its links followed.
+find "$tree/xformers/kernels" -name '*.o' -not -path '*xformers_kernels_cuda*.dir*' \
+  -not -path '*xformers_vector_*.dir*' -not -path '*xformers_kernels.dir*' | while read -r object; do
   strip -g -o "$folder/objects/$(tr / _ <<<"${object#"$tree"/xformers/kernels/}")" "$object"
 done
 for object in "$tree"/tests/CMakeFiles/kernels_cuda_tests.dir/*/*.o; do
@@ -29,7 +31,7 @@ for object in "$tree"/tests/CMakeFiles/kernels_cuda_tests.dir/*/*.o; do
 done
 cp "$(find "$tree" -name libxformers_test_support.a -print -quit)" "$folder/tests/"
 cp "$(find /usr/lib /usr/local/lib "$tree" -name libgtest.a -print -quit 2>/dev/null)" "$folder/tests/"
-for library in libxformers libxformers_ops; do strip -g -o "$folder/lib/$library.so" "$tree/lib/$library.so"; done
+for library in libxformers{,_ops,_attention,_kernels}; do strip -g -o "$folder/lib/$library.so" "$tree/lib/$library.so"; done
 tar -C "$tree/python" -ch --exclude='*.so' --exclude=__pycache__ . | tar -C "$folder/python" -x
 
 # Of CUTLASS, the headers that are used.

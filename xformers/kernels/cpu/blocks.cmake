@@ -1,8 +1,12 @@
-# The memory-bound kernels around attention: few sources, each compiled once per vector width. Included by
-# ../CMakeLists.txt, which has the flags of the instruction sets.
-target_sources(xformers_kernels PRIVATE cpu/base/isa_choice.cpp)
+# libxformers_kernels, the kernels around attention: of each family the entry points, <family>/<...>_cpu.cpp, and the units
+# <family>/<...>_isa.cpp, compiled once per vector width. Included by ../CMakeLists.txt, which has the flags of the
+# instruction sets.
+file(GLOB entry_points CONFIGURE_DEPENDS cpu/*/*_cpu.cpp)
+list(FILTER entry_points EXCLUDE REGEX "/(attention|merge)/[^/]+$")  # in libxformers_attention_kernels
+target_sources(xformers_kernels PRIVATE ${entry_points})
 file(GLOB vector_units CONFIGURE_DEPENDS cpu/*/*_isa.cpp)
-# Those that gain nothing from the rounding to bf16: XFORMERS_BY_PLAIN_ISA.
+# Compiled with the rounding to bf16, a unit has code for bf16 alone (XFORMERS_BY_ISA). Those that gain nothing from it:
+# XFORMERS_BY_PLAIN_ISA.
 set(plain_families blocksparse csr linear_attention sparse24)
 
 # Its loops are vectors by hand: -O3 would only take longer to compile.
