@@ -150,6 +150,28 @@ TEST_P(EveryBackward, SumsProductsBeyondFp16) {
   if (taken == 0) GTEST_SKIP() << GetParam() << " takes no fp16";
 }
 
+// Asked for the same bits every time (t1), which sums over many tiles of keys could upset.
+TEST_P(EveryBackward, RepeatsItsBits) {
+  int taken = 0;
+  for (const AttentionCase& c : parse_attention_cases(
+           {"attention:bf16,q200,k600,h2,d64,t1", "attention:fp16,q300,k260,h2,d128,causal_br,t1",
+            "attention:fp32,q170,k300,h1,d64,causal,t1", "attention:bf16,q150,k500,h4,kv2,d64,band150_60,t1",
+            "attention:bf16,q9+280+30+3,k9+380+200+5,h1,d128,causal,t1", "attention:fp16,q100,k260,h1,d256,t1"})) {
+    AttentionRun first(c);
+    first.forward();
+    if (!runs(first)) continue;
+    ++taken;
+    check(first);
+    for (int repeat = 0; repeat < 3; ++repeat) {
+      AttentionRun again(c);
+      again.forward();
+      ASSERT_TRUE(runs(again));
+      ASSERT_EQ(again.output_bytes(), first.output_bytes()) << to_text(c) << ", repeat " << repeat;
+    }
+  }
+  if (taken == 0) GTEST_SKIP() << GetParam() << " takes none of these";
+}
+
 // dq is 0 but for rounding: dS of a row adds up to 0, and all its keys are one. What delta lost is then the same in
 // every term of the sum (roundings() in tests/reference/attention.h).
 TEST_P(EveryBackward, TakesEqualKeys) {

@@ -16,17 +16,6 @@ constexpr DqOrder dq_order(const BwdPolicy& policy) {
   return {policy.dq_rows(), policy.head_dim, policy.threads(), policy.dq_row_warps()};
 }
 
-// Key tiles add to a block of queries one after the other: the first thread waits for those before this one. They were
-// launched before it.
-template <BwdPolicy kPolicy>
-__device__ __forceinline__ void await_turn(const BwdStep<kPolicy>& step, const int* turn) {
-  const int end = min(step.first_query + kPolicy.block_m, step.tile.sequence.seqlen_q);
-  const int first_tile = step.tile.band.key_range({step.first_query, end}).begin / kPolicy.block_n();
-  const int mine = step.tile.first_key / kPolicy.block_n() - first_tile;
-  while (*static_cast<const volatile int*>(turn) < mine) __nanosleep(20);
-  __threadfence();
-}
-
 // dq_rows() queries, the `part`-th so many of the step's dS. dS^T [block_n, block_m] and K [block_n, dim] are in shared
 // memory, dS times factor(). `block`: which queries of the sequence. whole: this is all of their dq.
 template <class T, BwdPolicy kPolicy, class Factor>

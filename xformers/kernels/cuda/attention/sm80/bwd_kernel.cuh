@@ -26,6 +26,7 @@
 #include "xformers/kernels/cuda/attention/sm80/bwd_outputs.cuh"
 #include "xformers/kernels/cuda/attention/sm80/bwd_products.cuh"
 #include "xformers/kernels/cuda/attention/sm80/bwd_scores.cuh"
+#include "xformers/kernels/cuda/attention/turns.cuh"
 
 namespace xformers::cuda::sm80 {
 
@@ -101,8 +102,6 @@ class Backward {
       write_keys<T>(args_, tile_, p_.dv, p_.shape.head_dim_v, warp_, acc_dv_, 1.0f);
     }
   }
-  // Where turns are taken, from the last queries to the first: under a causal mask a tile would else wait for all of
-  // those before it, which have more to do.
   __device__ __forceinline__ bool down() const { return args_.turns != nullptr; }
   __device__ __forceinline__ bool is_mine(int block) const {
     return block >= tile_.first_block && block < tile_.last_block;
@@ -363,7 +362,10 @@ class Backward {
     if (!args_.turns) return __syncthreads();
     int* const turn = args_.turns + tile_.dq_block + block * kDqParts;
     __threadfence();
-    if (threadIdx.x == 0) await_turn(step, turn);
+    if (threadIdx.x == 0) {
+      const Range queries{step.first_query, min(step.first_query + kBlockM, tile_.sequence.seqlen_q)};
+      await_turn(turn, turn_of(tile_.band, queries, tile_.first_key, kBlockN));
+    }
     __syncthreads();
     if (threadIdx.x == 0 && block + 1 < tile_.last_block) atomicAdd(turn + kDqParts, 1);
   }

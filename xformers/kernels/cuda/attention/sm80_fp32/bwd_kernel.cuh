@@ -17,6 +17,7 @@
 
 #include "xformers/kernels/cuda/attention/epilogue.cuh"
 #include "xformers/kernels/cuda/attention/sm80_fp32/bwd_products.cuh"
+#include "xformers/kernels/cuda/attention/turns.cuh"
 
 namespace xformers::cuda::sm80_fp32 {
 
@@ -238,7 +239,11 @@ class Backward : BackwardProducts<kPolicy> {
     if (args_.turns) {
       turn =
           args_.turns + place_.head * args_.query_blocks + first_query_block(p_.seq, tile_.sequence, kBlockM) + block;
-      await_turn(turn, block);
+      if (threadIdx.x == 0) {
+        const Range queries{block * kBlockM, min((block + 1) * kBlockM, tile_.sequence.seqlen_q)};
+        await_turn(turn, turn_of(band_, queries, tile_.first, kBlockN));
+      }
+      __syncthreads();
     }
     const float scale = static_cast<float>(p_.softmax_scale) / kUsualScale;
     const int dim = static_cast<int>(p_.shape.head_dim);
@@ -261,17 +266,6 @@ class Backward : BackwardProducts<kPolicy> {
       __syncthreads();
       if (threadIdx.x == 0) atomicAdd(turn, 1);
     }
-  }
-
-  // Key tiles add to a block of queries one after the other. Tiles before this one were launched before it.
-  __device__ __forceinline__ void await_turn(int* turn, int block) {
-    const int end = min((block + 1) * kBlockM, tile_.sequence.seqlen_q);
-    const int mine = tile_.first / kBlockN - band_.key_range({block * kBlockM, end}).begin / kBlockN;
-    if (threadIdx.x == 0) {
-      while (*static_cast<volatile int*>(turn) < mine) __nanosleep(20);
-      __threadfence();
-    }
-    __syncthreads();
   }
 
   __device__ __forceinline__ void write_keys(const HeadsTensor& tensor, const Gradient& acc, float factor,

@@ -32,6 +32,7 @@ BwdPlan cut(const AttentionBwdParams& p, const BwdPolicy& policy) {
   plan.splits = 1;
   plan.heads_at_once = static_cast<int>(
       std::clamp<int64_t>(2 * at_work / std::max<int64_t>(plan.tiles, 1), 1, std::max<int64_t>(heads, 1)));
+  plan.turns_bytes = p.deterministic ? padded(heads * plan.query_blocks * 4) : 0;
   plan.done_bytes = padded(heads * 4);
   plan.dq_bytes = padded(heads * plan.query_blocks * plan.dq_rows * policy.head_dim * 4);
   plan.extremes_bytes = padded(heads * ((p.shape.seqlen_q + kStatisticsRows - 1) / kStatisticsRows) *
@@ -50,7 +51,6 @@ std::optional<BackwardPlan> plan_backward(const AttentionBwdParams& p, const Bwd
       kBuilt, p.shape, {DType::kBFloat16, DType::kFloat16}, facts.device.smem_per_block,
       [](const BackwardInstance&) { return kSmemBytes; }, reasons);
   if (facts.score_ops & (kBiasOp | kDropoutOp)) reasons.add("bias or dropout");
-  if (p.deterministic) reasons.add("deterministic sums");
   if (access_of(facts.q, facts.kv, facts.dout) == RowAccess::kAny) {
     reasons.add("rows of q, k, v or dout are not in units of 16 bytes");
   }

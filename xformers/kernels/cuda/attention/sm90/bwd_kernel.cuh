@@ -28,6 +28,7 @@ __global__ void __launch_bounds__(kBwdPolicies[kPolicyIndex].threads(), 1)
     if (warp == 0) find_key_tiles<kPolicyIndex>(args, memory);
     if (warp == 1 && threadIdx.x % 32 == 0) load_tiles<kPolicyIndex>(args, memory);
     if (warp == 2) load_statistics<kPolicyIndex>(args, memory);
+    if (warp == 3 && threadIdx.x % 32 == 0) await_turns<kPolicyIndex>(args, memory);
   } else {
     wgmma::take_registers<kPolicy.registers>();
     BwdConsumer<T, kPolicyIndex>(args, memory, group - 1).run();

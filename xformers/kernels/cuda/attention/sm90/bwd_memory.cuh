@@ -30,6 +30,7 @@ struct BwdMemory {
     uint64_t work_full[kBwdWorkSlots], work_empty[kBwdWorkSlots];
     uint64_t k_full[kKeyStages], k_empty[kKeyStages], v_full[kKeyStages], v_empty[kKeyStages];
     uint64_t q_full[kStages], q_empty[kStages], dout_full[kStages], dout_empty[kStages];  // q: and lse, delta
+    uint64_t turn[kStages];  // where sums have an order: dq of these queries may be added to
   } barriers;
 
   // By one thread.
@@ -37,7 +38,7 @@ struct BwdMemory {
     constexpr int kConsumerWarps = 4 * kPolicy.kConsumers;
     const auto init = [](uint64_t& barrier, int arrivals) { mbarrier::init(shared_address(&barrier), arrivals); };
     for (int i = 0; i < kBwdWorkSlots; ++i) {
-      init(barriers.work_full[i], 1), init(barriers.work_empty[i], kConsumerWarps + 2);  // and both loaders
+      init(barriers.work_full[i], 1), init(barriers.work_empty[i], kConsumerWarps + 3);  // and the other producers
     }
     for (int i = 0; i < kKeyStages; ++i) {
       init(barriers.k_full[i], 1), init(barriers.k_empty[i], kConsumerWarps);
@@ -46,6 +47,7 @@ struct BwdMemory {
     for (int i = 0; i < kStages; ++i) {
       init(barriers.q_full[i], 2), init(barriers.q_empty[i], kConsumerWarps);  // by both loaders
       init(barriers.dout_full[i], 1), init(barriers.dout_empty[i], kConsumerWarps);
+      init(barriers.turn[i], 1);
     }
     mbarrier::fence_init();
   }
