@@ -16,12 +16,12 @@ import sys
 import time
 
 import torch
-from attention_cuda import bars, decode, extras, packed, problem, tables
+from attention_cuda import bars, decode, extras, modified, packed, problem, tables
 from attention_cuda.timing import Bench
 
 import xformers
 
-PARTS = ["host", "memory", "merge", "packed", "harder", "decode", "dense"]  # the longest comes last
+PARTS = ["host", "memory", "merge", "packed", "modified", "harder", "decode", "dense"]  # the longest comes last
 
 
 def run_part(part: str, bench: Bench, options, record: dict):
@@ -36,6 +36,8 @@ def run_part(part: str, bench: Bench, options, record: dict):
         rows.extend(extras.fp32_errors(bench, d) for d in (64, 128))
     if part == "packed":
         rows.extend(packed.run(bench, causal) for causal in (False, True))
+    if part == "modified":
+        rows.extend(modified.run(bench, "flex" in sides))
     if part == "decode":
         rows.extend(decode.run(bench, options.quick))
     if part == "merge":
@@ -57,7 +59,7 @@ def main():
     parser.add_argument("--commit", default="", help="recorded as it is")
     parser.add_argument("--only", default=",".join(PARTS), help="parts")
     parser.add_argument("--dims", default="64,128,256", help="head dims of the dense table")
-    parser.add_argument("--sides", default=",".join(tables.ALL), help="what is measured")
+    parser.add_argument("--sides", default=",".join(tables.SIDES), help="what is measured")
     parser.add_argument("--match", default="", help="only dense and harder rows whose name holds this")
     parser.add_argument("--quick", action="store_true", help="fewer decode rows")
     parser.add_argument("--budget-ms", type=float, default=60.0, help="device time of each number")

@@ -91,6 +91,30 @@ class Bars:
         if slow and fast:
             self.add("deterministic backward: time over the default", slow / fast)
 
+    def modified(self):
+        """Over our own plain call through the same kernels, and over flex_attention."""
+        bars = {"sinks": (0.99, 0.98), "alibi": (0.93, 0.93), "softcap": (0.8, 0.85)}
+        for case in (c for c in self.rows if c.startswith("modified")):
+            row = self.rows[case]
+            for name, each in bars.items():
+                for direction, bar in zip(("forward", "backward"), each, strict=True):
+                    ours, plain, flex = (rate(row, direction, side) for side in (name, "plain", f"flex {name}"))
+                    if ours and plain:
+                        self.add(f"{case}: {name}, {direction} over plain", ours / plain, bar)
+                    if ours and flex:
+                        self.add(f"{case}: {name}, {direction} over flex", ours / flex, 1.3)
+        for words, bar in (("bias", 0.92), ("bias and its gradient", 0.92)):
+            for direction in ("forward", "backward"):
+                packed, dense = (rate(self.rows.get(f"{n} {words}"), direction, n) for n in ("packed", "dense"))
+                if packed and dense:
+                    self.add(f"packed {words}: {direction}, rate over dense", packed / dense, bar)
+        for case, row in self.rows.items():
+            times = row.get("modified_decode_ms", {})
+            for name in ("sinks", "softcap", "alibi"):
+                if name in times and "plain" in times:
+                    bar = 1.03 if name != "alibi" else None
+                    self.add(f"{case}: {name}, time over plain", times[name] / times["plain"], bar, False)
+
     def others(self):
         for row in self.rows.values():
             if "merge" in row:
@@ -113,7 +137,7 @@ class Bars:
 
 def summary(record: dict) -> list[dict]:
     bars = Bars(record)
-    bars.dense(), bars.harder(), bars.shares(), bars.others()
+    bars.dense(), bars.harder(), bars.shares(), bars.modified(), bars.others()
     print("\nsummary" + " " * 66 + "value   bar     met")
     for line in bars.table:
         value = "-" if line["value"] is None else f"{line['value']:.3g}"

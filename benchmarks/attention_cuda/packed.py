@@ -14,7 +14,9 @@ def _gradients(attend, leaves, dout):
     return lambda: torch.autograd.grad(out, leaves, dout, retain_graph=True)
 
 
-def _times(bench: Bench, sides: dict, dout: dict) -> dict:
+def times_of(bench: Bench, sides: dict, dout: dict, backward_of=lambda name, fn: fn) -> dict:
+    """Of forward without gradients, and of backward_of(name, backward)."""
+
     def without_gradients(attend):
         with torch.no_grad():
             return attend()
@@ -23,7 +25,7 @@ def _times(bench: Bench, sides: dict, dout: dict) -> dict:
     backward = {}
     for name, (attend, leaves) in sides.items():
         if not isinstance(times["forward"][name], str):
-            backward[name] = _gradients(attend, leaves, dout[name])
+            backward[name] = backward_of(name, _gradients(attend, leaves, dout[name]))
     times["backward"] = bench.medians_ms(backward)
     return times
 
@@ -52,7 +54,7 @@ def run(bench: Bench, causal: bool) -> dict:
 
         return varlen_attn(*flash, offsets, offsets, longest, longest, window_size=(-1, 0 if causal else -1))
 
-    times = _times(
+    times = times_of(
         bench,
         {
             "xformers": (lambda: xops.memory_efficient_attention(*ours, attn_bias=bias), ours),

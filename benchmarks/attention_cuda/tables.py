@@ -7,6 +7,7 @@ from attention_cuda.problem import Problem
 DIMS, LENGTHS = (64, 128, 256), (1024, 4096, 16384)
 TOKENS, WIDTH = 16384, 2048  # of every dense row: n s, and h d
 ALL = ["xformers", "flash", "cudnn", "efficient", "math"]
+SIDES = [*ALL, "flex"]  # the last in modified.py alone
 FUSED = ALL[:4]
 
 

@@ -12,6 +12,7 @@
 #include "tests/kernels/attention_backend.h"
 #include "xformers/kernels/base/dtype.h"
 #include "xformers/kernels/cuda/attention/attention_cuda.h"
+#include "xformers/kernels/params/sequence.h"
 
 namespace xformers::testing {
 namespace {
@@ -123,13 +124,24 @@ class Arrays {
                                               {shape_.seqlen_q, 1}})) *
                        (shape_.dtype == DType::kFloat64 ? 8 : 4));
   }
-  void bias(ScoreBias& t) const {
-    visit_(t.data, static_cast<size_t>(reach({{shape_.batch, t.batch_stride},
+  void bias(ScoreBias& t, size_t size) const {
+    visit_(t.data, static_cast<size_t>(reach({{num_sequences(shape_, seq_), t.batch_stride},
                                               {shape_.num_groups, t.group_stride},
                                               {shape_.heads_per_group, t.head_stride},
-                                              {shape_.seqlen_q, t.q_stride},
-                                              {shape_.seqlen_k, t.k_stride}})) *
-                       size_of(shape_.dtype));
+                                              {seq_.packed() ? seq_.most_queries : shape_.seqlen_q, t.q_stride},
+                                              {seq_.packed() ? seq_.most_keys : shape_.seqlen_k, t.k_stride}})) *
+                       size);
+  }
+  void numbers(HeadNumbers& t) const {
+    visit_(t.data, static_cast<size_t>(reach({{num_sequences(shape_, seq_), t.sequence_stride},
+                                              {shape_.num_groups, t.group_stride},
+                                              {shape_.heads_per_group, t.head_stride}})) *
+                       (shape_.dtype == DType::kFloat64 ? 8 : 4));
+  }
+  void modifiers(ScoreModifiers& mods) const {
+    bias(mods.bias, size_of(shape_.dtype));
+    numbers(mods.alibi_slopes);
+    numbers(mods.sinks);
   }
   void layout(SeqLayout& seq) const {
     const int64_t n = seq_.num_sequences;
@@ -176,7 +188,7 @@ void for_each_array(AttentionFwdParams& p, const Visit& visit) {
   arrays.rows(p.lse);
   arrays.rows(p.lse_low);
   arrays.layout(p.seq);
-  arrays.bias(p.mods.bias);
+  arrays.modifiers(p.mods);
 }
 
 template <class Visit>
@@ -192,8 +204,10 @@ void for_each_array(AttentionBwdParams& p, const Visit& visit) {
   arrays.rows(p.lse_low);
   arrays.rows(p.dlse);
   arrays.layout(p.seq);
-  arrays.bias(p.mods.bias);
-  arrays.bias(p.dbias);
+  arrays.modifiers(p.mods);
+  arrays.bias(p.dbias, p.dbias_shared ? std::max<size_t>(size, 4) : size);
+  arrays.numbers(p.dslopes);
+  arrays.numbers(p.dsinks);
 }
 
 template <class Params, class Choose, class Run>

@@ -102,15 +102,15 @@ TEST(AttentionBlocks, AreCountedForTasks) {
 
 TEST(AttentionBlocks, DevicesThatKnowNoneRefuseThem) {
   const AttentionRun run(parse_attention_case("attention:fp32,q30,k40,blocks16x16_50"));
-  EXPECT_NO_THROW(check(run.forward_params(), KnownModifiers::kAll));
-  EXPECT_THROW(check(run.forward_params(), KnownModifiers::kDenseBias), Error);
-  EXPECT_THROW(check(run.backward_params(), KnownModifiers::kDenseBias), Error);
+  EXPECT_NO_THROW(check(run.forward_params(), KnownMasks::kBlocks));
+  EXPECT_THROW(check(run.forward_params(), KnownMasks::kBands), Error);
+  EXPECT_THROW(check(run.backward_params(), KnownMasks::kBands), Error);
   AttentionFwdParams params = run.forward_params();
   params.blocks.block_q = 24;
-  EXPECT_THROW(check(params, KnownModifiers::kAll), Error);
+  EXPECT_THROW(check(params, KnownMasks::kBlocks), Error);
   params = run.forward_params();
   params.blocks.num_k_blocks = 4;
-  EXPECT_THROW(check(params, KnownModifiers::kAll), Error);
+  EXPECT_THROW(check(params, KnownMasks::kBlocks), Error);
 }
 
 }  // namespace xformers::testing

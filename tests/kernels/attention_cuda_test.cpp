@@ -102,7 +102,12 @@ INSTANTIATE_TEST_SUITE_P(
     cases({"attention:bf16,b1,q700,k900,h3,d64,causal_br,t1", "attention:fp16,q600,k1100,h2,d128,t1",
            "attention:bf16,q500,k700,h1,d256,t1,bias,p0.1,dlse",
            "attention:bf16,q9+280+130,k9+480+300,h2,d64,causal,t1", "attention:fp32,q170,k300,h1,d32,t1,bias,p0.1,dlse",
-           "attention:fp32,q9+180+70,k9+280+300,h2,d128,causal,t1"}),
+           "attention:fp32,q9+180+70,k9+280+300,h2,d128,causal,t1",
+           "attention:bf16,q300,k700,h3,d128,softcap2,alibi,sinks,t1",
+           "attention:fp16,q130+9+270,k280+7+300,h3,d64,softcap3,alibi@seqs,sinks@seqs,bias,t1",
+           "attention:fp32,q130+9+70,k280+7+300,h3,d64,softcap3,alibi,sinks,t1",
+           "attention:bf16,q140+9+70,k290+7+300,h3,d64,softcap3,alibi,sinks,bias@heads,t1",
+           "attention:fp32,q40+9+70+30,k90+7+300+50,h4,d32,bias@seqs,t1"}),
     test_name);
 
 // Tensor cores cut sums off instead of rounding them: long ones must not drift.

@@ -57,8 +57,11 @@ TEST_P(EachKernelModifies, AllOfThem) {
       {"attention:*,b2,q70,k83,h2,d64,softcap3,alibi,sinks,bias", "attention:*,q2,k700,h4,kv2,d64,softcap3,alibi,sinks",
        "attention:*,q3,k700,h8,kv2,d128,splits4,softcap1,alibi@seqs,sinks@seqs",
        "attention:*,q1+3,k600+90,h4,kv2,d64,softcap1,alibi@seqs,sinks@seqs,bias@seqs,causal_br",
-       "attention:*,q40+70,k300+5,h2,d32,softcap3,alibi,sinks,bias@heads"},
-      [](AttentionRun&) {}, [](const AttentionRun& run) { EXPECT_TRUE(matches_reference(run)); });
+       "attention:*,q40+70,k300+5,h2,d32,softcap3,alibi,sinks,bias@heads",
+       "attention:*,b2,q270,k283,h2,d64,softcap3,alibi,sinks",
+       "attention:*,q130+150,k300+90,h2,d128,softcap3,alibi@seqs"},
+      [](AttentionRun&) {}, [](const AttentionRun& run) { EXPECT_TRUE(matches_reference(run)); }, Runs::kBoth,
+      "softcap");
 }
 
 // From scores that tanh leaves alone to those it flattens.
@@ -67,7 +70,7 @@ TEST_P(EachKernelModifies, ScoresOfEverySizeBesideTheCap) {
     const std::string words = std::string(",softcap1,scale1,amp") + amplitude;
     force(
         {"attention:*,q20,k70,h2,d16" + words, "attention:*,q1,k200,h4,kv2,d16" + words}, [](AttentionRun&) {},
-        [](const AttentionRun& run) { EXPECT_TRUE(matches_reference(run)); });
+        [](const AttentionRun& run) { EXPECT_TRUE(matches_reference(run)); }, Runs::kBoth, "softcap");
   }
 }
 
@@ -76,7 +79,7 @@ TEST_P(EachKernelModifies, SlopesOfEverySize) {
     force(
         {"attention:*,q20,k300,h2,d16,alibi", "attention:*,q1,k300,h4,kv2,d16,alibi,causal_br"},
         [=](AttentionRun& run) { run.slopes.fill(slope); },
-        [](const AttentionRun& run) { EXPECT_TRUE(matches_reference(run)); });
+        [](const AttentionRun& run) { EXPECT_TRUE(matches_reference(run)); }, Runs::kBoth, "alibi_slopes");
   }
 }
 
@@ -114,8 +117,9 @@ TEST_P(EachKernelModifies, NaNStaysInItsHead) {
     }
   };
   const auto both = [&](const std::string& words, const auto& prepare) {
-    force({"attention:*,q40,k90,h3,d16," + words, "attention:*,q2,k90,h3,d16," + words + ",splits2"}, prepare,
-          [&](const AttentionRun& run) { check_heads(run); });
+    force(
+        {"attention:*,q40,k90,h3,d16," + words, "attention:*,q2,k90,h3,d16," + words + ",splits2"}, prepare,
+        [&](const AttentionRun& run) { check_heads(run); }, Runs::kBoth, words == "alibi" ? "alibi_slopes" : "");
   };
   both("sinks", [](AttentionRun& run) { run.sinks.set({0, 0, 1, 0, 0}, kNaN); });
   both("alibi", [](AttentionRun& run) { run.slopes.set({0, 0, 1, 0, 0}, kNaN); });
@@ -123,40 +127,16 @@ TEST_P(EachKernelModifies, NaNStaysInItsHead) {
 
 INSTANTIATE_TEST_SUITE_P(Kernels, EachKernelModifies, ::testing::ValuesIn(each_kernel()), kernel_name);
 
-// The same bits from run to run, also where gradients of a shared bias are sums over sequences and heads.
-TEST(AttentionModifiers, RepeatBitwise) {
-  for (const char* text : {"attention:fp32,q40+9+70+30,k90+7+300+50,h3,d32,softcap3,alibi,sinks,bias@heads,t3",
-                           "attention:bf16,q40+9+70+30,k90+7+300+50,h3,d32,softcap3,alibi@seqs,sinks,bias@seqs,t4"}) {
-    AttentionRun first(parse_attention_case(text)), second(parse_attention_case(text));
-    first.run(), second.run();
-    EXPECT_EQ(first.output_bytes(), second.output_bytes()) << text;
-  }
-}
-
-// The check that every device shares refuses what a device does not know, before a kernel could leave it out.
-TEST(AttentionModifiers, DevicesThatKnowNoneRefuseThem) {
-  const auto refusal = [](const AttentionRun& run, KnownModifiers known) -> std::string {
-    try {
-      check(run.forward_params(), known);
-      check(run.backward_params(), known);
-    } catch (const Error& error) {
-      return error.what();
-    }
-    return "";
-  };
-  for (const auto& [words, name] :
-       {std::pair{"b1,q3,k4,softcap1", "softcap"}, std::pair{"b1,q3,k4,alibi", "alibi_slopes"},
-        std::pair{"b1,q3,k4,sinks", "sinks"}, std::pair{"q3+1,k4+2,bias", "a bias of packed sequences"}}) {
-    const AttentionRun run(parse_attention_case(std::string("attention:fp32,") + words));
-    EXPECT_EQ(refusal(run, KnownModifiers::kAll), "");
-    EXPECT_NE(refusal(run, KnownModifiers::kDenseBias).find(std::string(name) + " is given to a device"),
-              std::string::npos);
-  }
-  EXPECT_EQ(refusal(AttentionRun(parse_attention_case("attention:fp32,q3,k4,bias")), KnownModifiers::kDenseBias), "");
+TEST(AttentionModifiers, SoftcapIsANumberFromZeroOn) {
   for (const double softcap : {-1.0, kNaN, kInfinity}) {
     AttentionCase c = parse_attention_case("attention:fp32,q3,k4");
     c.softcap = softcap;
-    EXPECT_NE(refusal(AttentionRun(c), KnownModifiers::kAll).find("softcap is"), std::string::npos);
+    try {
+      check(AttentionRun(c).forward_params());
+      ADD_FAILURE() << softcap;
+    } catch (const Error& error) {
+      EXPECT_NE(std::string(error.what()).find("softcap is"), std::string::npos) << error.what();
+    }
   }
 }
 

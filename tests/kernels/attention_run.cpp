@@ -233,6 +233,7 @@ SeqLayout AttentionRun::layout() const {
                    .cu_seqlens_k = cu_seqlens_k.empty() ? nullptr : cu_seqlens_k.data(),
                    .seqused_k = used_k.empty() ? nullptr : used_k.data(),
                    .pages = {}};
+  if (case_.bias != BiasValues::kNone) layout.most_queries = bias.sizes()[3], layout.most_keys = bias.sizes()[4];
   if (case_.paged()) layout.pages = {page_table(), max_pages(), max_pages(), case_.page_size};
   return layout;
 }

@@ -33,7 +33,9 @@ TEST_P(Repeats, GiveTheSameBits) {
 INSTANTIATE_TEST_SUITE_P(Bits, Repeats,
                          cases({"attention:*,b2,q150,k170,h3,d64,causal_br,t2", "attention:*,q1,k3000,h4,kv2,d64,t3",
                                 "attention:*,q170,k300,h1,d32,t4,bias,p0.1,dlse",
-                                "attention:bf16,q9+80+30,k9+80+30,h2,d64,t5"}),
+                                "attention:bf16,q9+80+30,k9+80+30,h2,d64,t5",
+                                "attention:fp32,q40+9+70+30,k90+7+300+50,h3,d32,softcap3,alibi,sinks,bias@heads,t3",
+                                "attention:bf16,q40+9+70,k90+7+300,h3,d32,softcap3,alibi@seqs,sinks,bias@seqs,t4"}),
                          test_name);
 
 TEST(ForEachTask, RunsEveryTaskOnce) {

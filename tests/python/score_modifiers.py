@@ -189,15 +189,17 @@ def attend(problem, leaves, **options):
     return out, lse
 
 
-def check(problem, dtype, seed=0, **choice):
+def check(problem, dtype, seed=0, device="cpu", **choice):
     softcap = choice.pop("softcap", 0.0)
     problem = dataclasses.replace(problem, softcap=softcap)
     leaves = leaves_of(problem, dtype, seed=seed, **choice)
-    out, lse = attend(problem, leaves)
+    mask = problem.mask.to(device) if isinstance(problem.mask, ab.VARLEN_BIASES) else problem.mask
+    there = {name: x.detach().to(device).requires_grad_() for name, x in leaves.items()}
+    out, lse = attend(dataclasses.replace(problem, mask=mask), there)
     incoming = [torch.cos(torch.arange(t.numel(), dtype=FP64)).view(t.shape).to(t) for t in (out, lse)]
     incoming[1] = incoming[1].masked_fill(lse == -math.inf, 0.0)
-    grads = torch.autograd.grad([out, lse], list(leaves.values()), incoming)
-    got = {"out": out, "lse": lse, **dict(zip(leaves, grads, strict=True))}
+    grads = torch.autograd.grad([out, lse], list(there.values()), incoming)
+    got = {name: x.cpu() for name, x in {"out": out, "lse": lse, **dict(zip(leaves, grads, strict=True))}.items()}
     (exact, sizes), (plain, _) = formula(problem, leaves, FP64), formula(problem, leaves, dtype)
     for name, x in got.items():
         truth, finite = exact[name], exact[name].isfinite()

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from attention_reference import ULP
+from devices import DEVICES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from score_modifiers import (
@@ -31,15 +32,17 @@ from xformers.ops import fmha, memory_efficient_attention
 CASES = [(p, c) for p in PROBLEMS for c in CHOICES if takes(PROBLEMS[p], CHOICES[c])]
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [FP64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}, {case[1]}")
-def test_formula(case, dtype):
-    check(PROBLEMS[case[0]], dtype, **CHOICES[case[1]])
+def test_formula(case, dtype, device):
+    check(PROBLEMS[case[0]], dtype, device=device, **CHOICES[case[1]])
 
 
 per_head = st.sampled_from([None, "heads", "sequences"])
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @settings(max_examples=60, deadline=None)
 @given(
     st.sampled_from(sorted(PROBLEMS)),
@@ -50,11 +53,11 @@ per_head = st.sampled_from([None, "heads", "sequences"])
     st.sampled_from([FP64, torch.float32, torch.bfloat16]),
     st.integers(0, 1000),
 )
-def test_combinations(name, softcap, alibi, sinks, bias, dtype, seed):
+def test_combinations(device, name, softcap, alibi, sinks, bias, dtype, seed):
     problem = PROBLEMS[name]
     if not takes(problem, {"bias": bias} if bias else {}):
         bias = None
-    check(problem, dtype, seed=seed, softcap=softcap, alibi=alibi, sinks=sinks, bias=bias)
+    check(problem, dtype, seed=seed, device=device, softcap=softcap, alibi=alibi, sinks=sinks, bias=bias)
 
 
 @pytest.mark.parametrize("heads", [(), (3,), (2, 3)], ids=["3d", "4d", "5d"])

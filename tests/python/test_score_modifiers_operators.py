@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from devices import needs_cuda
 from score_modifiers import FP64, HEADS, OFFSETS, attention_forward, qkv, random
 from torch.utils.checkpoint import checkpoint
 from xformers.ops.fmha import attn_bias as ab
@@ -199,20 +198,3 @@ def test_partial_attention_refuses_sinks():
     out, lse = fmha.memory_efficient_attention_partial(q, k, v, softcap=2.0, alibi_slopes=torch.ones(HEADS))
     want, want_lse, _ = attention_forward(q, k, v, softcap=2.0, alibi_slopes=torch.ones(HEADS), need_lse=True)
     assert torch.equal(out, want) and torch.equal(lse, want_lse)
-
-
-@needs_cuda
-@pytest.mark.parametrize("name", ["softcap", "alibi_slopes", "sinks", "attn_bias of packed sequences"])
-def test_cuda_says_why_not(name):
-    q = torch.empty(1, 5, HEADS, 8, device="cuda")
-    offsets = [x.cuda() for x in OFFSETS.values()]
-    calls = {
-        "softcap": lambda: attention_forward(q, q, q, softcap=1.0),
-        "alibi_slopes": lambda: attention_forward(q, q, q, alibi_slopes=torch.empty(HEADS, device="cuda")),
-        "sinks": lambda: attention_forward(q, q, q, sinks=torch.empty(HEADS, device="cuda")),
-        "attn_bias of packed sequences": lambda: attention_forward(
-            q, q, q, torch.empty(1, 1, 3, 4, device="cuda"), -1, -1, False, *offsets
-        ),
-    }
-    with pytest.raises(ValueError, match=f"{name} is given beside tensors on cuda:0, expected none, or tensors on"):
-        calls[name]()

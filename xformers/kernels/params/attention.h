@@ -65,6 +65,8 @@ struct SeqLayout {
   const int32_t* cu_seqlens_k = nullptr;  // [num_sequences + 1]; with seqused_k, num_sequences entries are read
   const int32_t* seqused_k = nullptr;     // [num_sequences] or null; never null where paged
   PageTable pages;
+  // A sequence has no more queries and keys than these, whatever the offsets say: what there is of a bias. -1: any.
+  int64_t most_queries = -1, most_keys = -1;
 
   constexpr bool packed() const { return cu_seqlens_q != nullptr; }
   constexpr bool paged() const { return pages.data != nullptr; }
@@ -101,7 +103,7 @@ struct BlockMask {
 };
 
 // What is added to the scores, any strides (0 and non-unit included): read at (sequence, head, query, key), counted
-// inside the sequence where sequences are packed; then seqlen_q and seqlen_k of none of them may exceed what is there.
+// inside the sequence where sequences are packed; SeqLayout then says how many of them are there.
 // data null: nothing.
 struct ScoreBias {
   void* data = nullptr;
@@ -149,9 +151,10 @@ struct KvQuantization {
 //
 //   S = softmax_scale * q k^T
 //   S = softcap * tanh(S / softcap)                      softcap 0: left out
-//   S = S - alibi_slopes[sequence, head] * |d(i) - j|    d(i): the diagonal of the band (MaskBand); of none:
-//   bottom-right S = S + bias[sequence, head, i, j] L = log(sum over visible keys of exp(S) + exp(sinks[sequence,
-//   head]))    a sink has weight, and no value; -inf: none
+//   S = S - alibi_slopes[sequence, head] * |d(i) - j|    d(i): the diagonal of the band (MaskBand); without a band
+//                                                        bottom-right
+//   S = S + bias[sequence, head, i, j]
+//   L = log(sum over visible keys of exp(S) + exp(sinks[sequence, head]))    a sink has weight, no value; -inf: none
 //
 // Backward: dS before the cap is dS after it times 1 - tanh^2, and
 //   dslope = -sum dS * |d(i) - j|,  dsink = -sum over queries of exp(sink - L) * delta.

@@ -50,11 +50,11 @@ void check_band(const MaskBand& band) {
   }
 }
 
-void check_blocks(const AttentionProblem& problem, KnownModifiers known) {
+void check_blocks(const AttentionProblem& problem, KnownMasks known) {
   const BlockMask& mask = problem.blocks;
   if (!mask.present()) return;
   const AttentionShape& shape = problem.shape;
-  if (known != KnownModifiers::kAll) {
+  if (known != KnownMasks::kBlocks) {
     refuse("a block mask", "given to a device whose kernels do not know it", "none", "run it on the CPU");
   }
   if (problem.seq.packed()) {
@@ -78,18 +78,10 @@ void check_dropout(const Dropout& dropout) {
   }
 }
 
-void check_modifiers(const AttentionProblem& problem, KnownModifiers known) {
-  const ScoreModifiers& mods = problem.mods;
+void check_modifiers(const ScoreModifiers& mods) {
   if (!(mods.softcap >= 0 && std::isfinite(mods.softcap))) {
     refuse("softcap", std::to_string(mods.softcap), "0 (off) or a finite number above it", "pass the largest score");
   }
-  if (known == KnownModifiers::kAll) return;
-  const char* name = mods.softcap > 0                         ? "softcap"
-                     : mods.alibi_slopes.data                 ? "alibi_slopes"
-                     : mods.sinks.data                        ? "sinks"
-                     : mods.bias.data && problem.seq.packed() ? "a bias of packed sequences"
-                                                              : nullptr;
-  if (name) refuse(name, "given to a device whose kernels do not know it", "none", "run it on the CPU");
 }
 
 void check_quantization(const AttentionShape& shape, const KvQuantization& quantization) {
@@ -119,9 +111,9 @@ void check_quantization(const AttentionShape& shape, const KvQuantization& quant
 
 }  // namespace
 
-void check(const AttentionFwdParams& params, KnownModifiers known) {
+void check(const AttentionFwdParams& params, KnownMasks known) {
   check_shape(params.shape);
-  check_modifiers(params, known);
+  check_modifiers(params.mods);
   check_packed(params.shape, params.seq);
   check_pages(params.seq);
   check_band(params.band);
@@ -133,9 +125,9 @@ void check(const AttentionFwdParams& params, KnownModifiers known) {
   }
 }
 
-void check(const AttentionBwdParams& params, KnownModifiers known) {
+void check(const AttentionBwdParams& params, KnownMasks known) {
   check_shape(params.shape);
-  check_modifiers(params, known);
+  check_modifiers(params.mods);
   check_packed(params.shape, params.seq);
   if (params.seq.paged()) {
     refuse("the layout of keys", "paged in backward", "keys in rows of their own",
@@ -144,6 +136,10 @@ void check(const AttentionBwdParams& params, KnownModifiers known) {
   check_band(params.band);
   check_blocks(params, known);
   check_dropout(params.dropout);
+  if (params.dbias_shared && (params.seq.most_queries < 0 || params.seq.most_keys < 0)) {
+    refuse("the gradient of a shared bias", "given without most_queries and most_keys", "both in SeqLayout",
+           "say how many rows and columns the bias has");
+  }
 }
 
 }  // namespace xformers

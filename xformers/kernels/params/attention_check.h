@@ -5,10 +5,10 @@
 
 namespace xformers {
 
-// Which score modifiers a device's kernels know: all, or a bias of the dense layout alone.
-enum class KnownModifiers { kDenseBias, kAll };
+// Which masks a device's kernels know: bands alone, or lists of visible blocks, too.
+enum class KnownMasks { kBands, kBlocks };
 
-void check(const AttentionFwdParams& params, KnownModifiers known = KnownModifiers::kDenseBias);
-void check(const AttentionBwdParams& params, KnownModifiers known = KnownModifiers::kDenseBias);
+void check(const AttentionFwdParams& params, KnownMasks known = KnownMasks::kBands);
+void check(const AttentionBwdParams& params, KnownMasks known = KnownMasks::kBands);
 
 }  // namespace xformers

@@ -61,4 +61,11 @@ class BandOf {
   Index below_, above_;  // first_key - query, last_key - query
 };
 
+// The diagonal d(i) = i + alibi_shift that ALiBi's distances count from: that of the band; of none, bottom-right.
+template <class Index>
+XFORMERS_INLINE Index alibi_shift(const MaskBand& mask, const SequenceOf<Index>& sequence) {
+  const bool none = mask.window_left == kUnbounded && mask.window_right == kUnbounded;
+  return none || mask.bottom_right ? sequence.seqlen_k - sequence.seqlen_q : 0;
+}
+
 }  // namespace xformers

@@ -37,11 +37,16 @@ XFORMERS_INLINE SequenceOf<Index> sequence_at(const AttentionShape& shape, const
   if (!layout.packed()) {
     return {index, index, 0, 0, static_cast<Index>(shape.seqlen_q), static_cast<Index>(shape.seqlen_k)};
   }
+  const auto up_to = [](int64_t begin, int64_t limit, int64_t end) {
+    return limit >= 0 && limit < end - begin ? begin + limit : end;
+  };
   const int64_t q_begin = clamp_to<int64_t>(layout.cu_seqlens_q[index], 0, shape.seqlen_q);
-  const int64_t q_end = clamp_to<int64_t>(layout.cu_seqlens_q[index + 1], q_begin, shape.seqlen_q);
-  const int64_t most =
+  const int64_t q_end =
+      clamp_to<int64_t>(layout.cu_seqlens_q[index + 1], q_begin, up_to(q_begin, layout.most_queries, shape.seqlen_q));
+  const int64_t all =
       layout.paged() ? (shape.seqlen_k > 0 ? layout.pages.max_pages * layout.pages.page_size : 0) : shape.seqlen_k;
-  const int64_t k_begin = layout.cu_seqlens_k ? clamp_to<int64_t>(layout.cu_seqlens_k[index], 0, most) : 0;
+  const int64_t k_begin = layout.cu_seqlens_k ? clamp_to<int64_t>(layout.cu_seqlens_k[index], 0, all) : 0;
+  const int64_t most = up_to(k_begin, layout.most_keys, all);
   const int64_t k_end = layout.seqused_k ? k_begin + clamp_to<int64_t>(layout.seqused_k[index], 0, most - k_begin)
                                          : clamp_to<int64_t>(layout.cu_seqlens_k[index + 1], k_begin, most);
   return {index, 0, q_begin, k_begin, static_cast<Index>(q_end - q_begin), static_cast<Index>(k_end - k_begin)};

@@ -33,12 +33,9 @@ void check_quantized(const AttentionArgs& args);
 void check_modifiers(const AttentionArgs& args);
 void check_blocks(const AttentionArgs& args);
 
-// What is done to scores beyond a bias of the dense layout, as far as somebody may not know it.
-struct GivenModifiers {
-  bool softcap = false, alibi_slopes = false, sinks = false, packed_bias = false, block_mask = false;
-};
-// The first one that the kernels of the device don't know, or null: CUDA kernels know none.
-const char* unknown_modifier(const GivenModifiers& given, at::Device device);
+// Whether the kernels of the device know lists of visible blocks: those on the CPU do.
+inline bool knows_block_masks(at::Device device) { return !device.is_cuda(); }
+inline constexpr const char* kBlockMask = "a BlockSparseMask";
 inline constexpr const char* kOnlyOnCpu = "none, or tensors on the CPU, whose kernels alone know it";
 inline constexpr const char* kUseCpu = "move the tensors with .cpu(), or put it into a dense attn_bias";
 

@@ -87,24 +87,9 @@ void check_modifiers(const AttentionArgs& args) {
   }
   if (args.alibi_slopes) check_head_numbers(args, "alibi_slopes", *args.alibi_slopes, /*in_query_dtype=*/false);
   if (args.sinks) check_head_numbers(args, "sinks", *args.sinks, /*in_query_dtype=*/true);
-  const GivenModifiers given{.softcap = args.softcap > 0,
-                             .alibi_slopes = args.alibi_slopes.has_value(),
-                             .sinks = args.sinks.has_value(),
-                             .packed_bias = args.attn_bias && args.cu_seqlens_q,
-                             .block_mask = args.block_key_offsets.has_value()};
-  if (const char* name = unknown_modifier(given, args.query.device())) {
-    check.fail(name, "given beside tensors on " + args.query.device().str(), kOnlyOnCpu, kUseCpu);
+  if (args.block_key_offsets && !knows_block_masks(args.query.device())) {
+    check.fail(kBlockMask, "given beside tensors on " + args.query.device().str(), kOnlyOnCpu, kUseCpu);
   }
-}
-
-const char* unknown_modifier(const GivenModifiers& given, at::Device device) {
-  if (!device.is_cuda()) return nullptr;
-  return given.softcap        ? "softcap"
-         : given.alibi_slopes ? "alibi_slopes"
-         : given.sinks        ? "sinks"
-         : given.packed_bias  ? "attn_bias of packed sequences"
-         : given.block_mask   ? "a BlockSparseMask"
-                              : nullptr;
 }
 
 }  // namespace xformers::ops

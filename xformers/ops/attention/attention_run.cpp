@@ -114,6 +114,9 @@ void fill_common(Params& params, const AttentionArgs& args, HeadDims dims) {
                  .bottom_right = args.bottom_right};
   params.blocks = to_block_mask(block_lists(args), params.shape, dims);
   if (args.attn_bias) params.mods.bias = to_score_bias(*args.attn_bias, dims);
+  if (args.attn_bias && params.seq.packed()) {
+    params.seq.most_queries = args.attn_bias->size(-2), params.seq.most_keys = args.attn_bias->size(-1);
+  }
   params.mods.softcap = args.softcap;
   if (args.alibi_slopes) params.mods.alibi_slopes = to_head_numbers(*args.alibi_slopes, dims);
   if (args.sinks) params.mods.sinks = to_head_numbers(*args.sinks, dims);

@@ -20,13 +20,6 @@ HWY_NOINLINE void cap_scores(C* scores, ptrdiff_t count, C softmax_scale, C soft
   }
 }
 
-// The diagonal that distances count from: key - query on it.
-template <class SequenceT>
-HWY_INLINE int64_t alibi_shift(const MaskBand& band, const SequenceT& sequence) {
-  const bool none = band.window_left == kUnbounded && band.window_right == kUnbounded;
-  return none || band.bottom_right ? sequence.seqlen_k - sequence.seqlen_q : 0;
-}
-
 // |d(i) - j| of a vector of columns, for the key whose column on the diagonal is at `place`, counted from the origin.
 template <class C>
 HWY_INLINE Vec<C> alibi_distance(const Columns<C>& columns, ptrdiff_t c, Vec<C> place) {

@@ -1,5 +1,6 @@
 #include "xformers/kernels/cuda/attention/arguments.h"
 
+#include "xformers/kernels/cuda/attention/head_gradients.h"
 #include "xformers/kernels/cuda/attention/prepare_backward.h"
 #include "xformers/kernels/cuda/attention/uncovered.h"
 
@@ -66,9 +67,11 @@ BwdArgs backward_args(const AttentionBwdParams& p, const Stream& stream) {
 void begin_backward(const BwdArgs& args, double lse_factor, const Stream& stream, void* zeros, size_t zero_bytes) {
   const AttentionBwdParams& p = args.p;
   prepare_backward(args, lse_factor, zeros, zero_bytes, to_stream(stream));
+  sum_sink_gradients(args, to_stream(stream));
   const bool sees_all = p.band.window_left == kUnbounded && p.band.window_right == kUnbounded;
-  if (p.dbias.data && !sees_all) clear_bias_gradient(p, to_stream(stream));  // else every element is written
-  if (!args.key_queries) clear_uncovered_gradients(p, to_stream(stream));    // else tiles cover all rows
+  // Else every element is written; of packed sequences the caller has zeros.
+  if (p.dbias.data && !sees_all && !p.seq.packed()) clear_bias_gradient(p, to_stream(stream));
+  if (!args.key_queries) clear_uncovered_gradients(p, to_stream(stream));  // else tiles cover all rows
 }
 
 }  // namespace xformers::cuda

@@ -18,6 +18,12 @@ struct RowExtremes {
   float dout;  // fp16: the sum over |dout|, plus |delta|, of rows that are finite
 };
 
+// What a tile has summed up of dS * distance, the gradient of a slope but for the sign.
+struct SlopePart {
+  double sum;
+  int64_t sequence;
+};
+
 struct BwdArgs {
   AttentionBwdParams p;
   int64_t tiles = 0;         // key tiles per (batch row, head), at most
@@ -35,7 +41,9 @@ struct BwdArgs {
   int* turns = nullptr;       // [batch, num_heads, query_blocks], zeros; null: sums in any order
   int* next_tile = nullptr;   // of sm90: where tiles that differ are counted, 0
   int* tiles_done = nullptr;  // [batch, num_heads], zeros: key tiles (in parts, where split) that have added to dq_sum
-  float* partial = nullptr;   // splits > 1: [batch, num_heads, tiles, splits][dk, dv][block_n * head_dim]
+  SlopePart* slope_parts = nullptr;  // [batch, num_heads, slope_parts_per_head], each written by its tile; or null
+  int64_t slope_parts_per_head = 0;
+  float* partial = nullptr;  // splits > 1: [batch, num_heads, tiles, splits][dk, dv][block_n * head_dim]
   // Every block of queries is seen by one tile, which writes dq itself; there is no dq_sum then.
   bool one_tile = false;
   // Tiles that span sequences (prepare_backward.h), else null. Rows count from the first one of the tensors.

@@ -3,7 +3,7 @@
 
 #include "xformers/kernels/cuda/arch/mma.cuh"
 #include "xformers/kernels/cuda/attention/rows.cuh"
-#include "xformers/kernels/cuda/attention/split_merge.cuh"
+#include "xformers/kernels/cuda/attention/sink.cuh"
 #include "xformers/kernels/cuda/base/elements.cuh"
 
 namespace xformers::cuda {
@@ -15,14 +15,18 @@ __device__ __forceinline__ int64_t partial_row(const AttentionShape& shape, cons
          place.query;
 }
 
-// What is known of the row: for the merge, where keys are in parts, or the log-sum-exp. By one lane.
-__device__ __forceinline__ void store_stats(const FwdArgs& args, int part, const HeadTile& tile, const RowPlace& place,
-                                            const PartStats& stats) {
+// What is known of the row goes to the merge, where keys are in parts, or becomes the log-sum-exp; `stores`: by one
+// lane. Returns what the row's results are multiplied by: what its sink leaves them.
+__device__ __forceinline__ float finish_row(const FwdArgs& args, int part, const HeadTile& tile, const RowPlace& place,
+                                            const PartStats& stats, bool stores) {
   if (args.out_partial) {
-    args.stats_partial[part * args.total_rows + partial_row(args.p.shape, tile, place)] = stats;
-  } else {
-    store_lse(args.p, row_lse(stats.row_max, stats.row_sum), tile.sequence.batch, tile.group, place.head, place.query);
+    if (stores) args.stats_partial[part * args.total_rows + partial_row(args.p.shape, tile, place)] = stats;
+    return 1;
   }
+  if (!args.p.mods.sinks.data && !stores) return 1;
+  const auto [lse, kept] = end_row(args.p, tile.sequence.index, tile.group, place.head, stats.row_max, stats.row_sum);
+  if (stores) store_lse(args.p, lse, tile.sequence.batch, tile.group, place.head, place.query);
+  return kept;
 }
 
 // Dim 0 of a row of results.

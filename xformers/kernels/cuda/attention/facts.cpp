@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "xformers/kernels/cuda/attention/tiles.h"
+#include "xformers/kernels/params/sequence.h"
 
 namespace xformers::cuda {
 namespace {
@@ -18,20 +19,18 @@ bool begins_at(const HeadsTensor& t, const AttentionShape& shape, int64_t seqlen
          fits(seqlen, t.seq_stride) && fits(shape.num_groups, t.group_stride) &&
          fits(shape.heads_per_group, t.head_stride);
 }
-bool begins_at(const ScoreBias& t, const AttentionShape& shape, int64_t bytes) {
-  const auto fits = [&](int64_t entries, int64_t stride) {
-    return entries <= 1 || is_multiple(stride * static_cast<int64_t>(size_of(shape.dtype)), bytes);
-  };
+bool begins_at(const ScoreBias& t, const AttentionShape& shape, int64_t sequences, int64_t size, int64_t bytes) {
+  const auto fits = [&](int64_t entries, int64_t stride) { return entries <= 1 || is_multiple(stride * size, bytes); };
   return !t.data || (t.k_stride == 1 && is_multiple(reinterpret_cast<intptr_t>(t.data), bytes) &&
-                     fits(shape.batch, t.batch_stride) && fits(shape.num_groups, t.group_stride) &&
+                     fits(sequences, t.batch_stride) && fits(shape.num_groups, t.group_stride) &&
                      fits(shape.heads_per_group, t.head_stride) && fits(shape.seqlen_q, t.q_stride));
 }
 
 RowAccess rows_of(const HeadsTensor& t, const AttentionShape& shape, int64_t seqlen, int64_t dim, int64_t size) {
   return is_multiple(dim * size, 16) && begins_at(t, shape, seqlen, size, 16) ? RowAccess::kChunks : RowAccess::kAny;
 }
-RowAccess rows_of(const ScoreBias& t, const AttentionShape& shape) {
-  return begins_at(t, shape, 16) ? RowAccess::kChunks : RowAccess::kAny;
+RowAccess rows_of(const ScoreBias& t, const AttentionProblem& p, int64_t size) {
+  return begins_at(t, p.shape, num_sequences(p.shape, p.seq), size, 16) ? RowAccess::kChunks : RowAccess::kAny;
 }
 
 ProblemFacts problem_facts(const AttentionProblem& p) {
@@ -44,10 +43,11 @@ ProblemFacts problem_facts(const AttentionProblem& p) {
   facts.banded = p.band.window_left != kUnbounded || p.band.window_right != kUnbounded;
   facts.q = rows_of(p.q, s, s.seqlen_q, s.head_dim, size);
   facts.kv = access_of(rows_of(p.k, s, s.seqlen_k, s.head_dim, size), rows_of(p.v, s, s.seqlen_k, s.head_dim_v, size));
-  facts.bias = rows_of(p.mods.bias, s);
+  facts.bias = rows_of(p.mods.bias, p, size);
   facts.keys = p.seq.paged() ? kPagedKeys : 0;
   facts.score_ops = (p.mods.bias.data ? kBiasOp : 0) | (p.dropout.p > 0 ? kDropoutOp : 0) |
-                    (p.softmax_scale > 0 ? 0 : kSignedScaleOp);
+                    (p.softmax_scale > 0 ? 0 : kSignedScaleOp) | (p.mods.softcap > 0 ? kSoftcapOp : 0) |
+                    (p.mods.alibi_slopes.data ? kAlibiOp : 0);
   return facts;
 }
 
@@ -81,8 +81,9 @@ BwdFacts facts_of(const AttentionBwdParams& p) {
   facts.dq = rows_of(p.dq, s, s.seqlen_q, s.head_dim, size);
   facts.dkv =
       access_of(rows_of(p.dk, s, s.seqlen_k, s.head_dim, size), rows_of(p.dv, s, s.seqlen_k, s.head_dim_v, size));
-  facts.dbias = rows_of(p.dbias, s);
-  facts.dbias_pairs = begins_at(p.dbias, s, 2 * size);
+  // Of a shared bias it is fp32, and added to.
+  facts.dbias = rows_of(p.dbias, p, p.dbias_shared ? 4 : size);
+  facts.dbias_pairs = begins_at(p.dbias, s, num_sequences(s, p.seq), size, p.dbias_shared ? size : 2 * size);
   return facts;
 }
 
@@ -91,6 +92,8 @@ void require(const FwdFacts& facts, Features features, Reasons& reasons) {
   if (ops & kBiasOp) reasons.add("bias");
   if (ops & kDropoutOp) reasons.add("dropout");
   if (ops & kSignedScaleOp) reasons.add("softmax_scale is not positive");
+  if (ops & kSoftcapOp) reasons.add("softcap");
+  if (ops & kAlibiOp) reasons.add("alibi_slopes");
   if (keys & kPagedKeys) reasons.add("paged keys");
   if (keys & kQuantisedKeys) reasons.add("quantised keys");
   if (features.rows == RowAccess::kAny) return;

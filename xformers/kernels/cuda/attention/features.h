@@ -15,15 +15,25 @@ enum class RowAccess : int {
 enum KeyForm : int { kPagedKeys = 1, kQuantisedKeys = 2, kShortSequences = 4 };
 
 // What may happen to a score: a set.
-enum ScoreOp : int { kBiasOp = 1, kDropoutOp = 2, kSignedScaleOp = 4 };  // the last: softmax_scale <= 0
-inline constexpr int kAllScoreOps = kBiasOp | kDropoutOp | kSignedScaleOp;
+enum ScoreOp : int {
+  kBiasOp = 1,
+  kDropoutOp = 2,
+  kSignedScaleOp = 4,  // softmax_scale <= 0
+  kSoftcapOp = 8,
+  kAlibiOp = 16,
+};
+inline constexpr int kModifyOps = kSoftcapOp | kAlibiOp;
+inline constexpr int kAllScoreOps = kBiasOp | kDropoutOp | kSignedScaleOp | kModifyOps;
 
 struct Features {
   RowAccess rows = RowAccess::kChunks;
   int keys = 0;       // KeyForm
   int score_ops = 0;  // ScoreOp
 
-  static const Features kPlain, kScored, kGeneral, kShort;
+  static const Features kPlain, kScored, kModified, kGeneral, kShort;
+
+  // Whether any of the score operations may be asked for.
+  constexpr bool may(int ops) const { return (score_ops & ops) != 0; }
 
   // As a number, for kernels: nvcc's host stub of a kernel can't be a template over a struct.
   constexpr int code() const { return static_cast<int>(rows) | keys << 4 | score_ops << 8; }
@@ -32,7 +42,8 @@ struct Features {
 };
 
 inline constexpr Features Features::kPlain = {};
-inline constexpr Features Features::kScored = {.score_ops = kAllScoreOps};
+inline constexpr Features Features::kScored = {.score_ops = kBiasOp | kDropoutOp | kSignedScaleOp};
+inline constexpr Features Features::kModified = {.score_ops = kModifyOps | kSignedScaleOp};
 inline constexpr Features Features::kShort = {.keys = kShortSequences};
 inline constexpr Features Features::kGeneral = {RowAccess::kAny, kPagedKeys | kQuantisedKeys, kAllScoreOps};
 

@@ -42,6 +42,12 @@ __device__ __forceinline__ float max_of_warp(float x) {
   return __uint_as_float(__reduce_max_sync(kAllLanes, __float_as_uint(x)));
 }
 
+__device__ __forceinline__ float sum_of_warp(float x) {
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(kAllLanes, x, step);
+  return x;
+}
+
 // visit(row tile, half) for each row of a lane.
 template <int kRowTiles, class Visit>
 __device__ __forceinline__ void for_each_row(const Visit& visit) {

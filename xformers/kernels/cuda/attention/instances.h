@@ -39,7 +39,7 @@ struct BackwardInstance {
 
 namespace sm80 {
 template <class T, int kHeadDim>
-void launch_forward(const FwdArgs& args, Features features, cudaStream_t stream);  // kPlain, kScored or kGeneral
+void launch_forward(const FwdArgs& args, Features features, cudaStream_t stream);  // kPlain ... kGeneral
 template <class T, int kHeadDim>
 void launch_backward(const BwdArgs& args, Features features, cudaStream_t stream);
 }  // namespace sm80

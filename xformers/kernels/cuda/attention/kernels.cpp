@@ -9,7 +9,7 @@
 namespace xformers::cuda {
 namespace {
 
-constexpr Features kDecoding = {.keys = kPagedKeys, .score_ops = kSignedScaleOp},
+constexpr Features kDecoding = {.keys = kPagedKeys, .score_ops = kSignedScaleOp | kModifyOps},
                    kFp32 = {.rows = RowAccess::kAny, .score_ops = kAllScoreOps};
 
 constexpr ForwardKernel kForward[] = {
@@ -17,6 +17,7 @@ constexpr ForwardKernel kForward[] = {
     {"fwd_sm90", Features::kPlain, sm90::plan_forward, sm90::run_forward},
     {"fwd_sm80", Features::kPlain, sm80::plan_forward, sm80::run_forward},
     {"fwd_sm80_scored", Features::kScored, sm80::plan_forward, sm80::run_forward},
+    {"fwd_sm80_modified", Features::kModified, sm80::plan_forward, sm80::run_forward},
     {"fwd_sm80_general", Features::kGeneral, sm80::plan_forward, sm80::run_forward},
     {"fwd_sm80_fp32", kFp32, sm80_fp32::plan_forward, sm80_fp32::run_forward},
     {"fwd_simt", Features::kGeneral, simt::plan_forward, simt::run_forward},

@@ -143,10 +143,13 @@ struct HeadTile {
   int group, head;  // of the group; 0 where heads are packed
   int first, rows;  // of the sequence's rows; rows <= 0: nothing is to be done here
 
-  // Of the batch row, group and head in a tensor, a bias or a row statistic.
+  // Of the batch row, group and head in a tensor or a row statistic; of the sequence, in a bias.
   template <class Tensor>
   __device__ __forceinline__ int64_t offset(const Tensor& t) const {
     return sequence.batch * t.batch_stride + group * t.group_stride + head * t.head_stride;
+  }
+  __device__ __forceinline__ int64_t offset(const ScoreBias& t) const {
+    return t.offset(sequence.index, group, head, 0, 0);
   }
   // What the stream of dropout takes for the head.
   __device__ __forceinline__ uint32_t drop_head(const AttentionShape& shape) const {

@@ -1,6 +1,7 @@
 // The second pass where keys were split: out and lse out of the parts' results. A lane has four of 128 dims, blockIdx.y
 // says which; a row has one warp, or eight, which share its parts and add up in shared memory.
-#include "xformers/kernels/cuda/attention/split_merge.cuh"
+#include "xformers/kernels/cuda/attention/scheduler.cuh"
+#include "xformers/kernels/cuda/attention/sink.cuh"
 #include "xformers/kernels/cuda/attention/split_merge.h"
 #include "xformers/kernels/cuda/base/elements.cuh"
 #include "xformers/kernels/cuda/base/launch.h"
@@ -51,6 +52,20 @@ __device__ __forceinline__ void add(float (&x)[4], float share, const float* par
   }
 #pragma unroll
   for (int i = 0; i < 4; ++i) x[i] += share * four[i];
+}
+
+// What is left of a row; one that no packed sequence covers has no sink. All lanes of a warp.
+__device__ RowEnd<float> finish(const AttentionFwdParams& p, int64_t batch, int64_t group, int64_t head, int64_t query,
+                                float row_max, float row_sum) {
+  int64_t index = batch;
+  if (p.mods.sinks.data && p.seq.packed()) {
+    index = sequence_of_query(p.seq, query);
+    const Sequence sequence = sequence_at(p.shape, p.seq, index);
+    if (query < sequence.q_begin || query >= sequence.q_begin + sequence.seqlen_q) {
+      return {row_lse(row_max, row_sum), 1};
+    }
+  }
+  return end_row(p, index, group, head, row_max, row_sum);
 }
 
 template <class Out, int kWarps>  // of a row
@@ -107,9 +122,10 @@ __global__ void __launch_bounds__(32 * (kWarps == 1 ? 4 : kWarps)) merge_parts(c
       x[0] += other.x, x[1] += other.y, x[2] += other.z, x[3] += other.w;
     }
   }
-  if (lane == 0 && blockIdx.y == 0) store_lse(p, row_lse(most, sum), batch, group, head, query);
+  const auto [lse, kept] = finish(p, batch, group, head, query, most, sum);
+  if (lane == 0 && blockIdx.y == 0) store_lse(p, lse, batch, group, head, query);
   if (d >= dim_v) return;
-  const float inverse = inverse_of(sum);
+  const float inverse = inverse_of(sum) * kept;
 #pragma unroll
   for (int i = 0; i < 4; ++i) x[i] *= inverse;
   const HeadsTensor& t = p.out;

@@ -94,6 +94,10 @@ class Decode {
       const uint32_t k = stage_k(stage), v = v_behind(k);
       Scores s = {};
       multiply_scores(s, k);
+      modify<false, false, 1, kKeyTiles>(s, 1, p_.mods, key, [&](int row) {
+        const int at = tile_.first + min(row, tile_.rows - 1);
+        return tilt_of_query(p_, tile_.sequence, tile_.group, rows_.head_of(at), rows_.query_of(at));
+      });
       if (!band_.is_full(queries, {key, key + kKeys})) {
         mask<1, kKeyTiles>(s, key, [&](int row) { return visible_keys(band_, rows_.query_of(tile_.first + row)); });
       }
@@ -248,14 +252,14 @@ class Decode {
         total += weight * part.row_sum;
         x += weight * pair.x, y += weight * pair.y;
       }
-      const float inverse = inverse_of(total);
-      write(row, at, dim_v, x * inverse, y * inverse, {most, total});
+      const RowPlace place = rows_.place_of(tile_.first + row);
+      const float kept = finish_row(args_, static_cast<int>(blockIdx.y), tile_, place, PartStats{most, total}, at == 0);
+      const float factor = inverse_of(total) * kept;
+      write(place, at, dim_v, x * factor, y * factor);
     }
   }
 
-  __device__ __forceinline__ void write(int row, int at, int dim_v, float x, float y, const PartStats& stats) const {
-    const RowPlace place = rows_.place_of(tile_.first + row);
-    if (at == 0) store_stats(args_, static_cast<int>(blockIdx.y), tile_, place, stats);
+  __device__ __forceinline__ void write(const RowPlace& place, int at, int dim_v, float x, float y) const {
     if (args_.out_partial) {
       const int64_t to = blockIdx.y * args_.total_rows + partial_row(p_.shape, tile_, place);
       store_pair(args_.out_partial + to * dim_v, at, dim_v, x, y, dim_v % 2 == 0);

@@ -1,7 +1,12 @@
 #include "xformers/kernels/cuda/attention/simt/choice.h"
 
+#include <algorithm>
+
 #include "xformers/kernels/cuda/attention/arguments.h"
+#include "xformers/kernels/cuda/attention/head_gradients.h"
 #include "xformers/kernels/cuda/attention/instances.h"
+#include "xformers/kernels/cuda/attention/simt/policy.h"
+#include "xformers/kernels/cuda/attention/tiles.h"
 #include "xformers/kernels/cuda/attention/uncovered.h"
 
 namespace xformers::cuda::simt {
@@ -17,14 +22,19 @@ void run_forward(const AttentionFwdParams& p, const FwdFacts&, const ForwardPlan
 }
 
 std::optional<BackwardPlan> plan_backward(const AttentionBwdParams& p, const BwdFacts&, Reasons&) {
-  return BackwardPlan{.workspace = 2 * statistics_bytes(p)};
+  BackwardPlan plan;
+  plan.query_blocks = max_tiles(p.shape.seqlen_q, p.seq, backward_tile(std::max(p.shape.head_dim, p.shape.head_dim_v)));
+  plan.workspace = 2 * statistics_bytes(p) + slope_part_bytes(p, plan.query_blocks);
+  return plan;
 }
 
-void run_backward(const AttentionBwdParams& p, const BwdFacts&, const BackwardPlan&, const Stream& stream) {
-  const BwdArgs args = backward_args(p, stream);
+void run_backward(const AttentionBwdParams& p, const BwdFacts&, const BackwardPlan& plan, const Stream& stream) {
+  BwdArgs args = backward_args(p, stream);
+  set_slope_parts(args, plan.query_blocks, static_cast<char*>(stream.workspace) + 2 * statistics_bytes(p));
   begin_backward(args, 1, stream);
   dispatch_dtype<bf16, fp16>(p.shape.dtype,
                              [&](auto element) { launch_backward<decltype(element)>(args, to_stream(stream)); });
+  sum_slope_parts(args, to_stream(stream));
 }
 
 }  // namespace xformers::cuda::simt

@@ -3,6 +3,8 @@
 // crosses a block, so results repeat bit for bit. Shared memory: two chunks of rows, P and dS.
 #pragma once
 
+#include <cub/block/block_reduce.cuh>
+
 #include "xformers/kernels/cuda/attention/bwd_args.h"
 #include "xformers/kernels/cuda/attention/simt/simt_tile.cuh"
 
@@ -63,8 +65,10 @@ struct BackwardTile {
   }
 
   // P (what dropout leaves of it, times 1 / (1 - p)) and dS of queries [query, + kTile) and keys [key, + kTile).
-  // by_key: probs and ds are [keys][queries], else [queries][keys].
-  __device__ void differentiate(int query, int key, bool by_key, bool write_dbias) const {
+  // by_key: probs and ds are [keys][queries], else [queries][keys]. visit(i, j, query, key, dS behind a cap), of what
+  // is visible.
+  template <class Visit>
+  __device__ void differentiate(int query, int key, bool by_key, const Visit& visit) const {
     C scores[kPer][kPer] = {}, dprobs[kPer][kPer] = {};
     multiply(scores, q, k, query, key, p.shape.head_dim);
     multiply(dprobs, dout, v, query, key, p.shape.head_dim_v);
@@ -78,18 +82,17 @@ struct BackwardTile {
       }
       for (int j = 0; j < kPer; ++j) {
         const int column = thread_x() + j * kSide, at_key = key + column;
-        C prob = 0, gradient = 0;
+        C prob = 0, gradient = 0, cap_slope = 1;
         if (at_query < tile.sequence.seqlen_q && band.visible(at_query, at_key)) {
-          prob = exp((score_of<T>(p, tile, scores[i][j], at_query, at_key) - lse.lse) - lse.low);
+          prob = exp((score_of<T>(p, tile, scores[i][j], at_query, at_key, &cap_slope) - lse.lse) - lse.low);
           C factor = 1;
           if (p.dropout.p > 0) {
             factor = keeps(philox, args.drop_rule, drop_head, at_query, at_key) ? static_cast<C>(args.kept) : C(0);
           }
           gradient = prob * (dprobs[i][j] * factor - delta[at_query]);
           prob *= factor;
-          if (write_dbias && p.dbias.data) {
-            static_cast<T*>(p.dbias.data)[bias_offset(p.dbias, tile, at_query, at_key)] = to_element<T>(gradient);
-          }
+          visit(i, j, at_query, at_key, gradient);
+          gradient *= cap_slope;
         }
         const int place = by_key ? column * score_pitch<kTile> + row : row * score_pitch<kTile> + column;
         probs[place] = prob;
@@ -126,7 +129,7 @@ __global__ void __launch_bounds__(kThreads) attention_bwd_dkdv_simt(const __grid
   C dk[kChunks][kPer][kDimsPerThread] = {}, dv[kChunks][kPer][kDimsPerThread] = {};
   const Range queries = work.band.query_range({tile.first, tile.first + tile.rows});
   for (int query = queries.begin / kTile * kTile; query < queries.end; query += kTile) {
-    work.differentiate(query, tile.first, true, false);
+    work.differentiate(query, tile.first, true, [](int, int, int, int, C) {});
 #pragma unroll
     for (int chunk = 0; chunk < kChunks; ++chunk) {
       const int d = work.first_dim + chunk * kChunkDims;
@@ -149,12 +152,23 @@ __global__ void __launch_bounds__(kThreads) attention_bwd_dq_simt(const __grid_c
   extern __shared__ __align__(16) unsigned char smem[];
   const AttentionBwdParams& p = args.p;
   const HeadTile tile = block_tile<RowsOf::kQueries>(p.shape, p.seq, args.query_blocks, kTile);
-  if (tile.rows <= 0) return;
+  SlopePart* const slope_part = args.slope_parts && blockIdx.y == 0 ? args.slope_parts + blockIdx.x : nullptr;
+  if (tile.rows <= 0) {
+    if (slope_part && threadIdx.x == 0) *slope_part = {};
+    return;
+  }
   const BackwardTile<T, C, kTile> work(args, tile, static_cast<int>(blockIdx.y) * kChunks * kChunkDims, smem);
+  const bool writes_dbias = p.dbias.data && !p.dbias_shared && blockIdx.y == 0;
+  C slope_sum = 0;
   C dq[kChunks][kPer][kDimsPerThread] = {};
   const Range keys = work.band.key_range({tile.first, tile.first + tile.rows});
   for (int key = keys.begin / kTile * kTile; key < keys.end; key += kTile) {
-    work.differentiate(tile.first, key, false, work.first_dim == 0);
+    work.differentiate(tile.first, key, false, [&](int, int, int at_query, int at_key, C ds) {
+      if (writes_dbias) {
+        static_cast<T*>(p.dbias.data)[bias_offset(p.dbias, tile, at_query, at_key)] = to_element<T>(ds);
+      }
+      if (slope_part) slope_sum = fma(ds, alibi_distance<C>(p, tile, at_query, at_key), slope_sum);
+    });
 #pragma unroll
     for (int chunk = 0; chunk < kChunks; ++chunk) {
       const int d = work.first_dim + chunk * kChunkDims;
@@ -166,6 +180,60 @@ __global__ void __launch_bounds__(kThreads) attention_bwd_dq_simt(const __grid_c
     }
   }
   work.write(p.dq, tile.sequence.q_begin + tile.first, dq, static_cast<C>(p.softmax_scale), p.shape.head_dim);
+  if (!slope_part) return;
+  using Reduce = cub::BlockReduce<double, kThreads>;
+  __shared__ typename Reduce::TempStorage memory;
+  const double sum = Reduce(memory).Sum(static_cast<double>(slope_sum));
+  if (threadIdx.x == 0) *slope_part = {sum, tile.sequence.index};
+}
+
+// The gradient of a bias that sequences or heads share, by tiles of the bias: a block adds up what all of them have,
+// one after the other, and adds it to what is there.
+template <class T, class C, int kTile>
+__global__ void __launch_bounds__(kThreads) attention_shared_dbias_simt(const __grid_constant__ BwdArgs args) {
+  constexpr int kPer = kTile / kSide;
+  extern __shared__ __align__(16) unsigned char smem[];
+  const AttentionBwdParams& p = args.p;
+  const ScoreBias& dbias = p.dbias;
+  const auto own = [](int64_t stride, int64_t count) { return stride != 0 ? count : int64_t{1}; };
+  const int64_t sequences = num_sequences(p.shape, p.seq), groups = p.shape.num_groups, heads = p.shape.heads_per_group;
+  const int64_t own_heads = own(dbias.head_stride, heads), own_groups = own(dbias.group_stride, groups);
+  int64_t rest = blockIdx.x;
+  const auto take = [&](int64_t by) {
+    const int64_t index = rest % by;
+    rest /= by;
+    return index;
+  };
+  const int key = static_cast<int>(take(args.tiles)) * kTile, query = static_cast<int>(take(args.query_blocks)) * kTile;
+  const int64_t first_head = take(own_heads), first_group = take(own_groups), first_sequence = rest;
+  C sums[kPer][kPer] = {};
+  bool any = false;
+  for (int64_t s = first_sequence; s < sequences; s += own(dbias.batch_stride, sequences)) {
+    const Sequence sequence = sequence_at(p.shape, p.seq, s);
+    const Band band(p.band, sequence);
+    const int end = min(query + kTile, sequence.seqlen_q);
+    if (query >= end) continue;
+    const Range keys = band.key_range({query, end});
+    if (key >= keys.end || key + kTile <= keys.begin) continue;
+    any = true;
+    for (int64_t group = first_group; group < groups; group += own_groups) {
+      for (int64_t head = first_head; head < heads; head += own_heads) {
+        const HeadTile tile{sequence, static_cast<int>(group), static_cast<int>(head), query, end - query};
+        const BackwardTile<T, C, kTile> work(args, tile, 0, smem);
+        work.differentiate(query, key, false, [&](int i, int j, int, int, C ds) { sums[i][j] += ds; });
+      }
+    }
+  }
+  if (!any) return;
+#pragma unroll
+  for (int i = 0; i < kPer; ++i)
+#pragma unroll
+    for (int j = 0; j < kPer; ++j) {
+      const int at_query = query + thread_y() * kPer + i, at_key = key + thread_x() + j * kSide;
+      if (at_query >= p.seq.most_queries || at_key >= p.seq.most_keys) continue;
+      static_cast<C*>(dbias.data)[dbias.offset(first_sequence, first_group, first_head, at_query, at_key)] +=
+          sums[i][j];
+    }
 }
 
 }  // namespace xformers::cuda::simt

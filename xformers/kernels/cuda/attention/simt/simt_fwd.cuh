@@ -122,10 +122,9 @@ __global__ void __launch_bounds__(kThreads, sizeof(C) == 4 && kOutChunks == 2 ? 
     const int row = thread_y() * kPer + i;
     if (row >= tile.rows) continue;
     const int64_t query = sequence.q_begin + tile.first + row;
-    if (thread_x() == 0 && first_dim_v == 0) {
-      store_lse(p, row_lse(row_max[i], sum), sequence.batch, tile.group, tile.head, query);
-    }
-    const C factor = sum == 0 ? C(0) : static_cast<C>(args.kept) / sum;
+    const auto [lse, kept] = end_row(p, sequence.index, tile.group, tile.head, row_max[i], sum);
+    if (thread_x() == 0 && first_dim_v == 0) store_lse(p, lse, sequence.batch, tile.group, tile.head, query);
+    const C factor = sum == 0 ? C(0) : static_cast<C>(args.kept) / sum * kept;
     const int64_t to = tile.offset(p.out) + query * p.out.seq_stride;
 #pragma unroll
     for (int chunk = 0; chunk < kOutChunks; ++chunk)

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "xformers/kernels/cuda/attention/instances.h"
+#include "xformers/kernels/cuda/attention/simt/policy.h"
 #include "xformers/kernels/cuda/attention/simt/simt_bwd.cuh"
 #include "xformers/kernels/cuda/attention/simt/simt_fwd.cuh"
 #include "xformers/kernels/cuda/attention/tiles.h"
@@ -40,21 +41,30 @@ void launch_backward_as(BwdArgs args, cudaStream_t stream) {
                 kThreads, stream, args);
   launch<kSmem>(attention_bwd_dq_simt<T, C, kTile, kChunks>, heads * args.query_blocks,
                 chunk_groups(shape.head_dim, kChunks), kThreads, stream, args);
+  if (!args.p.dbias_shared) return;
+  const ScoreBias& dbias = args.p.dbias;
+  args.tiles = (args.p.seq.most_keys + kTile - 1) / kTile;
+  args.query_blocks = (args.p.seq.most_queries + kTile - 1) / kTile;
+  const auto own = [](int64_t stride, int64_t count) { return stride != 0 ? count : int64_t{1}; };
+  const int64_t biases = own(dbias.batch_stride, args.p.seq.num_sequences) * own(dbias.group_stride, shape.num_groups) *
+                         own(dbias.head_stride, shape.heads_per_group);
+  launch<kSmem>(attention_shared_dbias_simt<T, C, kTile>, biases * args.tiles * args.query_blocks, 1, kThreads, stream,
+                args);
 }
 
 template <class T>
 void launch_forward(FwdArgs args, cudaStream_t stream) {
   constexpr bool kWide = std::is_same_v<T, double>;
   const int64_t dim_v = args.p.shape.head_dim_v;  // only results cost registers
-  if (dim_v <= 128) return launch_forward_as<T, kWide ? 32 : 64, 2>(args, stream);
+  if (dim_v <= kNarrowDim) return launch_forward_as<T, kWide ? 32 : 64, 2>(args, stream);
   launch_forward_as<T, 32, 8>(args, stream);
 }
 
 template <class T>
 void launch_backward(BwdArgs args, cudaStream_t stream) {
-  if (std::max(args.p.shape.head_dim, args.p.shape.head_dim_v) <= 128)
-    return launch_backward_as<T, 32, 2>(args, stream);
-  launch_backward_as<T, 16, 8>(args, stream);
+  if (std::max(args.p.shape.head_dim, args.p.shape.head_dim_v) <= kNarrowDim)
+    return launch_backward_as<T, backward_tile(kNarrowDim), 2>(args, stream);
+  launch_backward_as<T, backward_tile(kNarrowDim + 1), 8>(args, stream);
 }
 
 }  // namespace xformers::cuda::simt

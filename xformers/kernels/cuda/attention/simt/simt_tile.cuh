@@ -9,7 +9,7 @@
 #include "xformers/kernels/cuda/attention/mask.cuh"
 #include "xformers/kernels/cuda/attention/quantised_rows.cuh"
 #include "xformers/kernels/cuda/attention/scheduler.cuh"
-#include "xformers/kernels/cuda/attention/split_merge.cuh"
+#include "xformers/kernels/cuda/attention/sink.cuh"
 
 namespace xformers::cuda::simt {
 
@@ -139,13 +139,30 @@ __device__ __forceinline__ int64_t bias_offset(const ScoreBias& bias, const Head
   return tile.offset(bias) + query * bias.q_stride + key * bias.k_stride;
 }
 
-// The score of a product of q and k that is visible, in natural units.
+// |d(query) - key|, which ALiBi's slopes are multiplied by.
+template <class C>
+__device__ __forceinline__ C alibi_distance(const AttentionProblem& p, const HeadTile& tile, int query, int key) {
+  return static_cast<C>(abs(query + alibi_shift(p.band, tile.sequence) - key));
+}
+
+// The score of a product of q and k that is visible, in natural units; cap_slope, if not null: what its dS is
+// multiplied by for that of the product.
 template <class T, class C>
-__device__ __forceinline__ C score_of(const AttentionProblem& p, const HeadTile& tile, C product, int query, int key) {
-  const ScoreBias& bias = p.mods.bias;
-  const T* const from = static_cast<const T*>(bias.data);
-  return fma(product, static_cast<C>(p.softmax_scale),
-             from ? to_compute<C>(from[bias_offset(bias, tile, query, key)]) : C(0));
+__device__ __forceinline__ C score_of(const AttentionProblem& p, const HeadTile& tile, C product, int query, int key,
+                                      C* cap_slope = nullptr) {
+  const ScoreModifiers& mods = p.mods;
+  C scale = static_cast<C>(p.softmax_scale);
+  if (mods.softcap > 0) {
+    const Capped<C> capped = Softcap<true, C>(scale, static_cast<C>(mods.softcap))(product);
+    if (cap_slope) *cap_slope = capped.slope;
+    product = capped.score, scale = 1;
+  }
+  if (mods.alibi_slopes.data) {
+    const C slope = number_at<C>(mods.alibi_slopes, tile.sequence.index, tile.group, tile.head);
+    product = fma(product, scale, -slope * alibi_distance<C>(p, tile, query, key)), scale = 1;
+  }
+  const T* const from = static_cast<const T*>(mods.bias.data);
+  return fma(product, scale, from ? to_compute<C>(from[bias_offset(mods.bias, tile, query, key)]) : C(0));
 }
 
 // 1-D grids: heads outside, tiles inside.

@@ -1,6 +1,7 @@
 #include <cmath>
 
 #include "xformers/kernels/cuda/attention/arguments.h"
+#include "xformers/kernels/cuda/attention/head_gradients.h"
 #include "xformers/kernels/cuda/attention/instances.h"
 #include "xformers/kernels/cuda/attention/sm80/bwd_policy.h"
 #include "xformers/kernels/cuda/attention/sm80/choice.h"
@@ -20,7 +21,11 @@ RowAccess inputs_of(const BwdFacts& facts) { return access_of(facts.q, facts.kv,
 
 Features features_of(const BwdFacts& facts) {
   if (access_of(inputs_of(facts), facts.bias) == RowAccess::kAny || !facts.dbias_pairs) return Features::kGeneral;
-  return facts.score_ops & (kBiasOp | kDropoutOp) ? Features::kScored : Features::kPlain;
+  const int ops = facts.score_ops & ~kSignedScaleOp;
+  for (const Features features : {Features::kPlain, Features::kScored, Features::kModified}) {
+    if ((ops & ~features.score_ops) == 0) return features;
+  }
+  return Features::kGeneral;
 }
 
 }  // namespace
@@ -30,6 +35,7 @@ std::optional<BackwardPlan> plan_backward(const AttentionBwdParams& p, const Bwd
       kBuilt, p.shape, {DType::kBFloat16, DType::kFloat16}, facts.device.smem_per_block,
       [](const BackwardInstance& each) { return bwd_policy(each.head_dim, Features::kGeneral, false).smem_bytes(); },
       reasons);
+  if (p.dbias_shared && p.deterministic) reasons.add("the gradient of a shared bias in a fixed order");
   if (reasons.any()) return {};
   BackwardPlan plan{.instance = instance, .features = features_of(facts)};
   plan.blocks = cuda::plan_backward(p, instance->head_dim, plan.features);
@@ -52,6 +58,7 @@ void run_backward(const AttentionBwdParams& p, const BwdFacts& facts, const Back
   begin_backward(args, kLog2eDouble, stream, memory, plan.blocks.zero_bytes());
   if (plan.blocks.spans) args.p.seq = {};  // from here on all sequences are as one
   plan.instance->launch(args, plan.features, to_stream(stream));
+  sum_slope_parts(args, to_stream(stream));
 }
 
 }  // namespace xformers::cuda::sm80

@@ -41,6 +41,7 @@ class Backward {
 
   static constexpr bool kGeneral = kPolicy.features == Features::kGeneral;
   static constexpr bool kTwoLoops = kPolicy.features == Features::kPlain;
+  static constexpr bool kModifies = kPolicy.features.may(kModifyOps);
 
   using Shared = BwdShared<kPolicy>;
   static_assert(!kPolicy.behind || (kPolicy.sharing > 1 && kStages == 2),
@@ -54,6 +55,7 @@ class Backward {
   const Warp warp_;
   uint32_t smem_k_, smem_v_, smem_q_, smem_dout_, smem_ds_, smem_p_, smem_bias_;
   typename Warp::Sums acc_dk_ = {}, acc_dv_ = {};
+  float slope_sum_ = 0;  // this lane's, of dS * distance
 
  public:
   __device__ __forceinline__ Backward(const BwdArgs& args, Shared& shared)
@@ -90,9 +92,18 @@ class Backward {
     loop<kRare>(block);
     if (may_overflow<kRare>() && is_mine(block)) multiply(acc_dk_, 1 / shared_.dk_factor);
     if (args_.turns && tile_.first_block < tile_.last_block) end_turn(tile_.dq_block + tile_.first_block * kDqParts);
+    if (kModifies && args_.slope_parts) {
+      const float sum = sum_of_warp(slope_sum_);
+      if (threadIdx.x % 32 == 0) shared_.warp_extremes[threadIdx.x / 32][0] = sum;
+    }
     __threadfence();  // before tile_is_done()
     __syncthreads();
     if (threadIdx.x == 0) tile_is_done(args_, tile_.head_of_all);
+    if (kModifies && args_.slope_parts && threadIdx.x == 0) {
+      double sum = 0;
+      for (const float(&one)[3] : shared_.warp_extremes) sum += static_cast<double>(one[0]);
+      slope_part(args_, {tile_.head_of_all, tile_.index, tile_.split}) = {sum, tile_.sequence.index};
+    }
     if (args_.splits > 1) {
       float4* const to = partial_sums<kPolicy>(args_, tile_, tile_.split);
       store_partial<kPolicy>(to, acc_dk_);
@@ -309,10 +320,10 @@ class Backward {
   // products: these then overlap.
   template <bool kRare, class Fn>
   __device__ __forceinline__ void with_features(const Step& step, const Fn& fn) {
-    constexpr std::bool_constant<kPolicy.features != Features::kPlain> kMaybe;
+    constexpr std::bool_constant<kPolicy.features.may(kBiasOp | kDropoutOp)> kMaybe;
     constexpr std::true_type kYes;
     constexpr std::false_type kNo;
-    const bool drops = kPolicy.features != Features::kPlain && p_.dropout.p > 0;
+    const bool drops = kMaybe.value && p_.dropout.p > 0;
     if constexpr (kGeneral) {  // one form for all scores: registers are short
       if (drops) {
         fn(kYes, kYes, kYes);
@@ -335,16 +346,17 @@ class Backward {
                                                              typename Warp::Scores& scores, const Step& step,
                                                              uint32_t dout) {
     constexpr int kSlices = Warp::kDim / 16, kPairs = Warp::kQueryTiles / 2;
+    CapSlopes<kPolicy> cap_slopes;
     if constexpr (kExact && !kGeneral) {
 #pragma unroll
-      for (int pair = 0; pair < kPairs; ++pair) exponentiate<kBias, true, T>(step, scores, 2 * pair);
+      for (int pair = 0; pair < kPairs; ++pair) exponentiate<kBias, true, T>(step, scores, cap_slopes, 2 * pair);
       multiply_transposed<T, true>(dprobs, warp_, smem_v_, dout);
     } else {
       multiply_transposed<T>(dprobs, warp_, smem_v_, dout, [&](int d) {
 #pragma unroll
         for (int pair = 0; pair < kPairs; ++pair) {
           if (d == (kGeneral ? kSlices - 1 : pair * kSlices / kPairs))  // bias elements are read one by one
-            exponentiate<kBias, kExact, T>(step, scores, 2 * pair);
+            exponentiate<kBias, kExact, T>(step, scores, cap_slopes, 2 * pair);
         }
       });
     }
@@ -354,6 +366,13 @@ class Backward {
     differentiate<kDrops, kExact>(step, kept, scores, dprobs);
     if (!step.is_full()) mask(step, scores, dprobs);
     if (kGeneral && p_.dbias.data) store_dbias_elements<T>(step, dprobs);
+    if constexpr (kModifies) {
+      if (args_.slope_parts) {
+        slope_sum_ += distances_times<Warp::kKeyTiles, Warp::kQueryTiles>(
+            dprobs, step.first_query + warp_.query, [&](int row) { return step.tilt_of(row).place; });
+      }
+      if (p_.mods.softcap > 0) uncap<kPolicy>(dprobs, cap_slopes);
+    }
   }
 
   // __syncthreads(). Where turns are taken, this step's has come then, and that of the step before ends: what it added
@@ -388,6 +407,7 @@ __global__ void __launch_bounds__(bwd_policy(kHeadDim, Features::of(kFeatures), 
   let_next_kernel_start();
   if (found.keys <= 0) {
     if (threadIdx.x == 0) tile_is_done(args, found.head_of_all);
+    if (kPolicy.features.may(kAlibiOp) && args.slope_parts && threadIdx.x == 0) slope_part(args, place) = {};
     return;
   }
   find_queries<kPolicy>(args, place.split, found, shared);

@@ -68,8 +68,7 @@ __device__ __forceinline__ void make_finite(unsigned char (&tile)[kBytes], const
 }
 
 __device__ __forceinline__ int64_t bias_offset(const ScoreBias& bias, const BwdTile& tile, int query, int key) {
-  return tile.sequence.batch * bias.batch_stride + tile.group * bias.group_stride + tile.head * bias.head_stride +
-         query * bias.q_stride + key * bias.k_stride;
+  return bias.offset(tile.sequence.index, tile.group, tile.head, query, key);
 }
 
 // Bias of queries from `query` and the tile's keys, [block_m][block_n].

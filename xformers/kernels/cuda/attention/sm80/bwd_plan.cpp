@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "xformers/kernels/cuda/attention/head_gradients.h"
 #include "xformers/kernels/cuda/attention/sm80/bwd_policy.h"
 #include "xformers/kernels/cuda/attention/tiles.h"
 #include "xformers/kernels/cuda/base/device.h"
@@ -28,7 +29,8 @@ BwdPlan plan_backward(const AttentionBwdParams& p, int head_dim, Features featur
   // Sequences that are shorter than a tile, one with the other. Draws of dropout go by 32 keys of a sequence, and turns
   // are counted within one; keys with gaps may lie in any order.
   plan.spans = p.seq.packed() && !p.seq.seqused_k && !p.deterministic && p.dropout.p == 0 && p.shape.seqlen_q > 0 &&
-               p.shape.seqlen_k < p.seq.num_sequences * plan.block_n && features != Features::kScored;
+               p.shape.seqlen_k < p.seq.num_sequences * plan.block_n && sm80::may_span(policy) &&
+               !p.mods.change_scores();  // by the place in a sequence
   const auto tiles_of = [&](int64_t rows, int tile_rows) {
     return plan.spans ? (rows + tile_rows - 1) / tile_rows : max_tiles(rows, p.seq, tile_rows);
   };
@@ -51,6 +53,7 @@ BwdPlan plan_backward(const AttentionBwdParams& p, int head_dim, Features featur
   plan.dq_bytes = plan.one_tile ? 0 : padded(heads * plan.query_blocks * plan.dq_rows * head_dim * 4);
   plan.partial_bytes = plan.splits > 1 ? padded(blocks * plan.splits * 2 * plan.block_n * head_dim * 4) : 0;
   plan.span_bytes = plan.spans ? padded((p.shape.seqlen_k + plan.query_blocks) * 8) : 0;
+  plan.slope_bytes = slope_part_bytes(p, plan.tiles * plan.splits);
   plan.extremes_bytes = padded(heads * ((p.shape.seqlen_q + kStatisticsRows - 1) / kStatisticsRows) *
                                static_cast<int64_t>(sizeof(RowExtremes)));
   return plan;
@@ -75,6 +78,7 @@ void apply_plan(const BwdPlan& plan, const AttentionBwdParams& p, void* memory, 
     args.block_tiles = reinterpret_cast<RangeOf<int>*>(take(static_cast<size_t>(plan.query_blocks) * 8));
     args.key_queries = reinterpret_cast<RangeOf<int>*>(take(static_cast<size_t>(p.shape.seqlen_k) * 8));
   }
+  set_slope_parts(args, plan.tiles * plan.splits, take(plan.slope_bytes));
   args.extremes = reinterpret_cast<RowExtremes*>(take(plan.extremes_bytes));
 }
 

@@ -15,7 +15,7 @@ struct BwdPolicy {
   bool behind;  // dq is added a step later, by half of the warps before this step's scores, by the others after them
 
   static constexpr int kKeyTiles = 2;      // of 16 keys, per warp
-  static constexpr int kPlaceBytes = 144;  // of BwdTile
+  static constexpr int kPlaceBytes = 152;  // of BwdTile
 
   constexpr int block_n() const { return 16 * kKeyTiles * warps / sharing; }
   constexpr int threads() const { return 32 * warps; }
@@ -49,7 +49,9 @@ constexpr BwdPolicy bwd_policy(int head_dim, Features features, bool large) {
 }
 
 // Whether tiles may span sequences.
-constexpr bool may_span(const BwdPolicy& policy) { return policy.features != Features::kScored; }
+constexpr bool may_span(const BwdPolicy& policy) {
+  return policy.features == Features::kPlain || policy.features == Features::kGeneral;
+}
 
 // What is launched, planned and laid out in memory by the host is the same for both sizes of shared memory, and fits.
 constexpr bool sizes_agree(int head_dim, Features features) {

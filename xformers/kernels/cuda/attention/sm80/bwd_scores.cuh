@@ -39,6 +39,10 @@ struct BwdStep {
     if (warp.key + row >= tile.keys) return {0, 0};
     return {tile.band.first_query(key), tile.band.last_query(key) + 1};
   }
+  // Of key `row` of the warp's.
+  __device__ __forceinline__ RowTilt tilt_of(int row) const {
+    return {tile.tilt.slope, tile.tilt.place + static_cast<float>(tile.first_key + warp.key + row)};
+  }
   // Any query of the warp's scores has an lse (in units of log2(e)) so far from 0 that one rounding of it, or of a
   // score times log2(e), would show. With dropout, or NaN: what is dropped must not hide it.
   __device__ __forceinline__ bool has_large_rows(bool drops) const {
@@ -57,10 +61,15 @@ __device__ __forceinline__ float bias_at(const ScoreBias& bias, const BwdTile& t
   return to_float(static_cast<const T*>(bias.data)[bias_offset(bias, tile, query, key)]);
 }
 template <class T>
-__device__ __forceinline__ void store_dbias_at(const ScoreBias& dbias, const BwdTile& tile, int query, int key,
-                                               float ds) {
+__device__ __forceinline__ void store_dbias_at(const ScoreBias& dbias, bool shared, const BwdTile& tile, int query,
+                                               int key, float ds) {
   if (!inside(tile, query, key)) return;
-  static_cast<T*>(dbias.data)[bias_offset(dbias, tile, query, key)] = to_element<T>(ds);
+  const int64_t at = bias_offset(dbias, tile, query, key);
+  if (shared) {
+    atomicAdd(static_cast<float*>(dbias.data) + at, ds);
+  } else {
+    static_cast<T*>(dbias.data)[at] = to_element<T>(ds);
+  }
 }
 
 // Where a lane's elements are: element i of query tile m and key tile k.
@@ -78,16 +87,63 @@ struct LanePlace {
   __device__ __forceinline__ int key_of(int k, int i) const { return key + k * 16 + i / 2 * 8; }
 };
 
+// What dS is to be multiplied by where scores are capped, in fp16, two queries per register.
+template <BwdPolicy kPolicy>
+using CapSlopes = uint32_t[BwdWarp<kPolicy>::kKeyTiles][BwdWarp<kPolicy>::kQueryTiles][2];
+
+// The scores of query tiles m2 and m2 + 1 are capped and tilted, and in natural units then: whether any of it was to
+// do.
+template <BwdPolicy kPolicy>
+__device__ __forceinline__ bool modify(const BwdStep<kPolicy>& step, typename BwdWarp<kPolicy>::Scores& scores,
+                                       CapSlopes<kPolicy>& cap_slopes, int m2) {
+  using Warp = BwdWarp<kPolicy>;
+  const ScoreModifiers& mods = step.args.p.mods;
+  const ColumnTiles tiles{m2, m2 + 2};
+  float scale = step.args.scale;
+  if (mods.softcap > 0) {
+    float other = 0;
+    cap<false, Warp::kKeyTiles, Warp::kQueryTiles>(scores, scale, static_cast<float>(mods.softcap), tiles,
+                                                   [&](int k, int m, int i, float slope) {
+                                                     if (i % 2) cap_slopes[k][m][i / 2] = pack<__half>(other, slope);
+                                                     other = slope;
+                                                   });
+    scale = 1;
+  }
+  if (mods.alibi_slopes.data) {
+    tilt<Warp::kKeyTiles, Warp::kQueryTiles>(
+        scores, scale, step.first_query + step.warp.query, [&](int row) { return step.tilt_of(row); }, tiles);
+  }
+  return mods.softcap > 0 || mods.alibi_slopes.data;
+}
+
+// dS behind the cap -> before it.
+template <BwdPolicy kPolicy>
+__device__ __forceinline__ void uncap(typename BwdWarp<kPolicy>::Scores& ds, const CapSlopes<kPolicy>& cap_slopes) {
+  using Warp = BwdWarp<kPolicy>;
+#pragma unroll
+  for (int k = 0; k < Warp::kKeyTiles; ++k)
+#pragma unroll
+    for (int m = 0; m < Warp::kQueryTiles; ++m)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float2 slopes = unpack<__half>(cap_slopes[k][m][half]);
+        ds[k][m][half * 2] *= slopes.x, ds[k][m][half * 2 + 1] *= slopes.y;
+      }
+}
+
 // scores -> P, as if nothing were masked, of query tiles m2 and m2 + 1. With dropout, P is multiplied by 1 / (1 - p):
 // lse is less by the logarithm of this (run_bwd_sm80). kExact: where scores are large, the difference to lse is taken
 // first, of numbers as fp32 holds them, and multiplied by log2(e) then; near 0 this rounds no better.
 template <bool kBias, bool kExact, class T, BwdPolicy kPolicy>
 __device__ __forceinline__ void exponentiate(const BwdStep<kPolicy>& step, typename BwdWarp<kPolicy>::Scores& scores,
-                                             int m2) {
+                                             CapSlopes<kPolicy>& cap_slopes, int m2) {
   using Warp = BwdWarp<kPolicy>;
   constexpr bool kGeneral = kPolicy.features == Features::kGeneral;
   const LanePlace<kPolicy> place(step);
-  const float scale = kExact ? step.args.scale : step.args.scale_log2;
+  float scale = kExact ? step.args.scale : step.args.scale_log2;
+  if constexpr (kPolicy.features.may(kModifyOps)) {
+    if (modify(step, scores, cap_slopes, m2)) scale = kExact ? 1 : kLog2e;
+  }
   uint32_t bias[Warp::kKeyTiles][4];  // keys, keys + 8, then the next eight queries
   if constexpr (kBias && !kGeneral) {
 #pragma unroll
@@ -190,7 +246,8 @@ __device__ __forceinline__ void store_dbias_elements(const BwdStep<kPolicy>& ste
     for (int k = 0; k < Warp::kKeyTiles; ++k)
 #pragma unroll
       for (int i = 0; i < 4; ++i)
-        store_dbias_at<T>(step.args.p.dbias, step.tile, place.query_of(m, i), place.key_of(k, i), ds[k][m][i]);
+        store_dbias_at<T>(step.args.p.dbias, step.args.p.dbias_shared, step.tile, place.query_of(m, i),
+                          place.key_of(k, i), ds[k][m][i]);
 }
 
 }  // namespace xformers::cuda::sm80

@@ -6,6 +6,7 @@
 #include "xformers/kernels/cuda/attention/bwd_args.h"
 #include "xformers/kernels/cuda/attention/mask.cuh"
 #include "xformers/kernels/cuda/attention/scheduler.cuh"
+#include "xformers/kernels/cuda/attention/score_mods.cuh"
 #include "xformers/kernels/cuda/attention/sm80/bwd_dropout.cuh"
 #include "xformers/kernels/cuda/attention/sm80/bwd_policy.h"
 #include "xformers/kernels/cuda/attention/sm80/tile.cuh"
@@ -23,6 +24,7 @@ struct BwdTile {
   Band band;
   int64_t q, dout, row, dq_block;  // where the first query is in q, dout, lse and dq_sum
   DropoutState dropout;            // where there is dropout
+  RowTilt tilt;                    // of key 0, where there is ALiBi
 };
 
 // The tile of index `tile` of a head of all; keys are 0 where there is none.
@@ -56,6 +58,11 @@ __device__ __forceinline__ BlockPlace block_place(const BwdArgs& args) {
   const unsigned first_head = index / (at_once * tiles) * at_once, heads = min(at_once, all - first_head);
   const unsigned rest = index - first_head * tiles;
   return {static_cast<int>(first_head + rest % heads), static_cast<int>(rest / heads), static_cast<int>(split)};
+}
+
+// Where a tile, or its part of the queries, leaves its part of the gradient of a slope.
+__device__ __forceinline__ SlopePart& slope_part(const BwdArgs& args, const BlockPlace& place) {
+  return args.slope_parts[place.head_of_all * args.slope_parts_per_head + place.tile * args.splits + place.split];
 }
 
 __device__ __forceinline__ int64_t heads_offset(const HeadsTensor& tensor, const BwdTile& tile) {
@@ -125,6 +132,9 @@ __device__ __forceinline__ void find_queries(const BwdArgs& args, int split, Bwd
   if (p.dropout.p > 0) {
     tile.dropout = {dropout_key(p.dropout), static_cast<uint32_t>(tile.sequence.index * p.shape.num_heads() +
                                                                   tile.head_of_all % p.shape.num_heads())};
+  }
+  if (kPolicy.features.may(kAlibiOp) && p.mods.alibi_slopes.data) {
+    tile.tilt = tilt_of_key(p, tile.sequence, tile.group, tile.head, 0);
   }
   tile.dq_block = tile.head_of_all * args.query_blocks + first_query_block(p.seq, tile.sequence, kPolicy.dq_rows());
 }

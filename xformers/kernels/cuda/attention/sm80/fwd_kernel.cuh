@@ -40,9 +40,9 @@ __device__ __forceinline__ void accumulate_step(typename WarpPart<kPolicy>::Outp
                                                 const FwdMemory<kPolicy>& memory, int key, const Meanwhile& meanwhile) {
   constexpr bool kAlone = kPolicy.sharers == 1;
   const ValueOperand<kPolicy> v(memory.v, warp);
-  if constexpr (kPolicy.features == Features::kPlain && kAlone) {
+  if constexpr (!kPolicy.features.may(kDropoutOp) && kAlone) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    constexpr int kThen = 16;
+    constexpr int kThen = kPolicy.features == Features::kPlain ? 16 : 0;
 #else
     constexpr int kThen = 0;  // later, sm_80's schedule spills
 #endif
@@ -58,7 +58,7 @@ __device__ __forceinline__ void accumulate_step(typename WarpPart<kPolicy>::Outp
   typename WarpPart<kPolicy>::Probabilities probabilities;
 #pragma unroll
   for (int i = 0; i < kPolicy.warp_keys(); i += 16) to_probabilities<T, kPolicy>(probabilities[i / 16], s, i / 16);
-  if (kPolicy.features != Features::kPlain && args.p.dropout.p > 0) {
+  if (kPolicy.features.may(kDropoutOp) && args.p.dropout.p > 0) {
 #pragma unroll
     for (int i = 0; i < kPolicy.warp_keys(); i += 32) {
       drop<kPolicy.row_tiles>(&probabilities[i / 16], tile.philox, args.drop_rule, tile.stream_head,
@@ -77,17 +77,18 @@ __device__ __forceinline__ void accumulate_step(typename WarpPart<kPolicy>::Outp
 // `sight`: what a warp's rows see (SequenceSight, SpanSight).
 template <class T, FwdPolicy kPolicy, class Sight>
 __device__ __forceinline__ void forward(const FwdGrid& args, const FwdTile& tile, const FwdMemory<kPolicy>& memory,
-                                        const Sight& sight) {
+                                        const Sight& sight, const FwdTilts<kPolicy>& tilts) {
   constexpr int kKeys = kPolicy.block_n;
-  constexpr bool kScored = kPolicy.features == Features::kScored, kGeneral = kPolicy.features == Features::kGeneral;
+  constexpr bool kScored = kPolicy.features == Features::kScored, kGeneral = kPolicy.features == Features::kGeneral,
+                 kModifies = kPolicy.features.may(kModifyOps);
   const AttentionFwdParams& p = args.p;
   const WarpPart<kPolicy> warp;
   const Range& blocks = tile.blocks;
   const KeyTiles<T, kPolicy> k(args, p.k, p.quantization.k_scale_shift, tile, tile.k_origin, p.shape.head_dim);
   const KeyTiles<T, kPolicy> v(args, p.v, p.quantization.v_scale_shift, tile, tile.v_origin, p.shape.head_dim_v);
   const BiasTiles<T, kPolicy> bias(args, tile, warp, memory.bias);
-  // A bias, and a scale that turns the order around, want scores that are scaled before the maximum is taken.
-  const bool scale_first = kGeneral || (kScored && (bias.present() || !(args.unit.scale > 0)));
+  // What else happens to scores, and a scale that turns the order around, want them scaled before the maximum is taken.
+  const bool scale_first = kModifies || (kScored && (bias.present() || !(args.unit.scale > 0)));
   const ScoreUnit unit = scale_first ? ScoreUnit(1, kLog2e) : args.unit;
   const RowExchange<kPolicy> exchange{warp, memory.shared_rows};
   SoftmaxRows<kPolicy.row_tiles> softmax;
@@ -130,7 +131,11 @@ __device__ __forceinline__ void forward(const FwdGrid& args, const FwdTile& tile
       load_next();
       return;  // this warp's rows see none of these keys
     }
-    if constexpr (kGeneral) add_any_bias<T, kPolicy>(s, args, tile, warp, key + warp.key(), args.unit.scale);
+    if constexpr (kModifies) {
+      const float scale = modify<false, !kGeneral, kPolicy.row_tiles, kPolicy.warp_keys() / 8>(
+          s, args.unit.scale, p.mods, key + warp.key(), [&](int row) { return tilts.rows[warp.row + row]; });
+      if constexpr (kGeneral) add_any_bias<T, kPolicy>(s, args, tile, warp, key + warp.key(), scale);
+    }
     if constexpr (kScored) {
       if (bias.present()) {
         add_bias<T, kPolicy>(s, bias.tile(), args.unit.scale);
@@ -152,7 +157,8 @@ __device__ __forceinline__ void forward(const FwdGrid& args, const FwdTile& tile
 #pragma unroll 1
   for (int block = blocks.begin; block < blocks.end; ++block) {
     // Twice the code pays where a step is little but products.
-    constexpr bool kApart = kPolicy.features == Features::kPlain && kPolicy.sharers == 1 && !kPolicy.spans;
+    constexpr bool kApart = (kPolicy.features == Features::kPlain || kPolicy.features == Features::kModified) &&
+                            kPolicy.sharers == 1 && !kPolicy.spans;
     if (kApart && block >= tile.full.begin && block < tile.full.end) {
       step(block, std::bool_constant<!kApart>());
     } else {
@@ -172,6 +178,7 @@ __global__ void __launch_bounds__(fwd_policy(kHeadDim, Features::of(kFeatures)).
   constexpr FwdPolicy kPolicy = fwd_policy(kHeadDim, Features::of(kFeatures));
   extern __shared__ __align__(128) unsigned char smem[];
   __shared__ FwdTile tile;  // not in registers, which the accumulators fill
+  __shared__ FwdTilts<kPolicy> tilts;
   if constexpr (kPolicy.spans) {
     __shared__ FwdSpan<kPolicy> span;
     if (threadIdx.x < 32) find_span<kPolicy>(tile, span, args);
@@ -179,7 +186,7 @@ __global__ void __launch_bounds__(fwd_policy(kHeadDim, Features::of(kFeatures)).
     do {
       if (tile.rows <= 0) continue;
       find_visible_keys<kPolicy>(tile, span, args);
-      forward<T, kPolicy>(args, tile, FwdMemory<kPolicy>(shared_address(smem)), SpanSight<kPolicy>{span});
+      forward<T, kPolicy>(args, tile, FwdMemory<kPolicy>(shared_address(smem)), SpanSight<kPolicy>{span}, tilts);
     } while (next_sequence<kPolicy>(tile, span, args));
   } else {
     if (threadIdx.x < 32) {
@@ -187,9 +194,10 @@ __global__ void __launch_bounds__(fwd_policy(kHeadDim, Features::of(kFeatures)).
       if (threadIdx.x == 0) tile = found;
     }
     __syncthreads();
-    if (tile.rows > 0) {
-      forward<T, kPolicy>(args, tile, FwdMemory<kPolicy>(shared_address(smem)), SequenceSight<kPolicy>{args, tile});
-    }
+    if (tile.rows <= 0) return;
+    if constexpr (kPolicy.tilts()) tilts.find(args, tile);  // the first step's barriers come before they are read
+    forward<T, kPolicy>(args, tile, FwdMemory<kPolicy>(shared_address(smem)), SequenceSight<kPolicy>{args, tile},
+                        tilts);
   }
 }
 

@@ -112,9 +112,10 @@ class OutputWriter {
       factor[r][half] = sum == 0 ? 0.0f : static_cast<float>(args_.kept) / sum;
       const TileRows rows = rows_of(args_, tile_);
       const int row = tile_.first + warp_.lane_row(r, half);
-      if (threadIdx.x % 4 != 0 || warp_.part != 0 || !rows.inside(row)) return;
-      store_stats(args_, static_cast<int>(blockIdx.y), tile_, rows.place_of(row),
-                  {natural_max(softmax.row_max[r][half], unit), sum});
+      const bool stores = threadIdx.x % 4 == 0 && warp_.part == 0;
+      if (!(stores || p_.mods.sinks.data) || !rows.inside(row)) return;
+      factor[r][half] *= finish_row(args_, static_cast<int>(blockIdx.y), tile_, rows.place_of(row),
+                                    {natural_max(softmax.row_max[r][half], unit), sum}, stores);
     });
     if (args_.out_partial && tile_.blocks.empty()) return;  // its statistics say that there is nothing to read
     const RowPlace first{tile_.sequence.q_begin, tile_.head};

@@ -107,6 +107,7 @@ SplitPlan plan_splits(const AttentionFwdParams& p, const FwdFacts& facts, int he
 
 bool has_short_sequences(const AttentionFwdParams& p, const FwdFacts& facts, int head_dim, Features features) {
   if (features != Features::kPlain || !sm80::may_span(head_dim) || !p.seq.packed() || p.seq.seqused_k) return false;
+  if (p.mods.sinks.data) return false;  // a row has to know its sequence, and whether it has one
   const sm80::FwdPolicy policy = sm80::fwd_policy(head_dim, features);
   const int64_t block_m = policy.block_m(), at_work = int64_t{facts.device.multiprocessors} * policy.blocks_per_sm;
   return p.num_splits <= 1 && row_tiles(p, facts, policy.block_m()) > at_work &&

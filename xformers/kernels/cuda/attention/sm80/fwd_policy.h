@@ -16,6 +16,9 @@ struct FwdPolicy {
   int blocks_per_sm = 2;
   bool spans = false;  // row tiles go on where a packed sequence ends (fwd_span.cuh)
 
+  // Rows know the diagonal that ALiBi's distances count from.
+  constexpr bool tilts() const { return features.may(kAlibiOp); }
+
   constexpr int threads() const { return 32 * warps; }
   constexpr int warp_rows() const { return 16 * row_tiles; }
   constexpr int block_m() const { return warp_rows() * warps / sharers; }

@@ -68,9 +68,8 @@ __device__ __forceinline__ void add_any_bias(typename WarpPart<kPolicy>::Scores&
       s, scale, key, tile.sequence.seqlen_k, tensor.k_stride, [&](int of_warp) -> const T* {
         const int row = tile.first + warp.row + of_warp;
         if (!tensor.data || !rows.inside(row)) return nullptr;
-        return static_cast<const T*>(tensor.data) + tile.sequence.batch * tensor.batch_stride +
-               tile.group * tensor.group_stride + rows.head_of(row) * tensor.head_stride +
-               rows.query_of(row) * tensor.q_stride;
+        return static_cast<const T*>(tensor.data) +
+               tensor.offset(tile.sequence.index, tile.group, rows.head_of(row), rows.query_of(row), 0);
       });
 }
 

@@ -9,6 +9,7 @@
 #include "xformers/kernels/cuda/attention/fwd_args.h"
 #include "xformers/kernels/cuda/attention/key_walk.cuh"
 #include "xformers/kernels/cuda/attention/rows.cuh"
+#include "xformers/kernels/cuda/attention/score_mods.cuh"
 #include "xformers/kernels/cuda/attention/sm80/fwd_policy.h"
 #include "xformers/kernels/cuda/attention/softmax.cuh"
 
@@ -70,7 +71,7 @@ __device__ __forceinline__ void complete(FwdTile& tile, const FwdGrid& args) {
   }
   tile.full = {0, 0};
   if (tile.rows == kPolicy.block_m()) tile.full = blocks_inside(tile.band.full_range(queries), kPolicy.block_n);
-  if (kPolicy.features != Features::kPlain && args.p.dropout.p > 0) {
+  if (kPolicy.features.may(kDropoutOp) && args.p.dropout.p > 0) {
     tile.philox = dropout_key(args.p.dropout);
     tile.stream_head = tile.drop_head(args.p.shape);
   }
@@ -111,6 +112,21 @@ struct WarpPart {
   __device__ __forceinline__ int dim() const { return part * kPolicy.warp_dims(); }
   // Row of the tile that this lane holds.
   __device__ __forceinline__ int lane_row(int row_tile, int half) const { return row + cuda::lane_row(row_tile, half); }
+};
+
+// ALiBi's slope and diagonal of each row of a tile, in shared memory.
+template <FwdPolicy kPolicy>
+struct FwdTilts {
+  RowTilt rows[kPolicy.tilts() ? kPolicy.block_m() : 1];
+
+  // By all threads; the caller synchronises.
+  __device__ __forceinline__ void find(const FwdGrid& args, const FwdTile& tile) {
+    for (int row = threadIdx.x; row < kPolicy.block_m(); row += kPolicy.threads()) {
+      const TileRows all = rows_of(args, tile);
+      const int at = tile.first + min(row, tile.rows - 1);
+      rows[row] = tilt_of_query(args.p, tile.sequence, tile.group, all.head_of(at), all.query_of(at));
+    }
+  }
 };
 
 // What a warp's rows see of a tile of one sequence, worked out anew where it is asked for: blocks of keys that any of

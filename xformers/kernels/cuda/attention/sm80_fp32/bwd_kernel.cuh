@@ -77,11 +77,22 @@ class Backward : BackwardProducts<kPolicy> {
         }
       }
     }
+    if (kScored && place_.slope_part) store_slope_part();
     write_keys(p_.dk, dk_, static_cast<float>(p_.softmax_scale) / kUsualScale, p_.shape.head_dim);
     write_keys(p_.dv, dv_, static_cast<float>(args_.kept), p_.shape.head_dim_v);
   }
 
  private:
+  // Of this tile; every block of keys has its place.
+  __device__ __forceinline__ void store_slope_part() {
+    float sum = sum_of_warp(this->slope_sum_);
+    if (threadIdx.x % 32 == 0) rows_->largest_dout[threadIdx.x / 32] = sum;
+    __syncthreads();
+    if (threadIdx.x != 0) return;
+    double all = 0;
+    for (const float of_warp : rows_->largest_dout) all += static_cast<double>(of_warp);
+    *place_.slope_part = {all, tile_.sequence.index};
+  }
   __device__ __forceinline__ bool is_block(int block) const { return block * kBlockM < place_.queries.end; }
 
   // `first`: the first of `rows` rows.
@@ -130,10 +141,10 @@ class Backward : BackwardProducts<kPolicy> {
   __device__ __forceinline__ void step(int block, int stage, bool unusual) {
     const uint32_t q = smem_q_ + stage * kPolicy.tile_bytes(kBlockM);
     const uint32_t dout = smem_dout_ + stage * kPolicy.tile_bytes(kBlockM);
-    Scores probs, ds;
+    Scores probs, ds, cap_slopes;
     multiply_transposed(probs, smem_k_, q);
     if (unusual) this->scale_keys(probs, rows_->k), this->scale_queries(probs, rows_->q[stage]);
-    this->scale_and_add_bias(probs, block);
+    this->modify_scores(probs, cap_slopes, block);
     this->to_probabilities(probs, block, stage);
     const uint32_t dropped = kScored && p_.dropout.p > 0 ? this->draw(block) : 0;
     {
@@ -154,7 +165,7 @@ class Backward : BackwardProducts<kPolicy> {
     }
     multiply_transposed(ds, smem_v_, dout);
     if (unusual) this->scale_keys(ds, rows_->v), this->scale_queries(ds, rows_->dout[stage]);
-    this->differentiate(ds, probs, dropped, block, stage);
+    this->differentiate(ds, probs, cap_slopes, dropped, block, stage);
     Halves a[kSteps];
 #pragma unroll
     for (int m = 0; m < kQueryTiles; ++m)
@@ -291,9 +302,16 @@ __global__ void __launch_bounds__(bwd_policy(kHeadDim, kScored).threads(), bwd_p
   constexpr BwdPolicy kPolicy = bwd_policy(kHeadDim, kScored);
   extern __shared__ __align__(128) unsigned char smem[];
   __shared__ BwdPlace place;
-  const HeadTile tile = bwd_tile<kPolicy.block_n()>(args);
+  const LaunchPlace at = launch_place(args.tiles, args.heads_at_once);
+  const HeadTile tile = head_tile<RowsOf::kKeys>(args.p.shape, args.p.seq, at.head, at.tile, kPolicy.block_n());
+  if (threadIdx.x == 0) {
+    place = bwd_place(args, tile);
+    if (args.slope_parts) {
+      place.slope_part = args.slope_parts + at.head * args.slope_parts_per_head + at.tile;
+      if (tile.rows <= 0) *place.slope_part = {};
+    }
+  }
   if (tile.rows <= 0) return;
-  if (threadIdx.x == 0) place = bwd_place(args, tile);
   __syncthreads();
   Backward<kPolicy> backward(args, place, smem);
   backward.run();

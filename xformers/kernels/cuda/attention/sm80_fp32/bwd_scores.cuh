@@ -5,6 +5,7 @@
 #include <cfloat>
 
 #include "xformers/kernels/cuda/attention/dropout.cuh"
+#include "xformers/kernels/cuda/attention/score_mods.cuh"
 #include "xformers/kernels/cuda/attention/sm80_fp32/places.cuh"
 #include "xformers/kernels/cuda/attention/sm80_fp32/policy.h"
 #include "xformers/kernels/cuda/attention/split_merge.cuh"
@@ -34,6 +35,7 @@ class BackwardScores {
   Rows* rows_;
   int warp_key_;                // first key of this warp
   float dp_scale_, dout_unit_;  // of products of V and dO; of dO
+  float slope_sum_ = 0;         // this lane's, of dS * distance
 
   __device__ __forceinline__ BackwardScores(const BwdArgs& args, const BwdPlace& place, Rows* rows)
       : args_(args),
@@ -122,17 +124,32 @@ class BackwardScores {
       }
   }
 
-  __device__ __forceinline__ void scale_and_add_bias(Scores& scores, int block) {
+  // The place of a row of scores, a key, among their columns.
+  __device__ __forceinline__ RowTilt tilt_of(int row) const {
+    return tilt_of_key(p_, tile_.sequence, tile_.group, tile_.head, tile_.first + warp_key_ + row);
+  }
+  // cap_slopes: what dS is to be multiplied by, where scores are capped.
+  __device__ __forceinline__ void modify_scores(Scores& scores, Scores& cap_slopes, int block) {
     if constexpr (!kScored) return;
-    const float* bias = static_cast<const float*>(p_.mods.bias.data);
-    const float scale = read_unit(place_.unit).scale;
+    const ScoreModifiers& mods = p_.mods;
+    float scale = read_unit(place_.unit).scale;
+    if (mods.softcap > 0) {
+      cap<true, 1, kQueryTiles>(scores, scale, static_cast<float>(mods.softcap), {0, kQueryTiles},
+                                [&](int r, int n, int i, float slope) { cap_slopes[r][n][i] = slope; });
+      scale = 1;
+    }
+    if (mods.alibi_slopes.data) {
+      tilt<1, kQueryTiles>(scores, scale, block * kBlockM, [&](int row) { return tilt_of(row); });
+      scale = 1;
+    }
+    const float* bias = static_cast<const float*>(mods.bias.data);
 #pragma unroll
     for (int m = 0; m < kQueryTiles; ++m)
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int query = query_of(block, m, i), key = key_of(i);
         const bool adds = bias && inside(query, key);
-        scores[0][m][i] = fmaf(scores[0][m][i], scale, adds ? bias[bias_offset(p_.mods.bias, query, key)] : 0.0f);
+        scores[0][m][i] = fmaf(scores[0][m][i], scale, adds ? bias[bias_offset(mods.bias, query, key)] : 0.0f);
       }
   }
 
@@ -193,9 +210,9 @@ class BackwardScores {
       }
   }
 
-  // Products of V and dO -> dS^T.
-  __device__ __forceinline__ void differentiate(Scores& ds, const Scores& probs, uint32_t dropped, int block,
-                                                int stage) {
+  // Products of V and dO -> dS^T of the scores before their cap.
+  __device__ __forceinline__ void differentiate(Scores& ds, const Scores& probs, const Scores& cap_slopes,
+                                                uint32_t dropped, int block, int stage) {
     const float* delta = rows_->statistics[stage][1];
     const float scale = kScored ? dp_scale_ * static_cast<float>(args_.kept) : dp_scale_;
 #pragma unroll
@@ -208,7 +225,18 @@ class BackwardScores {
       }
     }
     if (!is_full(block)) mask(ds, block);  // 0 times what is not finite
-    if constexpr (kScored) store_dbias(ds, block);
+    if constexpr (!kScored) return;
+    store_dbias(ds, block);
+    if (p_.dslopes.data) {
+      slope_sum_ += distances_times<1, kQueryTiles>(ds, block * kBlockM, [&](int row) { return tilt_of(row).place; });
+    }
+    if (p_.mods.softcap > 0) {
+#pragma unroll
+      for (int m = 0; m < kQueryTiles; ++m)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) ds[0][m][i] *= cap_slopes[0][m][i];
+      if (!is_full(block)) mask(ds, block);
+    }
   }
 
   // Which of this warp's scores are dropped, a bit each.
@@ -244,7 +272,13 @@ class BackwardScores {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int query = query_of(block, m, i), key = key_of(i);
-        if (inside(query, key)) static_cast<float*>(p_.dbias.data)[bias_offset(p_.dbias, query, key)] = ds[0][m][i];
+        if (!inside(query, key)) continue;
+        float* const to = static_cast<float*>(p_.dbias.data) + bias_offset(p_.dbias, query, key);
+        if (p_.dbias_shared) {
+          atomicAdd(to, ds[0][m][i]);
+        } else {
+          *to = ds[0][m][i];
+        }
       }
   }
 };

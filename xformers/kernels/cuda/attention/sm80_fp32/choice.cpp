@@ -1,6 +1,7 @@
 #include "xformers/kernels/cuda/attention/sm80_fp32/choice.h"
 
 #include "xformers/kernels/cuda/attention/arguments.h"
+#include "xformers/kernels/cuda/attention/head_gradients.h"
 #include "xformers/kernels/cuda/attention/instances.h"
 #include "xformers/kernels/cuda/attention/sm80_fp32/policy.h"
 #include "xformers/kernels/cuda/attention/tiles.h"
@@ -25,6 +26,10 @@ const std::vector<BackwardInstance> kBuiltBackward = {
 // Instances are built for no score operations and for all.
 Features features_of(int score_ops) {
   return {.rows = RowAccess::kAny, .score_ops = score_ops == 0 ? 0 : kAllScoreOps};
+}
+
+int64_t key_tiles(const AttentionBwdParams& p, const BackwardInstance& instance) {
+  return max_tiles(p.shape.seqlen_k, p.seq, bwd_policy(instance.head_dim, true).block_n());
 }
 
 size_t turns_bytes(const AttentionBwdParams& p, int64_t blocks) {
@@ -53,10 +58,12 @@ std::optional<BackwardPlan> plan_backward(const AttentionBwdParams& p, const Bwd
   const BackwardInstance* const instance = find_instance(
       kBuiltBackward, p.shape, {DType::kFloat32}, facts.device.smem_per_block,
       [](const BackwardInstance& each) { return bwd_policy(each.head_dim, true).smem_bytes(); }, reasons);
+  if (p.dbias_shared && p.deterministic) reasons.add("the gradient of a shared bias in a fixed order");
   if (reasons.any()) return {};
-  BackwardPlan plan{.instance = instance, .features = features_of(facts.score_ops & (kBiasOp | kDropoutOp))};
+  BackwardPlan plan{.instance = instance, .features = features_of(facts.score_ops & ~kSignedScaleOp)};
   plan.query_blocks = max_tiles(p.shape.seqlen_q, p.seq, bwd_policy(instance->head_dim, true).block_m);
-  plan.workspace = 2 * statistics_bytes(p) + turns_bytes(p, plan.query_blocks);
+  plan.workspace =
+      2 * statistics_bytes(p) + slope_part_bytes(p, key_tiles(p, *instance)) + turns_bytes(p, plan.query_blocks);
   return plan;
 }
 
@@ -64,12 +71,17 @@ void run_backward(const AttentionBwdParams& p, const BwdFacts& facts, const Back
   BwdArgs args = backward_args(p, stream);
   args.query_blocks = plan.query_blocks;
   args.aligned = access_of(facts.q, facts.kv, facts.dout, facts.dq, facts.dkv) == RowAccess::kChunks;
+  char* memory = static_cast<char*>(stream.workspace) + 2 * statistics_bytes(p);
+  const int64_t slope_parts = key_tiles(p, *plan.instance);
+  set_slope_parts(args, slope_parts, memory);
+  memory += slope_part_bytes(p, slope_parts);
   if (const size_t bytes = turns_bytes(p, args.query_blocks); bytes > 0) {
-    args.turns = reinterpret_cast<int*>(static_cast<char*>(stream.workspace) + 2 * statistics_bytes(p));
+    args.turns = reinterpret_cast<int*>(memory);
     XFORMERS_CUDA_CHECK(cudaMemsetAsync(args.turns, 0, bytes, to_stream(stream)));
   }
   begin_backward(args, kLog2eDouble, stream);
   plan.instance->launch(args, plan.features, to_stream(stream));
+  sum_slope_parts(args, to_stream(stream));
 }
 
 }  // namespace xformers::cuda::sm80_fp32

@@ -65,7 +65,7 @@ class Forward : ForwardRows<kPolicy> {
           load_keys(smem_k_, place_.k, p_.k, key + kKeys, p_.shape.head_dim);
           copy_async_commit();
         }
-        if constexpr (kScored) this->scale_and_add_bias(scores, key);
+        if constexpr (kScored) this->modify_scores(scores, key);
         if (key < place_.full.begin || key + kKeys > place_.full.end) this->mask(scores, key);
         this->softmax(scores);
         if constexpr (kScored) {

@@ -91,18 +91,21 @@ class ForwardRows {
     });
   }
 
-  // The scores are scaled here, since a bias comes between, or the scale may be negative.
-  __device__ __forceinline__ void scale_and_add_bias(Scores& scores, int key) {
+  // The scores are scaled here, since something comes between, or the scale may be negative.
+  __device__ __forceinline__ void modify_scores(Scores& scores, int key) {
     const ScoreBias& bias = p_.mods.bias;
     const int first = warp_row();
+    const float scale =
+        modify<true, false, kRowTiles, kKeyTiles>(scores, read_unit(place_.unit).scale, p_.mods, key, [&](int of_warp) {
+          const int row = min(first + of_warp, tile_.first + tile_.rows - 1);
+          return tilt_of_query(p_, tile_.sequence, tile_.group, rows().head_of(row), rows().query_of(row));
+        });
     scale_and_add<kRowTiles, kKeyTiles>(
-        scores, read_unit(place_.unit).scale, key, tile_.sequence.seqlen_k, bias.k_stride,
-        [&](int of_warp) -> const float* {
+        scores, scale, key, tile_.sequence.seqlen_k, bias.k_stride, [&](int of_warp) -> const float* {
           const int row = first + of_warp;
           if (!bias.data || !rows().inside(row)) return nullptr;
-          return static_cast<const float*>(bias.data) + tile_.sequence.batch * bias.batch_stride +
-                 tile_.group * bias.group_stride + rows().head_of(row) * bias.head_stride +
-                 rows().query_of(row) * bias.q_stride;
+          return static_cast<const float*>(bias.data) +
+                 bias.offset(tile_.sequence.index, tile_.group, rows().head_of(row), rows().query_of(row), 0);
         });
   }
 
@@ -142,11 +145,10 @@ class ForwardRows {
       const float sum = sum_of_row(row_sum_[r][half]);
       const int row = this->lane_row(r, half);
       if (!rows().inside(row)) return;
-      const float factor = sum == 0 ? 0.0f : static_cast<float>(args_.kept) / (kUsualScale * sum);
       const RowPlace place = rows().place_of(row);
-      if (threadIdx.x % 4 == 0) {
-        store_stats(args_, 0, tile_, place, {natural_max(row_max_of(r, half), unit()), sum * kLowered});
-      }
+      const float kept = finish_row(args_, 0, tile_, place, {natural_max(row_max_of(r, half), unit()), sum * kLowered},
+                                    threadIdx.x % 4 == 0);
+      const float factor = sum == 0 ? 0.0f : static_cast<float>(args_.kept) / (kUsualScale * sum) * kept;
       float* const out = out_row<float>(p_.out, tile_, place);
 #pragma unroll
       for (int d = 0; d < kDimTiles; ++d) {

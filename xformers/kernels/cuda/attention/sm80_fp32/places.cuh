@@ -18,11 +18,6 @@ __device__ __forceinline__ HeadTile fwd_tile(const FwdArgs& args) {
   return head_tile<RowsOf::kQueries>(args.p.shape, args.p.seq, place.head, args.tiles - 1 - place.tile, kBlockM,
                                      static_cast<int>(args.packed_heads.size()));
 }
-template <int kBlockN>
-__device__ __forceinline__ HeadTile bwd_tile(const BwdArgs& args) {
-  const LaunchPlace place = launch_place(args.tiles, args.heads_at_once);
-  return head_tile<RowsOf::kKeys>(args.p.shape, args.p.seq, place.head, place.tile, kBlockN);
-}
 
 // The row of a tensor from which a sequence's queries or keys count, of the tile's heads.
 __device__ __forceinline__ const float* first_row(const HeadsTensor& tensor, const HeadTile& tile, int64_t begin) {
@@ -71,6 +66,7 @@ struct BwdPlace {
   Range queries;          // that see any of the keys
   int64_t head;           // of the whole: (batch * num_groups + group) * heads_per_group + head
   const float *q, *dout;  // the first query
+  SlopePart* slope_part;  // of this tile, or null
   alignas(16) ScoreUnit unit;
 };
 __device__ __forceinline__ BwdPlace bwd_place(const BwdArgs& args, const HeadTile& tile) {
@@ -82,6 +78,7 @@ __device__ __forceinline__ BwdPlace bwd_place(const BwdArgs& args, const HeadTil
           (tile.sequence.batch * p.shape.num_groups + tile.group) * p.shape.heads_per_group + tile.head,
           first_row(p.q, tile, tile.sequence.q_begin),
           first_row(p.dout, tile, tile.sequence.q_begin),
+          nullptr,
           product_unit(args)};
 }
 

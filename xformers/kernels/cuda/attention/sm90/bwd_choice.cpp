@@ -51,6 +51,8 @@ std::optional<BackwardPlan> plan_backward(const AttentionBwdParams& p, const Bwd
       kBuilt, p.shape, {DType::kBFloat16, DType::kFloat16}, facts.device.smem_per_block,
       [](const BackwardInstance&) { return kSmemBytes; }, reasons);
   if (facts.score_ops & (kBiasOp | kDropoutOp)) reasons.add("bias or dropout");
+  if (facts.score_ops & kSoftcapOp) reasons.add("softcap");
+  if (facts.score_ops & kAlibiOp) reasons.add("alibi_slopes");
   if (access_of(facts.q, facts.kv, facts.dout) == RowAccess::kAny) {
     reasons.add("rows of q, k, v or dout are not in units of 16 bytes");
   }

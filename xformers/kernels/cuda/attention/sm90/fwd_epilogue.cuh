@@ -4,8 +4,8 @@
 
 #include "xformers/kernels/cuda/arch/mma.cuh"
 #include "xformers/kernels/cuda/attention/fragment.cuh"
+#include "xformers/kernels/cuda/attention/sink.cuh"
 #include "xformers/kernels/cuda/attention/sm90/fwd_schedule.cuh"
-#include "xformers/kernels/cuda/attention/split_merge.cuh"
 
 namespace xformers::cuda::sm90 {
 
@@ -61,17 +61,20 @@ __device__ __forceinline__ void write_results(const FwdGrid& args, const HeadTil
     const int row = first + lane_row(0, half);
     const bool inside = row < tile.first + tile.rows;
     const int64_t query = tile.sequence.q_begin + row;
-    const float sum = softmax.row_sum[0][half], factor = inverse_of(sum);
+    const float sum = softmax.row_sum[0][half];
+    RowEnd<float> end = {};
+    if (inside) {
+      end =
+          end_row(p, tile.sequence.index, tile.group, tile.head, natural_max(softmax.row_max[0][half], args.unit), sum);
+    }
+    const float factor = inverse_of(sum) * end.kept;
     const int64_t origin = tile.offset(p.out) + query * p.out.seq_stride;
     if (p.wide_out) {
       store_row_wide(static_cast<float*>(p.out.data) + origin, acc_o[0], half, factor, dim_v, inside);
     } else {
       store_row(static_cast<T*>(p.out.data) + origin, acc_o[0], half, factor, dim_v, inside);
     }
-    if (inside && threadIdx.x % 4 == 0) {
-      store_lse(p, row_lse(natural_max(softmax.row_max[0][half], args.unit), sum), tile.sequence.batch, tile.group,
-                tile.head, query);
-    }
+    if (inside && threadIdx.x % 4 == 0) store_lse(p, end.lse, tile.sequence.batch, tile.group, tile.head, query);
   });
 }
 
@@ -88,7 +91,8 @@ __device__ __forceinline__ void write_empty(const FwdGrid& args, const HeadTile&
       }
     }
     if (threadIdx.x % 32 == 0) {
-      store_lse(p, row_lse(-INFINITY, 0.0f), tile.sequence.batch, tile.group, tile.head, query);
+      const auto [lse, kept] = end_row(p, tile.sequence.index, tile.group, tile.head, -INFINITY, 0.0f);
+      store_lse(p, lse, tile.sequence.batch, tile.group, tile.head, query);
     }
   }
 }
