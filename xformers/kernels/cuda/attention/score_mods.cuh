@@ -24,6 +24,12 @@ __device__ __forceinline__ C number_at(const HeadNumbers& numbers, int64_t seque
   return static_cast<const C*>(numbers.data)[numbers.offset(sequence, group, head)];
 }
 
+// A bias of -inf hides its key, even one that is NaN.
+template <class C>
+__device__ __forceinline__ C biased(C score, C scale, C bias) {
+  return bias == -static_cast<C>(INFINITY) ? bias : fma(score, scale, bias);
+}
+
 // tanh, and its derivative. With r = 1 / (exp(2 y) + 1) they are 1 - 2 r and 4 r (1 - r), to a few ulp of 1, which is
 // what scores near the cap are rounded to anyway: for results of 16 bits. kAccurate: to a few ulp of each.
 template <class C>
@@ -160,7 +166,7 @@ __device__ __forceinline__ void scale_and_add(Fragment<kRowTiles, kColumnTiles>&
       for (int i = 0; i < 2; ++i) {
         float& at = x[r][n][half * 2 + i];
         const bool adds = has_bias && first + n * 8 + i < seqlen_k;
-        at = fmaf(at, scale, adds ? to_float(bias[i * key_stride]) : 0.0f);
+        at = biased(at, scale, adds ? to_float(bias[i * key_stride]) : 0.0f);
       }
       bias += 8 * key_stride;
     }

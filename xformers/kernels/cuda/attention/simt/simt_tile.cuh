@@ -162,7 +162,7 @@ __device__ __forceinline__ C score_of(const AttentionProblem& p, const HeadTile&
     product = fma(product, scale, -slope * alibi_distance<C>(p, tile, query, key)), scale = 1;
   }
   const T* const from = static_cast<const T*>(mods.bias.data);
-  return fma(product, scale, from ? to_compute<C>(from[bias_offset(mods.bias, tile, query, key)]) : C(0));
+  return biased(product, scale, from ? to_compute<C>(from[bias_offset(mods.bias, tile, query, key)]) : C(0));
 }
 
 // 1-D grids: heads outside, tiles inside.

@@ -181,11 +181,11 @@ __device__ __forceinline__ void exponentiate(const BwdStep<kPolicy>& step, typen
         }
         float& s = scores[k][m][i];
         if constexpr (kExact) {
-          s = kBias ? fmaf(s, scale, added) : __fmul_rn(s, scale);
+          s = kBias ? biased(s, scale, added) : __fmul_rn(s, scale);
           s = ((s - lse[i % 2]) - low[i % 2]) * kLog2e;
         } else {
           s = fmaf(s, scale, -lse[i % 2]);
-          if constexpr (kBias) s = fmaf(added, kLog2e, s);
+          if constexpr (kBias) s = added == -INFINITY ? added : fmaf(added, kLog2e, s);
         }
         s = fast_exp2(s);
       }

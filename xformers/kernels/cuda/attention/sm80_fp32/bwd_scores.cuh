@@ -149,7 +149,7 @@ class BackwardScores {
       for (int i = 0; i < 4; ++i) {
         const int query = query_of(block, m, i), key = key_of(i);
         const bool adds = bias && inside(query, key);
-        scores[0][m][i] = fmaf(scores[0][m][i], scale, adds ? bias[bias_offset(mods.bias, query, key)] : 0.0f);
+        scores[0][m][i] = biased(scores[0][m][i], scale, adds ? bias[bias_offset(mods.bias, query, key)] : 0.0f);
       }
   }
 
