@@ -5,6 +5,8 @@ A file that imports `on_each_device` runs all of its tests on each, with new ten
 Tests of the GPU are collected everywhere and skipped, with the reason, where they can't run.
 """
 
+import functools
+
 import pytest
 import torch
 
@@ -31,6 +33,17 @@ def seed(value):
     torch.default_generator.manual_seed(value)
     if torch.cuda.is_available():
         torch.cuda.manual_seed_all(value)
+
+
+def on_cpu(function):
+    """A reference, which makes its tensors on the CPU on whatever device the test runs."""
+
+    @functools.wraps(function)
+    def run(*args, **kwargs):
+        with torch.device("cpu"):
+            return function(*args, **kwargs)
+
+    return run
 
 
 @pytest.fixture(autouse=True, params=DEVICES, name="device")

@@ -5,8 +5,10 @@ import math
 
 import torch
 import torch.nn.functional as F
+from devices import on_cpu
 
 
+@on_cpu
 def softmax_attention(q, k, v, keep=None, added=None):
     scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
     if added is not None:
@@ -17,10 +19,12 @@ def softmax_attention(q, k, v, keep=None, added=None):
     return torch.where(weights.isnan(), 0.0, weights) @ v
 
 
+@on_cpu
 def triangle(nq, nk):
     return torch.ones(nq, nk, dtype=torch.bool).tril()
 
 
+@on_cpu
 def scaled_dot_product(q, k, v, keep=None, added=None, causal=False):
     if causal:
         band = triangle(q.shape[1], k.shape[1])
@@ -28,6 +32,7 @@ def scaled_dot_product(q, k, v, keep=None, added=None, causal=False):
     return softmax_attention(q, k, v, keep, added)
 
 
+@on_cpu
 def local(q, k, v, window, causal=False, keep=None):
     places = torch.arange(q.shape[1])
     back = places[:, None] - places
@@ -35,12 +40,14 @@ def local(q, k, v, window, causal=False, keep=None):
     return softmax_attention(q, k, v, near if keep is None else near & keep)
 
 
+@on_cpu
 def global_pattern(flags, causal=False):
     flags = flags.cpu()
     seen = flags[:, None] | flags
     return seen & triangle(*seen.shape) if causal else seen
 
 
+@on_cpu
 def under_pattern(q, k, v, pattern, keep=None):
     """Followed by zeros up to the pattern's length, which are keys; `keep` of the sequence alone."""
     seqlen, missing = q.shape[1], pattern.shape[0] - q.shape[1]
@@ -51,11 +58,13 @@ def under_pattern(q, k, v, pattern, keep=None):
     return softmax_attention(q, k, v, pattern)[:, :seqlen]
 
 
+@on_cpu
 def linformer(q, k, v, e, f):
     seqlen = k.shape[1]
     return softmax_attention(q, e[:, :seqlen] @ k, f[:, :seqlen] @ v)
 
 
+@on_cpu
 def segments(seqlen, count):
     """Slices: the first ones of seqlen // count tokens, the last ones one longer."""
     length, longer = divmod(seqlen, count)
@@ -64,6 +73,7 @@ def segments(seqlen, count):
     return [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
 
 
+@on_cpu
 def razavi(a, steps, over_the_batch=False):
     sums = a.sum(-2)
     largest = sums.max() if over_the_batch else sums.amax(-1)[..., None, None]
@@ -75,6 +85,7 @@ def razavi(a, steps, over_the_batch=False):
     return v
 
 
+@on_cpu
 def nystrom(q, k, v, count, padding=None, causal=False, razavi_steps=6, over_the_batch=False):
     """padding [N, seqlen], True where a token is there."""
     n, seqlen, dim = q.shape
@@ -102,6 +113,7 @@ def nystrom(q, k, v, count, padding=None, causal=False, razavi_steps=6, over_the
     return first @ inverse @ third
 
 
+@on_cpu
 def orthogonal_landmarks(q, count, first):
     """Greedily from the rows `first` of each of N."""
     chosen = []
@@ -116,10 +128,12 @@ def orthogonal_landmarks(q, count, first):
     return torch.stack(chosen)
 
 
+@on_cpu
 def orthoformer(q, k, v, landmarks):
     return softmax_attention(q, landmarks, softmax_attention(landmarks, k, v))
 
 
+@on_cpu
 def fourier_mix(x):
     def cosines(n):
         return torch.outer(torch.arange(n), torch.arange(n)).double() * (2 * math.pi / n)
@@ -129,6 +143,7 @@ def fourier_mix(x):
     return real - torch.sin(seq).to(x.dtype) @ x @ torch.sin(dim).to(x.dtype)
 
 
+@on_cpu
 def lambda_layer(q, k, v, rel_pos_emb, paper=False):
     seqlen, longest = q.shape[1], (rel_pos_emb.shape[0] + 1) // 2
     index = torch.arange(seqlen)
@@ -139,6 +154,7 @@ def lambda_layer(q, k, v, rel_pos_emb, paper=False):
     return content + torch.einsum("bnk,ink->bn", q, e)[..., None] * v
 
 
+@on_cpu
 def pooling(x, size):
     batch, seqlen, dim = x.shape
     side = math.isqrt(seqlen)
@@ -151,6 +167,7 @@ def pooling(x, size):
     return torch.stack(rows, 1) - x
 
 
+@on_cpu
 def visual(x, w):
     """w: the tensors of a state dict."""
     batch, seqlen, dim = x.shape
@@ -167,6 +184,7 @@ def visual(x, w):
     return out.flatten(2).transpose(1, 2)
 
 
+@on_cpu
 def compositional(x, w, heads, rules, *, scale, qk_rule, nonlinear, q_compose, keep=None):
     """Self-attention of x [batch, seqlen, dim_model]; one head, rule and token after the other."""
 
@@ -210,6 +228,7 @@ def compositional(x, w, heads, rules, *, scale, qk_rule, nonlinear, q_compose, k
     return linear(torch.cat(merged, -1), "out_proj")
 
 
+@on_cpu
 def favor_features(x, omega, paired, epsilon=1e-6):
     x = x * x.shape[-1] ** -0.25
     m = omega.shape[1] * (2 if paired else 1)
@@ -218,6 +237,7 @@ def favor_features(x, omega, paired, epsilon=1e-6):
     return torch.cat([torch.exp(sign * (x @ omega) + offset) for sign in signs], -1)
 
 
+@on_cpu
 def favor(q, k, v, omega, paired, causal=False):
     weights = favor_features(q, omega, paired) @ favor_features(k, omega, paired).transpose(1, 2)
     if causal:

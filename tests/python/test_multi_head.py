@@ -9,7 +9,7 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from devices import on_each_device  # noqa: F401
+from devices import on_cpu, on_each_device  # noqa: F401
 from xformers.components import (
     InputProjection,
     InputProjectionConfig,
@@ -35,10 +35,11 @@ def build(name="scaled_dot_product", *, causal=False, dtype=torch.float64, **opt
 
 def tokens(seqlen=SEQLEN, batch=BATCH, seed=3):
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(batch, seqlen, DIM, generator=generator, dtype=torch.float64)
+    x = torch.randn(batch, seqlen, DIM, generator=generator, dtype=torch.float64, device="cpu")
     return x.to(torch.get_default_device())
 
 
+@on_cpu
 def rotated(x):
     """[N, S, D], element i with i + D / 2."""
     half = x.shape[-1] // 2
@@ -48,6 +49,7 @@ def rotated(x):
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 
 
+@on_cpu
 def formula(module, query, key, value, keep=None, rotary=False):
     w = {name: t.detach().double().cpu() for name, t in module.state_dict().items()}
 
