@@ -383,7 +383,7 @@ class Backward {
     __threadfence();
     if (threadIdx.x == 0) {
       const Range queries{step.first_query, min(step.first_query + kBlockM, tile_.sequence.seqlen_q)};
-      await_turn(turn, turn_from_first(tile_.band, queries, tile_.first_key, kBlockN));
+      await_turn(turn, turn_of(tile_.band, queries, tile_.first_key, kBlockN));
     }
     __syncthreads();
     if (threadIdx.x == 0 && block + 1 < tile_.last_block) atomicAdd(turn + kDqParts, 1);

@@ -252,7 +252,7 @@ class Backward : BackwardProducts<kPolicy> {
           args_.turns + place_.head * args_.query_blocks + first_query_block(p_.seq, tile_.sequence, kBlockM) + block;
       if (threadIdx.x == 0) {
         const Range queries{block * kBlockM, min((block + 1) * kBlockM, tile_.sequence.seqlen_q)};
-        await_turn(turn, turn_from_first(band_, queries, tile_.first, kBlockN));
+        await_turn(turn, turn_of(band_, queries, tile_.first, kBlockN));
       }
       __syncthreads();
     }

@@ -1,7 +1,7 @@
 // Which tiles of keys a block works on, one after the other (tile_count.cuh).
 //
 // A few heads at a time, so that what their tiles read and add to stays in L2; tile after tile of all of them, from the
-// beginning: with causal masks the long ones come first. Where sums have an order, from the end (turns.cuh).
+// beginning: with causal masks the long ones come first.
 #pragma once
 
 #include "xformers/kernels/cuda/attention/dq_sums.cuh"
@@ -24,6 +24,15 @@ struct BwdWork {
   RowsPlace q, k, v, dout;
 };
 
+// visit(block) for the work's blocks of queries.
+template <class Visit>
+__device__ __forceinline__ void for_each_block(const BwdGrid& args, const BwdWork& work, const Visit& visit) {
+  const Range blocks = work.blocks;
+  const bool down = args.turns != nullptr;
+#pragma unroll 1
+  for (int i = blocks.begin; i < blocks.end; ++i) visit(down ? blocks.begin + blocks.end - 1 - i : i);
+}
+
 class KeyTileOrder {
  public:
   __device__ __forceinline__ explicit KeyTileOrder(const BwdGrid& args) : args_(args), count_(args.next_tile) {}
@@ -43,10 +52,9 @@ class KeyTileOrder {
     const int tiles = static_cast<int>(args_.tiles), at_once = args_.heads_at_once;
     const int first_head = index / (at_once * tiles) * at_once, heads = min(at_once, args_.heads - first_head);
     const int rest = index - first_head * tiles, head = first_head + rest % heads;
-    const int tile = args_.turns ? tiles - 1 - rest / heads : rest / heads;
     const int per_group = static_cast<int>(shape.heads_per_group), groups = static_cast<int>(shape.num_groups),
               group = head / per_group;
-    const RowTile keys = key_tile(shape, p.seq, group / groups, tile, kPolicy.kBlockN);
+    const RowTile keys = key_tile(shape, p.seq, group / groups, rest / heads, kPolicy.kBlockN);
     if (keys.rows <= 0) {
       if (writes) tile_is_done(args_, head);
       return false;
