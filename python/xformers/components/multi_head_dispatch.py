@@ -191,7 +191,7 @@ class MultiHeadDispatch(nn.Module):
             )
             query, key, value = self.in_proj_container(query=query, key=key, value=value)
         q, k, v = (
-            x.unflatten(-1, (self.num_heads, -1)) for x in (query, key, value)
+            torch.unflatten(x, -1, (self.num_heads, -1)) for x in (query, key, value)
         )  # [batch, seqlen, heads, head_dim]
         if self.rotary_embeddings is not None:
             q, k = (x.transpose(1, 2) for x in self.rotary_embeddings(q.transpose(1, 2), k.transpose(1, 2)))
@@ -224,7 +224,7 @@ class MultiHeadDispatch(nn.Module):
             masks["att_mask"] = att_mask
         out = attention(q, k, v, **{name: mask for name, mask in masks.items() if mask is not None})
         if out.ndim == 3:
-            out = out.unflatten(0, (batch, heads))
+            out = torch.unflatten(out, 0, (batch, heads))
         return out.transpose(1, 2).flatten(2)
 
 

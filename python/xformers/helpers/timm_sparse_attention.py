@@ -45,7 +45,7 @@ class TimmSparseAttention(nn.Module):
         mask = self.attn_mask if attn_mask is None else attn_mask
         if mask is not None and mask.device != x.device:
             mask = mask.to(x.device)
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
+        qkv = torch.unflatten(self.qkv(x), -1, (3, self.num_heads, -1))
         q, k, v = torch.ops.xformers.unbind(qkv, 2)
         p = self.attn_drop.p if self.training else 0.0
         out = attend(q, k, v, mask, causal=is_causal, p=p)

@@ -1,5 +1,6 @@
 #include "xformers/nn/functional/orthoformer.h"
 
+#include <ATen/ops/arange.h>
 #include <ATen/ops/bmm.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/maximum.h>
@@ -51,16 +52,14 @@ at::Tensor cluster_centres(const at::Tensor& rows, int64_t count, bool spherical
   const at::Tensor x = spherical ? unit(rows) : rows;
   const at::Tensor places = at::rand_symint({x.sym_size(0), x.sym_size(1)}, x.options()).argsort(int64_t{1});
   at::Tensor centres = rows_of(x, places.narrow(1, 0, count));
+  const at::Tensor clusters = at::arange(count, x.options().dtype(at::kLong)).unsqueeze(1);
   for (int64_t step = 0; step < kClusteringSteps; ++step) {
     at::Tensor nearness = at::bmm(x, centres.transpose(1, 2));  // [n, rows, count]
     if (!spherical) nearness = nearness - 0.5 * centres.square().sum(-1).unsqueeze(1);
     const at::Tensor nearest = nearness.argmax(2);
-    const at::Tensor sums =
-        at::zeros_like(centres).scatter_add(1, nearest.unsqueeze(2).expand_symint({-1, -1, x.sym_size(2)}), x);
-    const at::Tensor counts =
-        at::zeros_symint({x.sym_size(0), count}, x.options())
-            .scatter_add(1, nearest, at::ones_symint({1}, x.options()).expand_symint(nearest.sym_sizes()))
-            .unsqueeze(2);
+    // Sums as a product: the same bits every time, which scattered ones have not on a GPU.
+    const at::Tensor members = nearest.unsqueeze(1).eq(clusters).to(x.scalar_type());  // [n, count, rows]
+    const at::Tensor sums = at::bmm(members, x), counts = members.sum(2, /*keepdim=*/true);
     centres = at::where(counts > 0, sums / counts.clamp_min(1), centres);  // an empty cluster stays where it is
     if (spherical) centres = unit(centres);
   }

@@ -21,7 +21,9 @@ at::Tensor pooling_attention(const PoolingArgs& args) {
                "a window that leaves as many tokens as there are",
                "use an odd pool_size, stride 1 and pool_size / 2 as padding");
   }
-  return grid_to_tokens(at::avg_pool2d(image, {args.pool_size}, {args.stride}, {padding}, /*ceil_mode=*/false,
+  // On a GPU PyTorch's backward of rows of channels is wrong (2.11).
+  return grid_to_tokens(at::avg_pool2d(image.is_cuda() ? image.contiguous() : image, {args.pool_size}, {args.stride},
+                                       {padding}, /*ceil_mode=*/false,
                                        /*count_include_pad=*/false)) -
          x;
 }

@@ -66,7 +66,7 @@ def _attention(
     if dropout is not None and type(dropout) is not nn.Dropout:
         if q.ndim == 4:
             folded = _attention(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), mask, dropout)
-            return folded.unflatten(0, q.shape[:2])
+            return torch.unflatten(folded, 0, q.shape[:2])
         return bmm(_apply_dropout(scaled_query_key_softmax(q, k, mask), dropout), v)
     p = dropout.p if dropout is not None and dropout.training else 0.0
     if q.ndim == 4:  # [batch, seqlen, heads, head_dim] for the operators

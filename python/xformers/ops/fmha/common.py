@@ -140,7 +140,7 @@ def bmk2bmhk(tensor: torch.Tensor, num_heads: int) -> torch.Tensor:
     """[batch * heads, seqlen, head_dim] -> [batch, seqlen, heads, head_dim], without a copy."""
     if tensor.ndim == 4:
         return tensor
-    return tensor.unflatten(0, (tensor.shape[0] // num_heads, num_heads)).transpose(1, 2)
+    return torch.unflatten(tensor, 0, (tensor.shape[0] // num_heads, num_heads)).transpose(1, 2)
 
 
 def check_lastdim_alignment_stride1(reasons: list[str], name: str, x: torch.Tensor, alignment: int) -> None:

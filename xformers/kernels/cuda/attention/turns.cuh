@@ -1,7 +1,7 @@
 // Sums in an order (args.turns): key tiles add to a block of queries one after the other, in the order in which they
 // are launched, so that gradients are the same bits every time. A block's number says how many have added to it.
 //
-// Tiles walk from the last queries to the first: under a causal mask a tile would else wait for all of those before it,
+// Under a causal mask tiles walk from the last queries to the first: a tile would else wait for all of those before it,
 // which have more to do.
 #pragma once
 

@@ -50,8 +50,8 @@ __device__ __forceinline__ void add_bias(typename WarpPart<kPolicy>::Scores& s, 
       for (int i = 0; i < 4; ++i) {
         const float2 pair = unpack<T>(bias[i]);
         float* const at = &s[r][n + i / 2][i % 2 * 2];
-        at[0] = fmaf(at[0], scale, pair.x);
-        at[1] = fmaf(at[1], scale, pair.y);
+        at[0] = biased(at[0], scale, pair.x);
+        at[1] = biased(at[1], scale, pair.y);
       }
     }
   }

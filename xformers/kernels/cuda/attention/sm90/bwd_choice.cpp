@@ -53,6 +53,10 @@ std::optional<BackwardPlan> plan_backward(const AttentionBwdParams& p, const Bwd
   if (facts.score_ops & (kBiasOp | kDropoutOp)) reasons.add("bias or dropout");
   if (facts.score_ops & kSoftcapOp) reasons.add("softcap");
   if (facts.score_ops & kAlibiOp) reasons.add("alibi_slopes");
+  // Tiles that differ are taken as blocks come free, ahead of their time: those that others wait for may come late.
+  if (p.deterministic && (p.seq.packed() || facts.banded)) {
+    reasons.add("deterministic sums under a mask or of packed sequences");
+  }
   if (access_of(facts.q, facts.kv, facts.dout) == RowAccess::kAny) {
     reasons.add("rows of q, k, v or dout are not in units of 16 bytes");
   }

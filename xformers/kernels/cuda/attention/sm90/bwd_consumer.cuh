@@ -48,7 +48,7 @@ class BwdConsumer {
       __threadfence();  // before tile_is_done()
       sync_threads(kBoth, 256);
       if (threadIdx.x == 128) {
-        end_turn(work().blocks.begin);
+        end_turn(work().blocks.end - 1);
         tile_is_done(args_, work().head_of_all);
       }
       write_keys(args_.p.dk, args_.p.shape.head_dim, acc_dk, args_.scale);
@@ -68,11 +68,12 @@ class BwdConsumer {
     clear_rows_behind<kBlockN>(memory_.k[keys_.index()], work().tile.rows);
     wait_full(memory_.barriers.v_full[keys_.index()], keys_.parity());
     find_range();
-    for_each_block(args_, work(), [&](int block) {
+#pragma unroll 1
+    for (int block = work().blocks.begin; block < work().blocks.end; ++block) {
       step(acc_dk, acc_dv, block);
       rows_.advance();
       ds_ ^= 1;
-    });
+    }
     if (ds_factor_ != 1) multiply(acc_dk, 1 / ds_factor_);
     ds_factor_ = 1;
     arrive_warp(memory_.barriers.k_empty[keys_.index()]);
@@ -106,7 +107,7 @@ class BwdConsumer {
     store_ds(ds);
     if (args_.turns) __threadfence();  // dq of the step before, which has had time to arrive
     sync_threads(kBoth, 256);
-    if (threadIdx.x == 128) end_turn(block + 1);
+    if (threadIdx.x == 128) end_turn(block - 1);
     Fragment<kOrder.row_tiles(), kOrder.dim_tiles()> dq;
     issue_dq(dq);
     issue_by_queries(acc_dk, ds, memory_.q[stage]);
@@ -124,7 +125,7 @@ class BwdConsumer {
 
   // Whose turn is next may add to dq of the block, if it is one of this tile's.
   __device__ __forceinline__ void end_turn(int block) const {
-    if (args_.turns && block < work().blocks.end) atomicAdd(args_.turns + work().dq_block + block, 1);
+    if (args_.turns && block >= work().blocks.begin) atomicAdd(args_.turns + work().dq_block + block, 1);
   }
 
   // [this warpgroup's keys, queries], summed over dims.

@@ -59,14 +59,13 @@ __device__ __forceinline__ void load_tiles(const BwdGrid& args, BwdMemory<kPolic
   for_each_work(memory, true, [&](const BwdWork& work) {
     if (work.blocks.empty()) return;
     load_keys(memory.k, args.k_map, work.k, barriers.k_full, barriers.k_empty);
-    bool first = true;
-    for_each_block(args, work, [&](int block) {
+#pragma unroll 1
+    for (int block = work.blocks.begin; block < work.blocks.end; ++block) {
       load_queries(memory.q, args.q_map, work.q, block, barriers.q_full, barriers.q_empty);
-      if (first) load_keys(memory.v, args.v_map, work.v, barriers.v_full, barriers.v_empty);
-      first = false;
+      if (block == work.blocks.begin) load_keys(memory.v, args.v_map, work.v, barriers.v_full, barriers.v_empty);
       load_queries(memory.dout, args.dout_map, work.dout, block, barriers.dout_full, barriers.dout_empty);
       rows.advance();
-    });
+    }
     keys.advance();
   });
 }
@@ -83,7 +82,8 @@ __device__ __forceinline__ void load_statistics(const BwdGrid& args, BwdMemory<k
                                                                                             static_cast<const float*>(
                                                                                                 args.delta) +
                                                                                             work.statistics;
-    for_each_block(args, work, [&](int block) {
+#pragma unroll 1
+    for (int block = work.blocks.begin; block < work.blocks.end; ++block) {
       const int first = block * kPolicy.block_m + lane, seqlen_q = work.tile.sequence.seqlen_q;
       float lse[kRows], delta[kRows];
       bool large = false;
@@ -113,7 +113,7 @@ __device__ __forceinline__ void load_statistics(const BwdGrid& args, BwdMemory<k
       if (lane == 0) memory.large[stage] = large;
       arrive_warp(memory.barriers.q_full[stage]);
       rows.advance();
-    });
+    }
     __syncwarp();  // before the work is given back
   });
 }
@@ -125,14 +125,15 @@ __device__ __forceinline__ void await_turns(const BwdGrid& args, BwdMemory<kPoli
   Stage<kPolicy.stages> rows;
   for_each_work(memory, true, [&](const BwdWork& work) {
     if (!args.turns) return;
-    for_each_block(args, work, [&](int block) {
+#pragma unroll 1
+    for (int block = work.blocks.begin; block < work.blocks.end; ++block) {
       const int stage = rows.index(), first = block * kPolicy.block_m;
       const Range queries{first, min(first + kPolicy.block_m, work.tile.sequence.seqlen_q)};
       wait_empty(memory.barriers.q_empty[stage], rows.parity());
       await_turn(args.turns + work.dq_block + block, turn_of(work.band, queries, work.tile.first, kPolicy.kBlockN));
       mbarrier::arrive(shared_address(&memory.barriers.turn[stage]));
       rows.advance();
-    });
+    }
   });
 }
 

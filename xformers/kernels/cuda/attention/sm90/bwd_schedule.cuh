@@ -24,15 +24,6 @@ struct BwdWork {
   RowsPlace q, k, v, dout;
 };
 
-// visit(block) for the work's blocks of queries.
-template <class Visit>
-__device__ __forceinline__ void for_each_block(const BwdGrid& args, const BwdWork& work, const Visit& visit) {
-  const Range blocks = work.blocks;
-  const bool down = args.turns != nullptr;
-#pragma unroll 1
-  for (int i = blocks.begin; i < blocks.end; ++i) visit(down ? blocks.begin + blocks.end - 1 - i : i);
-}
-
 class KeyTileOrder {
  public:
   __device__ __forceinline__ explicit KeyTileOrder(const BwdGrid& args) : args_(args), count_(args.next_tile) {}
