@@ -14,6 +14,12 @@ def random(shape, dtype=torch.float32, seed=0, requires_grad=False):
     return values.to(torch.get_default_device(), dtype).requires_grad_(requires_grad)
 
 
+def uniform(*shape, seed=0):
+    """Numbers in [0, 1), the same on every default device."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return torch.rand(shape, generator=generator, device="cpu").to(torch.get_default_device())
+
+
 def wide(tensor):
     """The same values in fp64, a leaf of its own."""
     return tensor.detach().double().requires_grad_(tensor.requires_grad)

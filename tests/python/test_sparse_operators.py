@@ -5,7 +5,8 @@ import os
 import pytest
 import torch
 import torch._dynamo.testing
-from blocks_reference import DTYPES, TOLERANCE, random
+from blocks_reference import DTYPES, TOLERANCE, random, uniform
+from devices import on_each_device  # noqa: F401
 from torch.library import opcheck
 
 from xformers import operators as ops
@@ -16,8 +17,7 @@ COUNTS = [0, 4, 13, 16, 20, 36]
 
 def pattern(rows, columns, nnz, seed=0):
     """nnz places anywhere (fewer where a matrix is smaller), the last rows empty."""
-    generator = torch.Generator().manual_seed(seed)
-    places = torch.randperm((rows - 2) * columns, generator=generator)[:nnz].sort().values
+    places = uniform((rows - 2) * columns, seed=seed).argsort()[:nnz].sort().values
     offsets = torch.searchsorted(places, torch.arange(rows + 1) * columns).int()
     return offsets, (places % columns).int()
 
@@ -124,15 +124,16 @@ def test_dtypes_are_summed_wide(dtype):
     assert_near(turned, wide.mT @ grad.double(), arithmetic * scale)
 
 
-def test_three_names_of_one_product():
+def test_three_names_of_one_product(monkeypatch):
     offsets, columns = pattern(17, 30, 36)
     a, b = random((3, 17, 8), torch.float32), random((3, 30, 8), torch.float32, 1)
     expected = sddmm(a, b, offsets, columns)
     assert torch.equal(ops.csr_sddmm(a, b, offsets, offsets, columns), expected)
     rows = rows_of(offsets).int()
     assert torch.equal(ops.coo_sddmm(a, b, offsets, rows, columns), expected)
-    order = torch.randperm(36, generator=torch.Generator().manual_seed(1))  # rows need not ascend
+    order = uniform(36, seed=1).argsort()  # rows need not ascend
     assert torch.equal(ops.coo_sddmm(a, b, offsets, rows[order], columns[order]), expected[:, order])
+    monkeypatch.setenv("XFORMERS_CHECK_INDICES", "1")  # GPUs look at patterns in this mode alone
     with pytest.raises(ValueError, match="row_offsets"):
         ops.coo_sddmm(a, b, offsets, rows + 1 + 16 * (rows == rows.max()).int(), columns)
 
@@ -177,7 +178,7 @@ def test_gradients_of_gradients():
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_matmul_with_a_dense_mask(dtype):
     a, b = random((2, 5, 8), dtype, 1, True), random((2, 8, 6), dtype, 2, True)
-    mask = torch.rand(5, 6, generator=torch.Generator().manual_seed(0)) > 0.5
+    mask = uniform(5, 6, seed=0) > 0.5
     for given in (mask, mask.int(), mask.expand(2, 5, 6)):
         out = ops.matmul_with_mask(a, b, given)
         assert torch.equal(out == -torch.inf, ~mask.expand(2, 5, 6))
@@ -189,7 +190,7 @@ def test_matmul_with_a_dense_mask(dtype):
 
 
 def test_matmul_with_a_sparse_mask():
-    visible = torch.rand(3, 5, 6, generator=torch.Generator().manual_seed(0)) > 0.6  # another pattern per element
+    visible = uniform(3, 5, 6, seed=0) > 0.6  # another pattern per element
     a = random((3, 8, 5), torch.float64, 1, True)
     b = random((3, 6, 8), torch.float64, 2, True)
     out = ops.matmul_with_mask(a.mT, b.mT, visible.to_sparse())
@@ -217,7 +218,8 @@ BAD_PATTERNS = {
 
 
 @pytest.mark.parametrize("name", BAD_PATTERNS)
-def test_patterns_that_leave_the_matrix(name):
+def test_patterns_that_leave_the_matrix(name, monkeypatch):
+    monkeypatch.setenv("XFORMERS_CHECK_INDICES", "1")  # GPUs look at patterns in this mode alone
     offsets, columns, message = BAD_PATTERNS[name]
     offsets, columns = torch.tensor(offsets, dtype=torch.int32), torch.tensor(columns, dtype=torch.int32)
     calls = [
@@ -268,6 +270,7 @@ def test_kinds_that_do_not_fit():
     for call, message in cases:
         with pytest.raises(RuntimeError) as error:
             call()
+        message = message.replace(" cpu", f" {a.device}")
         assert not isinstance(error.value, NotImplementedError) and message in str(error.value), str(error.value)
 
 
@@ -293,7 +296,10 @@ def calls():
     }
 
 
-@pytest.mark.parametrize("name", calls())
+CALLS = list(calls())
+
+
+@pytest.mark.parametrize("name", CALLS)
 def test_opcheck(name):
     opcheck(getattr(torch.ops.xformers, name.split()[0]).default, calls()[name])
 
@@ -321,10 +327,10 @@ def test_compiles_once_for_all_sizes():
     assert counter.frame_count == 1
 
 
-def test_autocast_keeps_the_dtype_of_values():
+def test_autocast_keeps_the_dtype_of_values(device):
     offsets, columns = pattern(5, 6, 9)
     a, b = random((2, 5, 3), torch.float32, 1), random((2, 6, 3), torch.bfloat16, 2)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(device, torch.bfloat16):
         values = sddmm(a, b, offsets, columns)
         weights = softmax(values, offsets, columns)
         out = spmm(weights, b, offsets, columns)
@@ -332,7 +338,9 @@ def test_autocast_keeps_the_dtype_of_values():
     assert torch.equal(values, sddmm(a, b.float(), offsets, columns))
 
 
-def test_every_instruction_set_gives_the_same(monkeypatch):
+def test_every_instruction_set_gives_the_same(device, monkeypatch):
+    if device != "cpu":
+        pytest.skip("of processors")
     offsets, columns = pattern(30, 64, 700)
     for dtype in DTYPES:
         values, b = random((2, 700), dtype, 1), random((2, 64, 40), dtype, 2)
@@ -344,10 +352,10 @@ def test_every_instruction_set_gives_the_same(monkeypatch):
             torch.testing.assert_close(out, outs[0], atol=8 * TOLERANCE[dtype], rtol=0)
 
 
-def test_other_devices_are_refused_in_one_sentence():
+def test_other_devices_are_refused_in_one_sentence(device):
     """What the operator does where the dispatcher finds CUDA tensors, without having any."""
     offsets, columns = pattern(5, 6, 9)
-    if torch._C._dispatch_has_kernel_for_dispatch_key("xformers::sddmm_sputnik", "CUDA"):
+    if device != "cpu" or torch._C._dispatch_has_kernel_for_dispatch_key("xformers::sddmm_sputnik", "CUDA"):
         pytest.skip("this build has kernels for CUDA")
     for name, arguments in calls().items():
         operator = getattr(torch.ops.xformers, name.split()[0]).default

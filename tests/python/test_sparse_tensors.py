@@ -6,7 +6,8 @@ import io
 import pytest
 import torch
 import torch._dynamo
-from blocks_reference import DTYPES, random
+from blocks_reference import DTYPES, random, uniform
+from devices import on_each_device  # noqa: F401
 from torch import nn
 from xformers.components.attention._sputnik_sparse import SparseCS
 from xformers.sparse import SparseCSRTensor, utils
@@ -17,7 +18,7 @@ ATOL = 1e-5
 
 
 def visible(m, n, density=0.4, seed=0):
-    mask = torch.rand(m, n, generator=torch.Generator().manual_seed(seed)) < density
+    mask = uniform(m, n, seed=seed) < density
     mask[min(2, m - 1)] = False  # a row without values
     return mask
 
@@ -37,7 +38,7 @@ def close(got, expected):
 @pytest.mark.parametrize("nnz", [0, 1, 3, 4, 5, 13])
 def test_any_number_of_values_is_exact(nnz):
     mask = torch.zeros(4, 5, dtype=torch.bool)
-    mask.view(-1)[torch.randperm(20, generator=torch.Generator().manual_seed(1))[:nnz]] = True
+    mask.view(-1)[uniform(20, seed=1).argsort()[:nnz]] = True
     for dense in (mask[None], mask * random((2, 4, 5), torch.float64)):
         sparse = SparseCSRTensor.from_dense(dense)
         assert isinstance(sparse, torch.Tensor) and sparse.shape == dense.shape and sparse.dtype == dense.dtype
@@ -61,7 +62,8 @@ def test_parts():
     assert torch.equal(wrapped, sparse) and wrapped._csr_row_offsets is offsets and wrapped._perm is info[3]
 
 
-def test_bad_parts():
+def test_bad_parts(monkeypatch):
+    monkeypatch.setenv("XFORMERS_CHECK_INDICES", "1")  # GPUs look at patterns in this mode alone
     offsets, columns, values = torch.tensor([0, 2, 3]).int(), torch.tensor([1, 3, 0]).int(), torch.ones(1, 3)
     for parts in ((offsets[None], columns, values, (1, 2, 4)), (offsets, columns, values[0], (1, 2, 4)),
                   (offsets, columns, values, (2, 4))):  # fmt: skip
@@ -261,10 +263,16 @@ def test_copies():
         sparse.copy_(dense)
 
 
-def test_moves():
+def test_moves(device):
     _, dense, sparse = dense_and_sparse()
-    assert sparse.to("cpu") is sparse and sparse.cpu() is sparse and sparse.to(torch.float32) is sparse
-    for half in (sparse.to(torch.float16), sparse.half(), sparse.to("cpu", torch.float16), sparse.to(dtype=torch.half)):
+    assert getattr(sparse, device)() is sparse and sparse.to(sparse.device) is sparse.to(torch.float32) is sparse
+    assert sparse.to("cpu").device.type == sparse.cpu()._csr_row_offsets.device.type == "cpu"
+    for half in (
+        sparse.to(torch.float16),
+        sparse.half(),
+        sparse.to(device, torch.float16),
+        sparse.to(dtype=torch.half),
+    ):
         assert half.dtype == torch.float16 and half.values().dtype == torch.float16
         close(half.float(), dense.half().float())
     meta = sparse.to("meta")
@@ -311,7 +319,7 @@ def test_sparse_mask(batch):
 
 def test_sparse_mask_parts():
     mask = visible(7, 9)
-    sparse = SparseCS(mask[None].float(), device="cpu")
+    sparse = SparseCS(mask[None].float(), device=torch.get_default_device())
     parts = sparse.row_indices, sparse.row_offsets, sparse.column_indices
     wrapped = SparseCS.wrap(sparse.shape, sparse.values, *parts, sparse._transp_info)
     assert torch.equal(wrapped.to_dense(), sparse.to_dense()) and wrapped.row_offsets is sparse.row_offsets
@@ -333,13 +341,15 @@ def test_helpers():
     assert torch.equal(utils._csr_to_coo(6, 4, offsets, columns)[0], rows)
     lengths = mask.sum(1)[utils._diffsort(offsets).long()]
     assert torch.equal(lengths, lengths.sort(descending=True).values)
-    row_indices, row_offsets, column_indices = utils._nonzero_mask_to_sparse_csr_indices(mask, "cpu")
+    row_indices, row_offsets, column_indices = utils._nonzero_mask_to_sparse_csr_indices(
+        mask, torch.get_default_device()
+    )
     assert torch.equal(row_offsets, offsets) and torch.equal(column_indices, columns)
     dense = mask * random((6, 4), torch.float64)
-    values, *pattern = utils._dense_to_sparse(dense, "cpu")
+    values, *pattern = utils._dense_to_sparse(dense, mask.device)
     assert values.dtype == torch.float32 and torch.equal(values, dense[mask].float())
     assert all(part.dtype == torch.int32 for part in pattern)
-    values, *pattern = utils._dense3d_to_sparse(dense[None].repeat(2, 1, 1), torch.device("cpu"))
+    values, *pattern = utils._dense3d_to_sparse(dense[None].repeat(2, 1, 1), mask.device)
     assert values.shape == (2, int(mask.sum()))
     turned = utils._transpose(6, 4, pattern[0], values, pattern[1], pattern[2])
     back = SparseCSRTensor._wrap((2, 4, 6), turned[1], turned[0], turned[2], turned[3], None)
@@ -400,11 +410,11 @@ def test_values_get_their_gradient_through_compiled_functions():
         compiled(lambda sparse, b: sparse @ b)(sparse, b)
 
 
-def test_autocast():
+def test_autocast(device):
     mask = SparseCS(visible(7, 9))
     linear = nn.Linear(4, 4)
     x, v = random((2, 7, 4)), random((2, 9, 4), seed=1)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(device, torch.bfloat16):
         weights = mask.matmul_with_mask(linear(x), linear(v).mT).softmax()
         out = weights.spmm(linear(v))
     assert weights.dtype == out.dtype == torch.bfloat16

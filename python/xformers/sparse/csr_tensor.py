@@ -15,6 +15,9 @@ from .utils import _diffsort
 
 TransposeInfo = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
+_HAS_CUDA = torch._C._dispatch_has_kernel_for_dispatch_key("xformers::csr_transpose", "CUDA")
+_DEVICES = ("cpu", "meta", "cuda") if _HAS_CUDA else ("cpu", "meta")  # that have the operators
+
 
 class SparseCSRTensor(SparseTensor):
     """Matrices `[B, m, n]` with one pattern and values of their own: B times the values, once the places.
@@ -59,7 +62,7 @@ class SparseCSRTensor(SparseTensor):
         tensor = cls._empty(cls, tuple(shape), values.contiguous())
         tensor._offsets, tensor._columns = row_offsets.contiguous(), column_indices.contiguous()
         # It looks at all of the pattern, once, so that it is checked with it.
-        known = row_offsets.device.type in ("cpu", "meta")
+        known = row_offsets.device.type in _DEVICES
         transposed = operators.csr_transpose(tensor._offsets, tensor._columns, columns) if known else (None, None, None)
         tensor._offsets_t, tensor._columns_t, tensor._perm = transposed
         return tensor
