@@ -1,9 +1,14 @@
-"""bench_sparse.py [--rows NAME ...] [--dtype DTYPE] [--rounds N] [--threads N]   sparse tensors on the CPU.
+"""bench_sparse.py [--rows NAME ...] [--dtype DTYPE] [--rounds N] [--threads N] [--device D]   sparse tensors.
 
 B matrices [M, M] with one random pattern, K columns of the dense matrix. Each operator takes turns with its eager form
-(gather, multiply, sum; scatter for softmax) and, in fp32 and fp64, with torch.sparse (`sampled_addmm`, CSR @ dense, one
-matrix of the batch after the other). Times are medians of one run, in milliseconds, with one thread those of the
-processor, so that other load counts little. JSON lines, one a row.
+(gather, multiply, sum; scatter for softmax) and with torch.sparse where that has it (`sampled_addmm` in fp32 and fp64,
+CSR @ dense, one matrix of the batch after the other). Softmax beside a copy of the values too.
+
+On a GPU also products of blocks (rows sdd, dsd, blocks): M = N = K = 4096, a quarter of the blocks at random, in bf16,
+beside the dense product and PyTorch's kernels for BSR (torch.sparse._triton_ops), with the TFLOP/s of stored blocks.
+
+Times are medians of one run, in milliseconds, with one thread those of the processor, so that other load counts little;
+on a GPU those between two events around calls that the host queues ahead. JSON lines, one a row.
 """
 
 import argparse
@@ -17,28 +22,49 @@ from xformers import operators as ops
 
 SHAPES = [(8, 1024, 64), (8, 2048, 64), (1, 4096, 64), (1, 4096, 256)]
 DENSITIES = [0.1, 0.05, 0.01]
+QUEUE_CYCLES = 4_000_000  # about 2 ms, in which the host queues calls
+
+
+def seconds(step):
+    """Of one call: between events on a GPU, around calls of about 2 ms together."""
+    if torch.get_default_device().type == "cpu":
+        clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+        start = clock()
+        step()
+        return clock() - start
+
+    def run(count):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda._sleep(QUEUE_CYCLES)
+        begin.record()
+        for _ in range(count):
+            step()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) / 1e3
+
+    count = max(1, min(50, int(2e-3 / max(run(1), 1e-6))))
+    return run(count) / count
 
 
 def compare(name, sides, rounds):
     """Alternating, after one call of each; ratios are how many times faster ours is."""
-    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     times = {side: [] for side in sides}
     for step in sides.values():
         step()
     for _ in range(rounds):
         for side, step in sides.items():
-            start = clock()
-            step()
-            times[side].append(1e3 * (clock() - start))
+            times[side].append(1e3 * seconds(step))
     medians = {side: statistics.median(values) for side, values in times.items()}
-    row = {"name": name} | {f"{side}_ms": round(ms, 3) for side, ms in medians.items()}
+    row = {"name": name} | {f"{side}_ms": round(ms, 4) for side, ms in medians.items()}
     row |= {f"over_{side}": round(ms / medians["ours"], 2) for side, ms in medians.items() if side != "ours"}
     print(json.dumps(row), flush=True)
     return row
 
 
 def csr_rows(args):
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(0)
+    on_gpu = generator.device.type == "cuda"
     rows = []
     for batch, m, k in SHAPES:
         for density in DENSITIES:
@@ -48,8 +74,10 @@ def csr_rows(args):
             column = columns.long()
             a, b = (torch.randn(batch, m, k, generator=generator).to(args.dtype) for _ in range(2))
             values = torch.randn(batch, len(columns), generator=generator).to(args.dtype)
-            has_torch = args.dtype in (torch.float32, torch.float64)
-            theirs = [torch.sparse_csr_tensor(offsets, columns, v, (m, m)) for v in values] if has_torch else []
+            copied = torch.empty_like(values)
+            wide = args.dtype in (torch.float32, torch.float64)
+            has_torch = {"sddmm": wide, "spmm": wide or on_gpu}
+            theirs = [torch.sparse_csr_tensor(offsets, columns, v, (m, m)) for v in values] if wide or on_gpu else []
             turned = [x.t() for x in b]
 
             def eager_softmax(values=values, row=row, m=m, batch=batch):
@@ -72,6 +100,7 @@ def csr_rows(args):
                 "softmax": {
                     "ours": lambda v=values, o=offsets, c=columns, m=m: ops.sparse_softmax_sputnik(m, m, o, v, o, c),
                     "eager": eager_softmax,
+                    "copy": lambda v=values, to=copied: to.copy_(v),
                 },
                 "spmm": {
                     "ours": lambda b=b, v=values, o=offsets, c=columns, m=m: ops.spmm_sputnik(b, o, v, o, c, m),
@@ -82,17 +111,73 @@ def csr_rows(args):
             for operator, sides in cases.items():
                 if args.rows and operator not in args.rows:
                     continue
-                if not has_torch:
+                if not has_torch.get(operator):
                     sides.pop("torch", None)
                 name = f"{operator}:b{batch},m{m},k{k},density{density}"
                 rows.append(compare(name, sides, args.rounds))
     return rows
 
 
+def bsr_kernels():
+    """PyTorch's, where it can run them."""
+    try:
+        from torch.sparse import _triton_ops
+
+        return _triton_ops if hasattr(_triton_ops, "bsr_dense_mm") else None
+    except ImportError:
+        return None
+
+
+def block_rows(args, size=4096, density=0.25):
+    theirs = bsr_kernels()
+    rows = []
+    for block in (128, 64, 32, 16):
+        layout = torch.rand(1, size // block, size // block) < density
+        tables = ops.blocksparse_tables(layout)
+        nnz = tables[1].numel()
+        a, b = (torch.randn(1, 1, size, size, dtype=torch.bfloat16) for _ in range(2))
+        values = torch.randn(1, nnz, block, block, dtype=torch.bfloat16)
+        copied = torch.empty_like(values)
+        bsr = torch.sparse_bsr_tensor(tables[0], tables[1], values[0], (size, size))
+        cases = {
+            "sdd": {"ours": lambda a=a, b=b, t=tables, n=block: ops.blocksparse_sdd(a, b.mT, *t[:2], n, *t[2:])},
+            "sdd-nn": {"ours": lambda a=a, b=b, t=tables, n=block: ops.blocksparse_sdd(a, b, *t[:2], n, *t[2:])},
+            "dsd": {"ours": lambda v=values, b=b, t=tables: ops.blocksparse_dsd(v, b, *t[:2], size, *t[2:])},
+            "dsd-t": {
+                "ours": lambda v=values, b=b, t=tables: ops.blocksparse_dsd(v, b, *t[:2], size, *t[2:], transposed=True)
+            },
+            "blocks-softmax": {
+                "ours": lambda v=values, t=tables: ops.blocksparse_softmax(v, *t[:2], 1, size, 0.1),
+                "copy": lambda v=values, to=copied: to.copy_(v),
+            },
+        }
+        for name in ("sdd", "dsd"):
+            cases[name]["dense"] = lambda a=a, b=b: a @ b
+        if theirs is not None:
+            cases["sdd"]["bsr"] = lambda m=bsr, a=a, b=b: theirs.sampled_addmm(m, a[0, 0], b[0, 0].mT, beta=0.0)
+            cases["dsd"]["bsr"] = lambda m=bsr, b=b: theirs.bsr_dense_mm(m, b[0, 0])
+        for name, sides in cases.items():
+            if args.rows and name.split("-")[0] not in args.rows:
+                continue
+            for side in [side for side in sides if side == "bsr"]:
+                try:
+                    sides[side]()
+                except Exception as error:  # it has no such product here
+                    print(json.dumps({"name": f"{name}:block{block}", "bsr": str(error)[:80]}), flush=True)
+                    del sides[side]
+            row = compare(f"{name}:m{size},block{block},density{density}", sides, args.rounds)
+            if "softmax" not in name:
+                print(
+                    json.dumps({"name": row["name"], "TFLOP/s": round(2e-9 * nnz * block**2 * size / row["ours_ms"])})
+                )
+            rows.append(row)
+    return rows
+
+
 def summary(rows):
     for operator in dict.fromkeys(row["name"].split(":")[0] for row in rows):
         of = [row for row in rows if row["name"].startswith(operator + ":")]
-        for side in ("over_eager", "over_torch"):
+        for side in ("over_eager", "over_torch", "over_copy", "over_bsr"):
             ratios = [row[side] for row in of if side in row]
             if ratios:
                 mean = round(statistics.geometric_mean(ratios), 3)
@@ -105,9 +190,14 @@ def main():
     parser.add_argument("--dtype", type=lambda name: getattr(torch, name), default=torch.float32)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    summary(csr_rows(args))
+    with torch.device(args.device):
+        rows = csr_rows(args)
+        if torch.device(args.device).type == "cuda":
+            rows += block_rows(args)
+        summary(rows)
 
 
 if __name__ == "__main__":
