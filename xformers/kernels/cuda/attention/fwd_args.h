@@ -17,9 +17,9 @@ struct alignas(8) PartStats {
 
 struct FwdArgs {
   AttentionFwdParams p;
-  Divisor<uint32_t> packed_heads{1};  // size(): heads of a group that share the rows of a tile (rows.cuh)
-  int64_t tiles = 0;      // row tiles per (batch row, head or group), at most
-  int heads_at_once = 1;  // (batch row, head or group)s whose row tiles are launched in turns
+  Divisor<uint32_t> packed_heads{1};           // size(): heads of a group that share the rows of a tile (rows.cuh)
+  int64_t tiles = 0;                           // row tiles per (batch row, head or group), at most
+  int heads_at_once = 1;                       // (batch row, head or group)s whose row tiles are launched in turns
   bool aligned_q = false, aligned_kv = false;  // rows in units of 16 bytes
   bool aligned_out = false;                    // rows in units of two elements
   bool chunked_out = false;                    // rows in units of 16 bytes
