@@ -270,7 +270,7 @@ void launch_mma_product(BlockProductArgs& args, const Stream& where) {
                static_cast<cudaStream_t>(where.stream), args, Policy::kBytes);
 }
 
-// The tiles that measured best, see docs/design/cuda-sparse.md.
+// By measurement: docs/design/cuda-sparse.md, which also says what would be faster for blocks of 16.
 template <class T, bool kAAlongX, bool kBAlongX>
 void block_product_of(BlockProductArgs& args, const Stream& where) {
   const auto launch = [&]<class Policy>(Policy) { launch_mma_product<T, Policy, kAAlongX, kBAlongX>(args, where); };
