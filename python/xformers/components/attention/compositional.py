@@ -148,10 +148,10 @@ class CompositionalAttention(Attention):
         k = q if k is None else k
         v = k if v is None else v
         projected = self.in_proj_container(query=q, key=k, value=v)
-        queries, keys = (torch.unflatten(x, -1, (self.num_heads, -1)) for x in projected[:2])
+        by_head = (self.num_heads, -1)
+        queries, keys = (torch.unflatten(x, -1, by_head) for x in projected[:2])
         values = torch.unflatten(projected[2], -1, (self.num_rules, -1))
-        selection = self.value_q(queries if self.q_compose else q)
-        selection = selection if self.q_compose else torch.unflatten(selection, -1, (self.num_heads, -1))
+        selection = self.value_q(queries) if self.q_compose else torch.unflatten(self.value_q(q), -1, by_head)
         mask, causal = unwrapped(att_mask, q.shape[1], k.shape[1])
         out = torch.ops.xformers.compositional_attention(
             queries,

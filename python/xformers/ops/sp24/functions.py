@@ -95,7 +95,6 @@ class _Sparsify24Activation(torch.autograd.Function):
         return grads[0], grads[1] if rest else None, None, None, None, None
 
 
-# ---- functions ----
 def check_names(where: str, gradient: str, backend: str) -> None:
     if gradient not in GRADIENTS:
         raise ValueError(
