@@ -9,6 +9,7 @@ import dataclasses
 import math
 
 import torch
+from attention_inputs import random
 from attention_reference import ULP
 from xformers.ops.fmha import attn_bias as ab
 
@@ -150,10 +151,6 @@ CHOICES = {
 }
 
 
-def random(shape, dtype, seed):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=FP64).to(dtype)
-
-
 def leaves_of(problem, dtype, alibi=None, sinks=None, bias=None, seed=0):
     queries, count = sum(len(q) for q, _ in problem.sequences), len(problem.sequences)
     wide = FP64 if dtype == FP64 else torch.float32
@@ -226,6 +223,7 @@ def qkv(batch=2, nq=5, nk=7, heads=(HEADS,), dtype=FP64, requires_grad=True):
     return [random(shape, dtype, seed + 11).requires_grad_(requires_grad) for seed, shape in enumerate(shapes)]
 
 
-OFFSETS = dict(
-    cu_seqlens_q=torch.tensor([0, 2, 5], dtype=torch.int32), cu_seqlens_k=torch.tensor([0, 3, 7], dtype=torch.int32)
-)
+def offsets():
+    """Of two sequences of `qkv`'s 5 queries and 7 keys, on the default device."""
+    ends = {"cu_seqlens_q": [0, 2, 5], "cu_seqlens_k": [0, 3, 7]}
+    return {name: torch.tensor(rows, dtype=torch.int32) for name, rows in ends.items()}

@@ -3,42 +3,65 @@
 import pytest
 import torch
 from attention_inputs import qkv, random
+from attention_reference import assert_equal
+from devices import on_each_device  # noqa: F401
 from torch.library import opcheck
 
 forward = torch.ops.xformers.attention_forward.default
 backward = torch.ops.xformers.attention_backward.default
 draw = torch.ops.xformers.draw_philox_state.default
 
-OFFSETS = torch.tensor([0, 2, 5], dtype=torch.int32), torch.tensor([0, 3, 7], dtype=torch.int32)
-OPTIONS = {
-    "plain": {},
-    "causal": dict(window_right=0),
-    "local": dict(window_left=2, window_right=1, bottom_right=True),
-    "dropout": dict(p=0.3, philox_state=torch.tensor([1, 2])),
-    "lse": dict(need_lse=True, scale=0.5),
-    "packed": dict(cu_seqlens_q=OFFSETS[0], cu_seqlens_k=OFFSETS[1], window_right=0),
-    "padded": dict(cu_seqlens_q=OFFSETS[0], cu_seqlens_k=OFFSETS[1], seqused_k=torch.tensor([1, 4], dtype=torch.int32)),
-    "overlapping": dict(
-        cu_seqlens_q=OFFSETS[0],
-        cu_seqlens_k=torch.tensor([1, 2], dtype=torch.int32),
-        seqused_k=torch.tensor([3, 5], dtype=torch.int32),
-    ),
-    "paged": dict(
-        cu_seqlens_q=OFFSETS[0],
-        seqused_k=torch.tensor([3, 4], dtype=torch.int32),
-        page_table=torch.tensor([[2, 0], [1, 2]], dtype=torch.int32),
-        page_size=2,
-    ),
-    "out_dtype": dict(out_dtype=torch.float64),
-    "splits": dict(num_splits=3),
-}
+OPTIONS = (
+    "plain",
+    "causal",
+    "local",
+    "dropout",
+    "lse",
+    "packed",
+    "padded",
+    "overlapping",
+    "paged",
+    "out_dtype",
+    "splits",
+)
 FORWARD_ONLY = ("need_lse", "out_dtype", "num_splits")
+
+
+def int32(*numbers):
+    return torch.tensor(numbers, dtype=torch.int32)
+
+
+def options_of(name):
+    """Arguments of a call, on the default device."""
+    ends = int32(0, 2, 5), int32(0, 3, 7)
+    return {
+        "plain": {},
+        "causal": dict(window_right=0),
+        "local": dict(window_left=2, window_right=1, bottom_right=True),
+        "dropout": dict(p=0.3, philox_state=torch.tensor([1, 2], device="cpu")),
+        "lse": dict(need_lse=True, scale=0.5),
+        "packed": dict(cu_seqlens_q=ends[0], cu_seqlens_k=ends[1], window_right=0),
+        "padded": dict(cu_seqlens_q=ends[0], cu_seqlens_k=ends[1], seqused_k=int32(1, 4)),
+        "overlapping": dict(
+            cu_seqlens_q=ends[0],
+            cu_seqlens_k=int32(1, 2),
+            seqused_k=int32(3, 5),
+        ),
+        "paged": dict(
+            cu_seqlens_q=ends[0],
+            seqused_k=int32(3, 4),
+            page_table=int32([2, 0], [1, 2]),
+            page_size=2,
+        ),
+        "out_dtype": dict(out_dtype=torch.float64),
+        "splits": dict(num_splits=3),
+    }[name]
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_forward(name, requires_grad):
-    opcheck(forward, tuple(qkv(batch=1, requires_grad=requires_grad)), OPTIONS[name])
+    opcheck(forward, tuple(qkv(batch=1, requires_grad=requires_grad)), options_of(name))
 
 
 @pytest.mark.parametrize("heads", [(), (2, 2)], ids=["3d", "5d"])
@@ -55,7 +78,7 @@ def test_forward_tensor_bias(kind):
 @pytest.mark.parametrize("name", OPTIONS)
 def test_backward(name):
     inputs = qkv(batch=1, requires_grad=False)
-    options = {key: value for key, value in OPTIONS[name].items() if key not in FORWARD_ONLY}
+    options = {key: value for key, value in options_of(name).items() if key not in FORWARD_ONLY}
     out, lse, lse_low = forward(*inputs, **options, need_lse=True)
     assert lse_low.shape == lse.shape and lse_low.dtype == lse.dtype
     for rows in ({}, dict(grad_lse=torch.randn_like(lse), lse_low=lse_low)):
@@ -78,9 +101,9 @@ def test_backward_stacked():
         opcheck(stacked, arguments, dict(need_bias_grad=True, stack_dim=dim))
         dqkv, dbias, *_ = stacked(*arguments, need_bias_grad=True, stack_dim=dim)
         *expected, expected_bias, _, _ = backward(*arguments, need_bias_grad=True)
-        assert torch.equal(dqkv, torch.stack(expected, dim)) and torch.equal(dbias, expected_bias)
+        assert_equal((dqkv, dbias), (torch.stack(expected, dim), expected_bias))
         elsewhere = torch._C.DispatchKeySet(torch._C.DispatchKey.XLA)  # a device that stacks with a copy
-        assert torch.equal(stacked.redispatch(elsewhere, *arguments, need_bias_grad=True, stack_dim=dim)[0], dqkv)
+        assert_equal(stacked.redispatch(elsewhere, *arguments, need_bias_grad=True, stack_dim=dim)[:1], (dqkv,))
     with pytest.raises(ValueError, match=r"stack_dim is 4, expected 0 ... 3"):
         stacked(*arguments, stack_dim=4)
     with pytest.raises(ValueError, match="key.shape"):
@@ -90,11 +113,12 @@ def test_backward_stacked():
 @pytest.mark.parametrize("quantised", ["int4", "fp8"])
 def test_forward_of_quantised_keys(quantised):
     query = random((1, 3, 2, 16), torch.bfloat16)
-    words = dict(generator=torch.Generator().manual_seed(0), dtype=torch.int32)
+    words = dict(generator=torch.Generator().manual_seed(0), dtype=torch.int32, device="cpu")
     coefficients = torch.tensor([1.0, 0.0], dtype=torch.float16).view(torch.int32)
     if quantised == "int4":
         key = torch.randint(-(2**31), 2**31 - 1, (1, 7, 2, 4), **words)
-        key[..., :2] = coefficients
+        key[..., :2] = coefficients.cpu()
+        key = key.to(query.device)
         options = {}
     else:
         key = torch.zeros(1, 7, 2, 4, dtype=torch.int32)

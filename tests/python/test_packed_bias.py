@@ -7,7 +7,8 @@ import pickle
 
 import pytest
 import torch
-from score_modifiers import FP64, HEADS, OFFSETS, attention_forward, qkv, random
+from devices import on_each_device  # noqa: F401
+from score_modifiers import FP64, HEADS, attention_forward, offsets, qkv, random
 from xformers.ops.fmha import attn_bias as ab
 
 from xformers.ops import memory_efficient_attention
@@ -47,7 +48,11 @@ ALL_MASKS = {
         [2, 3], [0, 1], [4, 3], torch.tensor([[1, 0], [2, 3]], dtype=torch.int32), 2
     ),
 }
-SHARED = random((1, HEADS, 3, 4), FP64, 5)
+
+
+def shared_bias():
+    """One of all sequences."""
+    return random((1, HEADS, 3, 4), FP64, 5)
 
 
 def test_every_class_of_sequences_is_here():
@@ -59,8 +64,8 @@ def test_every_class_of_sequences_is_here():
 @pytest.mark.parametrize("name", ALL_MASKS)
 def test_with_bias_is_kept(name):
     """By copies, pickles, `to`, `replace` and `materialize`; the mask that it was made from stays as it is."""
-    mask = ALL_MASKS[name]()
-    biased = mask.with_bias(SHARED)
+    mask, bias = ALL_MASKS[name](), shared_bias()
+    biased = mask.with_bias(bias)
     assert type(biased) is type(mask) and mask._scores is None
     for other in (
         biased,
@@ -69,35 +74,36 @@ def test_with_bias_is_kept(name):
         biased.to("cpu"),
         dataclasses.replace(biased),
     ):
-        assert type(other) is type(mask) and torch.equal(other._scores, SHARED)
+        assert type(other) is type(mask) and torch.equal(other._scores.cpu(), bias.cpu())
         assert other._BAND == mask._BAND
     paged = hasattr(mask, "block_tables")
     keys = 8 if paged else (10 if "Padded" in name or "Gappy" in name else 7)
-    shown, plain = (m.materialize((1, HEADS, 5, keys), FP64) for m in (biased, mask))
+    shown, plain = (m.materialize((1, HEADS, 5, keys), FP64, bias.device) for m in (biased, mask))
     assert torch.equal(shown == -math.inf, plain == -math.inf)
     # What is shown is what attention adds.
     q, k, v = qkv(1, nk=8 if paged else keys, requires_grad=False)
     expected = memory_efficient_attention(q, k, v, shown.contiguous())
     torch.testing.assert_close(memory_efficient_attention(q, k, v, biased), expected)
     with pytest.raises(ValueError, match="attn_bias: the tensor to add has shape"):
-        mask.with_bias(SHARED[:, :, :2])
-    assert torch.equal(biased.with_bias(SHARED * 2)._scores, SHARED * 2)
+        mask.with_bias(bias[:, :, :2])
+    assert torch.equal(biased.with_bias(bias * 2)._scores, bias * 2)
 
 
 def test_with_bias_survives_other_bands_and_pages():
-    packed = ALL_MASKS["BlockDiagonalMask"]().with_bias(SHARED)
+    bias = shared_bias()
+    packed = ALL_MASKS["BlockDiagonalMask"]().with_bias(bias)
     for made in (
         packed.make_causal(),
         packed.make_causal_from_bottomright(),
         packed.make_local_attention(2),
         packed.make_local_attention_from_bottomright(2),
     ):
-        assert made._scores is SHARED
+        assert made._scores is bias
     table = torch.tensor([[1, 0, 4], [2, 3, 5]], dtype=torch.int32)
-    padded = ALL_MASKS["BlockDiagonalPaddedKeysMask"]().with_bias(SHARED)
-    assert padded.make_paged(table, 2, ab.PagedBlockDiagonalPaddedKeysMask)._scores is SHARED
-    gappy = ALL_MASKS["BlockDiagonalGappyKeysMask"]().with_bias(SHARED)
-    assert gappy.make_paged(table, 2, 5, ab.PagedBlockDiagonalGappyKeysMask)._scores is SHARED
+    padded = ALL_MASKS["BlockDiagonalPaddedKeysMask"]().with_bias(bias)
+    assert padded.make_paged(table, 2, ab.PagedBlockDiagonalPaddedKeysMask)._scores is bias
+    gappy = ALL_MASKS["BlockDiagonalGappyKeysMask"]().with_bias(bias)
+    assert gappy.make_paged(table, 2, 5, ab.PagedBlockDiagonalGappyKeysMask)._scores is bias
     x = torch.randn(1, 5, 2)
     assert [part.shape[1] for part in packed.split_queries(x)] == [2, 3]
 
@@ -144,17 +150,17 @@ def test_strides_of_a_bias(shape):
 
 def test_bad_packed_bias():
     q, k, v = qkv(1, dtype=torch.float32)
-    offsets = list(OFFSETS.values())
+    ends = list(offsets().values())
     for shape in ((1, HEADS, 3, 3), (1, HEADS, 2, 4), (2, HEADS, 2, 4)):
         with pytest.raises(ValueError, match=r"attn_bias.shape is .*, expected room for the 3 queries and 4 keys"):
-            attention_forward(q, k, v, torch.zeros(shape), -1, -1, False, *offsets)
+            attention_forward(q, k, v, torch.zeros(shape), -1, -1, False, *ends)
     for shape in ((3, HEADS, 3, 4), (1, 2, 3, 4), (HEADS, 3, 4), (1, 1, 1, 3, 4)):
         with pytest.raises(ValueError, match="attn_bias.shape is .*, expected .2 or 1, 3 or 1, longest seqlen_q"):
-            attention_forward(q, k, v, torch.zeros(shape), -1, -1, False, *offsets)
+            attention_forward(q, k, v, torch.zeros(shape), -1, -1, False, *ends)
     with pytest.raises(ValueError, match="attn_bias.dtype is fp64"):
-        attention_forward(q, k, v, torch.zeros(1, 1, 3, 4).double(), -1, -1, False, *offsets)
+        attention_forward(q, k, v, torch.zeros(1, 1, 3, 4).double(), -1, -1, False, *ends)
     # A cache that has grown past the bias since it was made.
-    mask = ALL_MASKS["BlockDiagonalPaddedKeysMask"]().with_bias(SHARED.float())
+    mask = ALL_MASKS["BlockDiagonalPaddedKeysMask"]().with_bias(shared_bias().float())
     mask.k_seqinfo.seqlen.fill_(5)
     with pytest.raises(ValueError, match="expected room for the 2 queries and 5 keys of sequence 0"):
         memory_efficient_attention(q, *(torch.zeros(1, 10, HEADS, 8) for _ in "kv"), mask)

@@ -4,24 +4,31 @@ import math
 
 import pytest
 import torch
-from score_modifiers import FP64, HEADS, OFFSETS, attention_forward, qkv, random
+from attention_reference import assert_equal
+from devices import on_each_device  # noqa: F401
+from score_modifiers import FP64, HEADS, attention_forward, offsets, qkv, random
 from torch.utils.checkpoint import checkpoint
 from xformers.ops.fmha import attn_bias as ab
 
 from xformers.ops import fmha, memory_efficient_attention
 
-MODIFIED = {
-    "softcap": dict(softcap=1.5),
-    "alibi": dict(alibi_slopes=torch.tensor([0.5, 0.1, 0.0], dtype=FP64)),
-    "sinks": dict(sinks=torch.tensor([[0.5, -1.0, 2.0]], dtype=FP64)),
-}
-MODIFIED["all"] = {name: value for choice in MODIFIED.values() for name, value in choice.items()}
+MODIFIED = ("softcap", "alibi", "sinks", "all")
+
+
+def modified(name, dtype=FP64):
+    """Arguments of a call, on the default device."""
+    choices = {
+        "softcap": dict(softcap=1.5),
+        "alibi": dict(alibi_slopes=torch.tensor([0.5, 0.1, 0.0], dtype=dtype)),
+        "sinks": dict(sinks=torch.tensor([[0.5, -1.0, 2.0]], dtype=dtype)),
+    }
+    return {key: x for kind in choices for key, x in choices[kind].items() if name in (kind, "all")}
 
 
 @pytest.mark.parametrize("name", MODIFIED)
 @pytest.mark.parametrize("packed", [False, True])
 def test_gradcheck(name, packed):
-    options = {key: x.clone().requires_grad_() if key != "softcap" else x for key, x in MODIFIED[name].items()}
+    options = {key: x.requires_grad_() if key != "softcap" else x for key, x in modified(name).items()}
     tensors = [x for x in options.values() if isinstance(x, torch.Tensor)]
     bias = random((1, 1, 3, 4), FP64, 7).requires_grad_()
     mask = ab.BlockDiagonalCausalMask.from_seqlens([2, 3], [4, 3])
@@ -39,14 +46,14 @@ def test_gradcheck(name, packed):
 @pytest.mark.parametrize("name", MODIFIED)
 def test_opcheck_forward(name, requires_grad):
     inputs = tuple(qkv(1, requires_grad=requires_grad))
-    torch.library.opcheck(attention_forward.default, inputs, dict(MODIFIED[name], need_lse=True))
+    torch.library.opcheck(attention_forward.default, inputs, dict(modified(name), need_lse=True))
     bias = random((1, 1, 3, 4), FP64, 7).requires_grad_(requires_grad)
-    options = {key: x for key, x in MODIFIED[name].items() if key != "sinks"}
-    torch.library.opcheck(attention_forward.default, (*inputs, bias), dict(options, **OFFSETS))
+    options = {key: x for key, x in modified(name).items() if key != "sinks"}
+    torch.library.opcheck(attention_forward.default, (*inputs, bias), dict(options, **offsets()))
 
 
 def test_opcheck_backward():
-    inputs, options = qkv(1, requires_grad=False), MODIFIED["all"]
+    inputs, options = qkv(1, requires_grad=False), modified("all")
     out, lse, _ = attention_forward(*inputs, **options, need_lse=True)
     wanted = dict(options, need_slopes_grad=True, need_sinks_grad=True)
     for arguments_given in (options, wanted):
@@ -75,11 +82,10 @@ def test_compile(dynamic):
     leaves = [*qkv(1), random((1, 1, 3, 4), FP64, 7), random((HEADS,), FP64, 8), random((HEADS,), FP64, 9)]
     leaves = [x.detach().requires_grad_() for x in leaves]
     compiled = torch.compile(fn, fullgraph=True, dynamic=dynamic, backend="aot_eager")
-    for got, want in zip(results(compiled, leaves), results(fn, leaves), strict=True):
-        assert torch.equal(got, want)
+    assert_equal(results(compiled, leaves), results(fn, leaves))
 
 
-def test_checkpoint_and_autocast():
+def test_checkpoint_and_autocast(device):
     leaves = [*qkv(1, dtype=torch.float32), random((1, 1, 3, 4), torch.float32, 7).requires_grad_()]
     leaves += [random((HEADS,), torch.float32, seed).abs().requires_grad_() for seed in (8, 9)]
     mask = ab.BlockDiagonalMask.from_seqlens([2, 3], [4, 3])
@@ -89,13 +95,11 @@ def test_checkpoint_and_autocast():
         return memory_efficient_attention(q, k, v, mask.with_bias(bias), **options).float()
 
     again = results(lambda *x: checkpoint(fn, *x, use_reentrant=False), leaves)
-    for got, want in zip(again, results(fn, leaves), strict=True):
-        assert torch.equal(got, want)
+    assert_equal(again, results(fn, leaves))
     out = checkpoint(fn, *leaves, use_reentrant=True)  # which knows no autograd.grad
     out.square().sum().backward()
-    for leaf, want in zip(leaves, again[1:], strict=True):
-        assert torch.equal(leaf.grad, want)
-    with torch.autocast("cpu", torch.bfloat16):
+    assert_equal([leaf.grad for leaf in leaves], again[1:])
+    with torch.autocast(device, torch.bfloat16):
         cast, named = (
             results(fn, leaves),
             fmha.memory_efficient_attention_forward(
@@ -114,16 +118,13 @@ class LooksOn(torch.utils._python_dispatch.TorchDispatchMode):
 @pytest.mark.parametrize("name", [*MODIFIED, "bias"])
 def test_modes_that_look_on_lose_nothing(name):
     """Attention shows to them as an operator of old where that can say what is asked for, and here none can."""
-    leaves, options = qkv(1, dtype=torch.float32), dict(MODIFIED.get(name, {}))
-    options = {key: x.float() if isinstance(x, torch.Tensor) else x for key, x in options.items()}
-    mask = None
+    leaves, options, mask = qkv(1, dtype=torch.float32), modified(name, torch.float32), None
     if name == "bias":
         mask = ab.BlockDiagonalMask.from_seqlens([2, 3], [4, 3]).with_bias(random((1, 1, 3, 4), torch.float32, 7))
     want = results(lambda *x: memory_efficient_attention(*x, mask, **options), leaves)
     with LooksOn():
         got = results(lambda *x: memory_efficient_attention(*x, mask, **options), leaves)
-    for a, b in zip(got, want, strict=True):
-        assert torch.equal(a, b)
+    assert_equal(got, want)
 
 
 def test_named_operators():
@@ -166,27 +167,31 @@ def test_functions_by_hand():
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
-WRONG = [
-    (dict(softcap=-1.0), r"softcap is -1.0+, expected 0 \(off\) or a finite number above it"),
-    (dict(softcap=math.nan), "softcap is nan"),
-    (dict(softcap=math.inf), "softcap is inf"),
-    (dict(alibi_slopes=torch.ones(2)), r"alibi_slopes.shape is \[2\], expected \[3\], one per head, or \[2, 3\]"),
-    (dict(alibi_slopes=torch.ones(1, 3)), r"alibi_slopes.shape is \[1, 3\]"),
-    (dict(alibi_slopes=torch.ones(3).half()), "alibi_slopes.dtype is fp16, expected fp32"),
-    (dict(alibi_slopes=torch.ones(3, device="meta")), "alibi_slopes.device is meta, expected cpu"),
-    (dict(sinks=torch.ones(4)), r"sinks.shape is \[4\]"),
-    (dict(sinks=torch.ones(3).bfloat16()), "sinks.dtype is bf16, expected fp32, or fp32 like the query's"),
-    (dict(sinks=torch.ones(3, device="meta")), "sinks.device is meta, expected cpu"),
-]
+WRONG = {  # how the tensor is made, or a number, and what is said
+    "negative cap": ("softcap", -1.0, r"softcap is -1.0+, expected 0 \(off\) or a finite number above it"),
+    "NaN cap": ("softcap", math.nan, "softcap is nan"),
+    "infinite cap": ("softcap", math.inf, "softcap is inf"),
+    "two slopes": ("alibi_slopes", ((2,),), r"alibi_slopes.shape is \[2\], expected \[3\], one per head, or \[2, 3\]"),
+    "one sequence": ("alibi_slopes", ((1, 3),), r"alibi_slopes.shape is \[1, 3\]"),
+    "fp16 slopes": ("alibi_slopes", ((3,), torch.half), "alibi_slopes.dtype is fp16, expected fp32"),
+    "meta slopes": ("alibi_slopes", ((3,), None, "meta"), "alibi_slopes.device is meta, expected (cpu|cuda)"),
+    "four sinks": ("sinks", ((4,),), r"sinks.shape is \[4\]"),
+    "bf16 sinks": ("sinks", ((3,), torch.bfloat16), "sinks.dtype is bf16, expected fp32, or fp32 like the query's"),
+    "meta sinks": ("sinks", ((3,), None, "meta"), "sinks.device is meta, expected (cpu|cuda)"),
+}
 
 
-@pytest.mark.parametrize(("options", "message"), WRONG, ids=[str(i) for i in range(len(WRONG))])
-def test_bad_input(options, message):
+@pytest.mark.parametrize("case", WRONG)
+def test_bad_input(case):
+    name, given, message = WRONG[case]
+    if isinstance(given, tuple):
+        shape, dtype, device = (*given, None, None)[:3]
+        given = torch.ones(shape, dtype=dtype, device=device)
     q, k, v = qkv(dtype=torch.float32)
     with pytest.raises(ValueError, match=message):
-        memory_efficient_attention(q, k, v, **options)
+        memory_efficient_attention(q, k, v, **{name: given})
     with pytest.raises(ValueError, match=message):
-        fmha.memory_efficient_attention_forward(q, k, v, op=fmha.generic.FwOp, **options)
+        fmha.memory_efficient_attention_forward(q, k, v, op=fmha.generic.FwOp, **{name: given})
 
 
 def test_partial_attention_refuses_sinks():
@@ -197,4 +202,4 @@ def test_partial_attention_refuses_sinks():
         fmha.memory_efficient_attention_partial(q, k, v, sinks=torch.zeros(HEADS))
     out, lse = fmha.memory_efficient_attention_partial(q, k, v, softcap=2.0, alibi_slopes=torch.ones(HEADS))
     want, want_lse, _ = attention_forward(q, k, v, softcap=2.0, alibi_slopes=torch.ones(HEADS), need_lse=True)
-    assert torch.equal(out, want) and torch.equal(lse, want_lse)
+    assert_equal((out, lse), (want, want_lse))

@@ -6,6 +6,7 @@ import copy
 import pytest
 import torch
 from attention_inputs import random
+from devices import on_each_device  # noqa: F401
 from xformers.ops.fmha.attn_bias import (
     BlockDiagonalMask,
     LocalAttentionFromBottomRightMask,
@@ -67,7 +68,8 @@ def initialized(module):
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=FP64) * 0.5)
+            values = torch.randn(parameter.shape, generator=generator, dtype=FP64, device="cpu")
+            parameter.copy_(values * 0.5)
     return module.double()
 
 
