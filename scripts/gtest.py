@@ -1,6 +1,6 @@
 """Runs programs of GoogleTest: many tests in one process, as many processes as there are processors.
 
-gtest.py REPORT PROGRAM[:FILTER]...   writes a JUnit report of all of them, prints what failed, and fails if one did.
+gtest.py REPORT PROGRAM...   writes a JUnit report of all of them, prints what failed, and fails if one did.
 
 A process takes some tests that follow one another; those of one name, for all their parameters, are together, because
 what one computes the next may use. One that dies, or is silent for too long, fails the test that it was in; the tests
@@ -37,10 +37,9 @@ class Result:
     text: str  # what it printed
 
 
-def names_of(program, tests):
+def names_of(program):
     """The names of a program's tests, in order, without those that are switched off."""
-    command = [program, "--gtest_list_tests", f"--gtest_filter={tests}"]
-    listed = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    listed = subprocess.run([program, "--gtest_list_tests"], stdout=subprocess.PIPE, text=True)
     if listed.returncode != 0:
         sys.exit(f"{program} does not list its tests: status {listed.returncode}")
     suite, names = "", []
@@ -133,15 +132,14 @@ def report(results):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("report", type=pathlib.Path)
-    parser.add_argument("programs", nargs="+", metavar="PROGRAM[:FILTER]")
+    parser.add_argument("programs", nargs="+", metavar="PROGRAM")
     options = parser.parse_args()
 
     jobs = []
-    for words in options.programs:
-        program, _, tests = words.partition(":")
-        names = names_of(program, tests or "*")
+    for program in options.programs:
+        names = names_of(program)
         if not names:
-            parser.error(f"{words} has no test")
+            parser.error(f"{program} has no test")
         jobs += [(program, part) for part in parts_of(names)]
     start, results = time.monotonic(), []
     with ThreadPoolExecutor(os.cpu_count()) as pool:

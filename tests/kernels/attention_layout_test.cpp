@@ -1,4 +1,4 @@
-// Where tensors lie in memory: strides, padding, packed projections, offsets beyond 32 bits, many keys.
+// Where tensors lie in memory: strides, padding, packed projections, many keys.
 #include <cmath>
 
 #include "tests/kernels/attention_check.h"
@@ -12,12 +12,6 @@ INSTANTIATE_TEST_SUITE_P(
            "attention:bf16,b2,q130,k190,h3,d64,padded", "attention:bf16,b2,q1,k190,h4,kv2,d64,bhsd",
            "attention:fp16,b2,q130,k190,h3,d64,bhsd,causal_br", "attention:fp32,q3+0+40,k5+9+40,h3,d40,padded"}),
     test_name);
-
-// Rows 2^30 elements apart: the fifth row starts past 2^32 elements. The memory is virtual.
-INSTANTIATE_TEST_SUITE_P(Far, AttentionCases,
-                         cases({"attention:*,b1,q5,k6,h2,d16,far", "attention:*,b2,q6,k5,h4,kv2,d64,far,causal",
-                                "attention:bf16,q1,k6,h4,kv1,d64,far", "attention:fp32,q2+3,k4+2,h1,d8,far"}),
-                         test_name);
 
 INSTANTIATE_TEST_SUITE_P(ManyKeys, AttentionCases,
                          cases({"attention:fp32,q3,k65537,h1,d16", "attention:bf16,q3,k65600,h1,d16,causal_br",
