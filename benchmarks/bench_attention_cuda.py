@@ -16,12 +16,22 @@ import sys
 import time
 
 import torch
-from attention_cuda import bars, decode, extras, modified, packed, problem, tables
+from attention_cuda import bars, decode, extras, modified, packed, pages, problem, tables
 from attention_cuda.timing import Bench
 
 import xformers
 
-PARTS = ["host", "memory", "merge", "packed", "modified", "harder", "decode", "dense"]  # the longest comes last
+PARTS = [
+    "host",
+    "memory",
+    "merge",
+    "packed",
+    "pages",
+    "modified",
+    "harder",
+    "decode",
+    "dense",
+]  # the longest comes last
 
 
 def run_part(part: str, bench: Bench, options, record: dict):
@@ -36,6 +46,8 @@ def run_part(part: str, bench: Bench, options, record: dict):
         rows.extend(extras.fp32_errors(bench, d) for d in (64, 128))
     if part == "packed":
         rows.extend(packed.run(bench, causal) for causal in (False, True))
+    if part == "pages":
+        rows.append(pages.run(bench))
     if part == "modified":
         rows.extend(modified.run(bench, "flex" in sides))
     if part == "decode":

@@ -67,6 +67,8 @@ class Bars:
             self.worst("dropout 0.1", [c for c in self.rows if c.startswith("dropout")], direction, "flash", 1.0)
             self.worst("fp32", [c for c in self.rows if c.startswith("fp32 D")], direction, "efficient", 1.5)
             self.worst("gqa", [c for c in self.rows if c.startswith("gqa")], direction, "flash", None)
+            for d in ("96", "192", "192/128"):
+                self.over_best(f"D {d}", [c for c in self.rows if c.startswith(f"wide D{d} ")], direction, 1.0)
             self.worst("few heads", [c for c in self.rows if c.startswith("few heads")], direction, "flash", None)
         for case, row in self.rows.items():
             for kind, errors in row.get("errors", {}).items():
@@ -75,7 +77,6 @@ class Bars:
 
     def shares(self):
         window, full = self.rows.get("window 1024 D128 S16384"), self.rows.get("D128 S16384 full")
-        plain, repeatable = self.rows.get("D128 S4096 full"), self.rows.get("deterministic D128 S4096")
         for direction in ("forward", "backward"):
             narrow, whole = (time_ms(row, direction, "xformers") for row in (window, full))
             if narrow and whole:
@@ -87,9 +88,25 @@ class Bars:
                 packed, dense = (rate(self.rows.get(case), direction, name) for name in ("xformers", "dense"))
                 if packed and dense:
                     self.add(f"{case}: {direction}, rate over dense", packed / dense, 0.9)
-        slow, fast = (time_ms(row, "backward", "xformers") for row in (repeatable, plain))
-        if slow and fast:
-            self.add("deterministic backward: time over the default", slow / fast)
+        for kind, words, bar in (("full", "", 0.88), ("causal", " causal", 0.85)):
+            rows = (self.rows.get(f"deterministic D128 S4096{words}"), self.rows.get(f"D128 S4096 {kind}"))
+            repeatable, plain = (rate(row, "backward", "xformers") for row in rows)
+            if repeatable and plain:
+                self.add(f"deterministic backward, {kind}: rate over the default", repeatable / plain, bar)
+        for words in ("", " causal"):
+            shared = self.rows.get(f"gqa 32/8 D128 S4096{words}")
+            own = self.rows.get(f"D128 S4096 {words.strip() or 'full'}")
+            for direction, bar in (("forward", 0.97), ("backward", 1.0)):
+                grouped, plain = (rate(row, direction, "xformers") for row in (shared, own))
+                if grouped and plain:
+                    self.add(
+                        f"shared heads 32/8{words}: {direction}, rate over heads of their own", grouped / plain, bar
+                    )
+        for row in self.rows.values():
+            paged = row.get("paged_forward", {})
+            for name, got in paged.items():
+                if name != "dense" and "tflops" in got and "tflops" in paged["dense"]:
+                    self.add(f"{name}: forward, rate over dense", got["tflops"] / paged["dense"]["tflops"], 0.92)
 
     def modified(self):
         """Over our own plain call through the same kernels, and over flex_attention."""

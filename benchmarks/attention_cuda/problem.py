@@ -16,12 +16,13 @@ BACKENDS = {
     "math": SDPBackend.MATH,
 }
 MATH_BYTES = 2.2e9  # larger score matrices are not given to the math backend
-BACKWARD_FLOPS = 2.5  # times those of forward
+BACKWARD_FLOPS = 2.5  # times those of forward, where values are as wide as keys
 
 
 @dataclass
 class Problem:
-    """[n, s, h, d]; `bias` is [n, h, s, s], with its gradient where asked for; `window` keys up to the diagonal."""
+    """[n, s, h, d], values of d_v columns where they are not d; `bias` is [n, h, s, s], with its gradient where asked
+    for; `window` keys up to the diagonal."""
 
     name: str
     n: int
@@ -36,6 +37,7 @@ class Problem:
     kv_heads: int = 0
     window: int = 0
     deterministic: bool = False
+    d_v: int = 0
 
     def shrunk(self, bench: Bench) -> "Problem":
         if not bench.dry:
@@ -54,9 +56,11 @@ class Problem:
             return self.s * self.window - self.window**2 / 2
         return self.s**2 * (0.5 if self.causal else 1)
 
-    @property
-    def flops(self):
-        return 4 * self.n * self.h * self.pairs * self.d
+    def flops(self, direction):
+        """Two products of scores and values in forward; backward has three of d columns and two of d_v."""
+        d, d_v = self.d, self.d_v or self.d
+        columns = d + d_v if direction == "forward" else 3 * d + 2 * d_v
+        return 2 * self.n * self.h * self.pairs * columns
 
     def math_fits(self):
         return self.n * self.h * self.s**2 * self.dtype.itemsize <= MATH_BYTES
@@ -66,8 +70,8 @@ class Inputs:
     def __init__(self, bench: Bench, problem: Problem):
         p = problem
         heads = p.kv_heads or p.h
-        self.q, self.dout = (bench.randn(p.n, p.s, p.h, p.d, dtype=p.dtype) for _ in range(2))
-        self.k, self.v = (bench.randn(p.n, p.s, heads, p.d, dtype=p.dtype) for _ in range(2))
+        self.q, self.dout = (bench.randn(p.n, p.s, p.h, d, dtype=p.dtype) for d in (p.d, p.d_v or p.d))
+        self.k, self.v = (bench.randn(p.n, p.s, heads, d, dtype=p.dtype) for d in (p.d, p.d_v or p.d))
         self.bias = bench.randn(p.n, p.h, p.s, p.s, dtype=p.dtype) if p.bias else None
 
 
@@ -80,7 +84,7 @@ def ours(problem: Problem, inputs: Inputs):
         leaves = [inputs.q.unflatten(2, (groups, heads)), *(x.unsqueeze(3) for x in leaves[1:])]
     leaves = [x.detach().requires_grad_() for x in leaves]
     q, k, v = leaves
-    dout = inputs.dout.view(q.shape)
+    dout = inputs.dout.view(*q.shape[:-1], -1)
     bias = None
     if problem.window:
         bias = xops.fmha.attn_bias.LocalAttentionFromBottomRightMask(problem.window - 1, 0)
@@ -177,7 +181,7 @@ def sides_of(problem: Problem, inputs: Inputs, names: list[str]):
 
 
 def run(bench: Bench, problem: Problem, names: list[str], roofs: dict) -> dict:
-    """Times and rates of every side; prints one line."""
+    """Times and rates of every side, with the clock and power they ran at; prints one line."""
     if "flash" in names and fa3.is_given() and fa3.takes(problem):
         names = [*names, "fa3"]
     problem = problem.shrunk(bench)
@@ -187,17 +191,14 @@ def run(bench: Bench, problem: Problem, names: list[str], roofs: dict) -> dict:
     row = {"case": problem.name, **{k: v for k, v in problem.__dict__.items() if k not in ("name", "dtype")}}
     row["dtype"] = str(problem.dtype).split(".")[1]
     roof = roofs.get(row["dtype"])
-    backward = {}
+    begin, backward = bench.meter.now(), {}
     for name, (_, gradients) in sides.items():
         try:
             backward[name] = gradients()
         except (RuntimeError, ValueError, NotImplementedError):
             pass  # forward says why
-    for direction, flops, calls in (
-        ("forward", problem.flops, {name: side[0] for name, side in sides.items()}),
-        ("backward", BACKWARD_FLOPS * problem.flops, backward),
-    ):
-        row[direction] = {}
+    for direction, calls in (("forward", {name: side[0] for name, side in sides.items()}), ("backward", backward)):
+        row[direction], flops = {}, problem.flops(direction)
         for name, ms in bench.medians_ms(calls).items():
             if isinstance(ms, str):
                 row[direction][name] = {"error": ms}
@@ -206,7 +207,12 @@ def run(bench: Bench, problem: Problem, names: list[str], roofs: dict) -> dict:
             if roof:
                 row[direction][name]["of_gemm"] = flops / ms / 1e9 / roof
     torch.use_deterministic_algorithms(False)
-    print(f"{problem.name:26} {row['dtype']:9} " + "  ".join(cell(row, name) for name in names), flush=True)
+    row.update(bench.meter.since(begin))
+    cells = "  ".join(cell(row, name) for name in names)
+    print(
+        f"{problem.name:26} {row['dtype']:9} {cells}  {row.get('mhz', 0):.0f} MHz {row.get('watts', 0):.0f} W",
+        flush=True,
+    )
     return row
 
 

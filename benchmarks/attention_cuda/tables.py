@@ -40,4 +40,10 @@ def harder():
         yield Problem(name, 4, 32, 4096, 128, causal=causal, kv_heads=8), FUSED
     yield Problem("few heads N1 H2 D128 S4096", 1, 2, 4096, 128), FUSED
     yield Problem("few heads N1 H2 D64 S4096 causal", 1, 2, 4096, 64, causal=True), FUSED
-    yield Problem("deterministic D128 S4096", 4, 16, 4096, 128, deterministic=True), ["xformers", "flash"]
+    for causal in (False, True):
+        name = f"deterministic D128 S4096{' causal' if causal else ''}"
+        yield Problem(name, 4, 16, 4096, 128, causal=causal, deterministic=True), ["xformers", "flash"]
+    for d, d_v in ((96, 96), (192, 192), (192, 128)):
+        for causal in (False, True):
+            name = f"D{d}{f'/{d_v}' if d_v != d else ''} S4096{' causal' if causal else ''}"
+            yield Problem(f"wide {name}", 4, 16, 4096, d, causal=causal, d_v=d_v), ["xformers", "flash", "cudnn"]

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import torch
 
+from attention_cuda.meter import Meter
+
 FLUSH_BYTES = 256 * 2**20  # more than the L2 cache of any GPU
 
 
@@ -15,6 +17,7 @@ class Bench:
     def __init__(self, dry: bool = False, budget_ms: float = 60.0):
         self.dry, self.budget_ms = dry, budget_ms
         self.device = "cpu" if dry else "cuda"
+        self.meter = Meter(dry)
         self._flush = torch.empty(4096 if dry else FLUSH_BYTES, dtype=torch.uint8, device=self.device)
 
     def size(self, number: int, small: int) -> int:
