@@ -13,7 +13,7 @@ from xformers.ops import fmha, memory_efficient_attention
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(path for path in DOCS.rglob("*.md"))
-OPS = [path for path in PAGES if path.parent.name == "ops"] + [DOCS / "checkpoint.md"]
+OPS = [path for path in PAGES if path.parent.name == "ops"] + [DOCS / "checkpoint.md", DOCS / "training.md"]
 
 
 def name_of(path):
