@@ -82,6 +82,7 @@ struct Atoms;
     using Tt = cute::SM90::GMMA::MMA_64x##N##x16_F32F16F16_SS<Major::MN, Major::MN>;   \
     using Rs = cute::SM90::GMMA::MMA_64x##N##x16_F32F16F16_RS<Major::K, Major::MN>;    \
   };
+XFORMERS_WGMMA(32)
 XFORMERS_WGMMA(64)
 XFORMERS_WGMMA(80)
 XFORMERS_WGMMA(96)

@@ -47,7 +47,7 @@ void launch_backward(const BwdArgs& args, Features features, cudaStream_t stream
 namespace sm90 {
 template <class T, int kHeadDim, int kHeadDimV>
 void launch_forward(const FwdArgs& args, Features features, cudaStream_t stream);  // kPlain
-template <class T, int kHeadDim>
+template <class T, int kHeadDim, int kHeadDimV>
 void launch_backward(const BwdArgs& args, Features features, cudaStream_t stream);  // kPlain
 }  // namespace sm90
 

@@ -13,20 +13,21 @@ namespace {
 // The included file is written by CMake: the rows of bwd_instances.inc that were asked for.
 const std::vector<BackwardInstance> kBuilt = {
 #define XFORMERS_INSTANCE(type, head_dim, head_dim_v) \
-  {kDTypeOf<type>, head_dim, head_dim_v, launch_backward<type, head_dim>},
+  {kDTypeOf<type>, head_dim, head_dim_v, launch_backward<type, head_dim, head_dim_v>},
 #include "cuda_instances/sm90_bwd.inc"
 #undef XFORMERS_INSTANCE
 };
 
 constexpr int kSmemBytes = 227 * 1024;  // at most, of any policy
-constexpr size_t kCountBytes = 256;     // of the tiles that are taken, before the rest of the workspace's zeros
+constexpr size_t kCountBytes =
+    256;  // of the tiles that are taken, by either kernel, before the rest of the workspace's zeros
 
 size_t padded(int64_t bytes) { return static_cast<size_t>((bytes + 255) / 256 * 256); }
 
 BwdPlan cut(const AttentionBwdParams& p, const BwdPolicy& policy) {
   const int64_t heads = p.shape.batch * p.shape.num_heads(), at_work = current_device().multiprocessors;
   BwdPlan plan{};
-  plan.block_n = policy.kBlockN, plan.dq_rows = policy.block_m, plan.head_dim = policy.head_dim;
+  plan.block_n = policy.kBlockN, plan.dq_rows = policy.block_m, plan.head_dim = policy.dq_dims();
   plan.tiles = max_tiles(p.shape.seqlen_k, p.seq, plan.block_n);
   plan.query_blocks = max_tiles(p.shape.seqlen_q, p.seq, plan.dq_rows);
   plan.splits = 1;
@@ -34,7 +35,7 @@ BwdPlan cut(const AttentionBwdParams& p, const BwdPolicy& policy) {
       std::clamp<int64_t>(2 * at_work / std::max<int64_t>(plan.tiles, 1), 1, std::max<int64_t>(heads, 1)));
   plan.turns_bytes = p.deterministic ? padded(heads * plan.query_blocks * 4) : 0;
   plan.done_bytes = padded(heads * 4);
-  plan.dq_bytes = padded(heads * plan.query_blocks * plan.dq_rows * policy.head_dim * 4);
+  plan.dq_bytes = padded(heads * plan.query_blocks * plan.dq_rows * policy.dq_dims() * 4);
   plan.extremes_bytes = padded(heads * ((p.shape.seqlen_q + kStatisticsRows - 1) / kStatisticsRows) *
                                static_cast<int64_t>(sizeof(RowExtremes)));
   return plan;
@@ -53,6 +54,7 @@ std::optional<BackwardPlan> plan_backward(const AttentionBwdParams& p, const Bwd
   if (facts.score_ops & (kBiasOp | kDropoutOp)) reasons.add("bias or dropout");
   if (facts.score_ops & kSoftcapOp) reasons.add("softcap");
   if (facts.score_ops & kAlibiOp) reasons.add("alibi_slopes");
+  if (p.blocks.present()) reasons.add("a block mask");
   // Tiles that differ are taken as blocks come free, ahead of their time: those that others wait for may come late.
   if (p.deterministic && (p.seq.packed() || facts.banded)) {
     reasons.add("deterministic sums under a mask or of packed sequences");
@@ -66,7 +68,7 @@ std::optional<BackwardPlan> plan_backward(const AttentionBwdParams& p, const Bwd
   }
   if (reasons.any()) return {};
   BackwardPlan plan{.instance = instance, .features = Features::kPlain};
-  plan.blocks = cut(p, kBwdPolicies[bwd_policy_of(instance->head_dim)]);
+  plan.blocks = cut(p, kBwdPolicies[bwd_policy_of(instance->head_dim, instance->head_dim_v, true)]);
   // Few tiles leave multiprocessors idle, and short ones are mostly empty.
   if (p.shape.batch * p.shape.num_heads() * plan.blocks.tiles < facts.device.multiprocessors ||
       p.shape.seqlen_k < plan.blocks.block_n * facts.sequences) {

@@ -8,7 +8,8 @@
 //   write dK, dV
 //
 // Scores are transposed, so that P^T and dS^T are in registers what the products with dO and Q want. Of dQ each of the
-// two warpgroups has a part, over the keys of both.
+// two warpgroups has a part, over the keys of both. A kernel for dK and dQ leaves out the products with dO; one for dV
+// is S^T, P^T, and dV while the next S^T is on its way (multiply_dv).
 #pragma once
 
 #include "xformers/kernels/cuda/attention/ds_range.cuh"
@@ -19,40 +20,52 @@
 namespace xformers::cuda::sm90 {
 
 constexpr DqOrder dq_order(const BwdPolicy& policy) {
-  return {policy.block_m, policy.head_dim, 128 * policy.kConsumers, policy.parts_dims() ? 4 : 8};
+  return {policy.block_m, policy.dq_dims(), 128 * policy.kConsumers, policy.parts_dims() ? 4 : 8};
 }
 
 template <class T, int kPolicyIndex>
 class BwdConsumer {
   static constexpr BwdPolicy kPolicy = kBwdPolicies[kPolicyIndex];
   static constexpr DqOrder kOrder = dq_order(kPolicy);
-  static constexpr int kBlockM = kPolicy.block_m, kBlockN = kPolicy.kBlockN, kHeadDim = kPolicy.head_dim;
-  static constexpr int kQueryTiles = kBlockM / 8, kDimTiles = kHeadDim / 8;
+  static constexpr int kBlockM = kPolicy.block_m, kBlockN = kPolicy.kBlockN;
+  static constexpr int kQueryTiles = kBlockM / 8, kPieces = kPolicy.q_pieces;
   enum Barrier : int { kBoth = 1, kMine = 2 };  // named ones: of both warpgroups; of one each
   using Memory = BwdMemory<kPolicyIndex>;
   using Scores = Fragment<1, kQueryTiles>;  // [keys, queries]
   using Packed = uint32_t[kBlockM / 16][4];
-  using Sums = Fragment<1, kDimTiles>;  // [keys, dims]
+  template <int kDims>
+  using Sums = Fragment<1, kDims / 8>;  // [keys, dims]
+  using DkSums = Sums<kPolicy.piece_dims()>[kPieces];
+  using DvSums = Sums<kPolicy.head_dim_v>;
+  using DqSums = Fragment<kOrder.row_tiles(), kOrder.dim_tiles()>;
 
  public:
   __device__ __forceinline__ BwdConsumer(const BwdGrid& args, Memory& memory, int consumer)
       : args_(args), memory_(memory), consumer_(consumer) {}
 
   __device__ __forceinline__ void run() {
-    Sums acc_dk, acc_dv;
     for (;; slot_.advance()) {
       wait_full(memory_.barriers.work_full[slot_.index()], slot_.parity());
       if (work().tile.rows <= 0) return;
-      clear<1, kDimTiles>(acc_dk), clear<1, kDimTiles>(acc_dv);
-      if (!work().blocks.empty()) multiply_all(acc_dk, acc_dv);
-      __threadfence();  // before tile_is_done()
-      sync_threads(kBoth, 256);
-      if (threadIdx.x == 128) {
-        end_turn(work().blocks.end - 1);
-        tile_is_done(args_, work().head_of_all);
+      DkSums acc_dk;
+      DvSums acc_dv;
+      clear_all(acc_dk);
+      clear<1, kPolicy.head_dim_v / 8>(acc_dv);
+      if (!work().blocks.empty()) {
+        if constexpr (kPolicy.has_dk()) {
+          multiply_all(acc_dk, acc_dv);
+        } else {
+          multiply_dv(acc_dv);
+        }
       }
-      write_keys(args_.p.dk, args_.p.shape.head_dim, acc_dk, args_.scale);
-      write_keys(args_.p.dv, args_.p.shape.head_dim_v, acc_dv, 1.0f);
+      if constexpr (kPolicy.has_dk()) {
+        finish_dq();
+#pragma unroll
+        for (int piece = 0; piece < kPieces; ++piece) {
+          write_keys(args_.p.dk, args_.p.shape.head_dim, acc_dk[piece], piece * kPolicy.piece_dims(), args_.scale);
+        }
+      }
+      if constexpr (kPolicy.has_dv()) write_keys(args_.p.dv, args_.p.shape.head_dim_v, acc_dv, 0, 1.0f);
       arrive_warp(memory_.barriers.work_empty[slot_.index()]);
     }
   }
@@ -63,105 +76,255 @@ class BwdConsumer {
     return consumer_ * 64 + static_cast<int>(threadIdx.x) % 128 / 32 * 16;
   }
 
-  __device__ __forceinline__ void multiply_all(Sums& acc_dk, Sums& acc_dv) {
-    wait_full(memory_.barriers.k_full[keys_.index()], keys_.parity());
-    clear_rows_behind<kBlockN>(memory_.k[keys_.index()], work().tile.rows);
-    wait_full(memory_.barriers.v_full[keys_.index()], keys_.parity());
+  __device__ __forceinline__ void multiply_all(DkSums& acc_dk, DvSums& acc_dv) {
+    wait_full(memory_.barriers.k_full[k_.index()], k_.parity());
+    clear_rows_behind<kBlockN, kPolicy.head_dim>(memory_.k[k_.index()], work().tile.rows);
+    wait_full(memory_.barriers.v_full[v_.index()], v_.parity());
     find_range();
 #pragma unroll 1
     for (int block = work().blocks.begin; block < work().blocks.end; ++block) {
       step(acc_dk, acc_dv, block);
-      rows_.advance();
-      ds_ ^= 1;
+      dout_.advance(), ds_.advance();
     }
-    if (ds_factor_ != 1) multiply(acc_dk, 1 / ds_factor_);
+    if (ds_factor_ != 1) multiply_all_by(acc_dk, 1 / ds_factor_);
     ds_factor_ = 1;
-    arrive_warp(memory_.barriers.k_empty[keys_.index()]);
-    arrive_warp(memory_.barriers.v_empty[keys_.index()]);
-    keys_.advance();
+    arrive_warp(memory_.barriers.k_empty[k_.index()]);
+    arrive_warp(memory_.barriers.v_empty[v_.index()]);
+    k_.advance(), v_.advance();
   }
 
-  __device__ __forceinline__ void step(Sums& acc_dk, Sums& acc_dv, int block) {
-    const int stage = rows_.index(), rows = work().tile.sequence.seqlen_q - block * kBlockM;
+  __device__ __forceinline__ void step(DkSums& acc_dk, DvSums& acc_dv, int block) {
     Scores s, dp;
-    wait_full(memory_.barriers.q_full[stage], rows_.parity());
-    clear_rows_behind<kBlockM>(memory_.q[stage], rows);
-    issue_by_dims(s, memory_.k[keys_.index()], memory_.q[stage]);
-    wait_full(memory_.barriers.dout_full[stage], rows_.parity());
-    clear_rows_behind<kBlockM>(memory_.dout[stage], rows);
-    issue_by_dims(dp, memory_.v[keys_.index()], memory_.dout[stage]);
+    const Stage<kPolicy.q_stages> first = q_;
+    issue_scores(s, block);
+    wait_for_dout(block);
+    wgmma::begin();
+    issue_by_dims<kPolicy.head_dim_v>(dp, memory_.v[v_.index()], memory_.dout[dout_.index()], true);
+    wgmma::commit();
     wgmma::wait<1>();
     wgmma::hold(s);
     const bool full = sees_all(block);
-    exponentiate(s, stage);
+    exponentiate(s, first.index());
     if (!full) hide(s, block);
-    Packed p, ds;
-    pack_all(p, s);
-    issue_by_queries(acc_dv, p, memory_.dout[stage]);
-    wgmma::wait<1>();
-    wgmma::hold(dp);
-    differentiate(dp, s, stage);
+    Packed ds;
+    if constexpr (kPolicy.has_dv()) {
+      Packed p;
+      pack_all(p, s);
+      issue_by_queries(acc_dv, p, memory_.dout[dout_.index()]);
+      wgmma::wait<1>();
+      wgmma::hold(dp);
+    } else {
+      wgmma::wait<0>();
+      wgmma::hold(dp);
+      arrive_warp(memory_.barriers.dout_empty[dout_.index()]);
+    }
+    differentiate(dp, s, first.index());
     if (!full) hide(dp, block);
     if (kMayOverflow<T> && may_overflow_) bring_into_range(dp, acc_dk);
     pack_all(ds, dp);
+    if constexpr (kPolicy.ds_stages == 1) wait_empty(memory_.barriers.ds_empty, ds_.parity());
     store_ds(ds);
-    if (args_.turns) __threadfence();  // dq of the step before, which has had time to arrive
+    if (args_.turns) await_sums();  // of the step before, which have had time to arrive
     sync_threads(kBoth, 256);
     if (threadIdx.x == 128) end_turn(block - 1);
-    Fragment<kOrder.row_tiles(), kOrder.dim_tiles()> dq;
+    DqSums dq;
     issue_dq(dq);
-    issue_by_queries(acc_dk, ds, memory_.q[stage]);
-    wgmma::wait<1>();
+#pragma unroll
+    for (int piece = 0; piece < kPieces; ++piece, q_.advance()) {
+      issue_by_queries(acc_dk[piece], ds, memory_.q[q_.index()]);
+    }
+    wgmma::wait<kPieces>();
     wgmma::hold(dq);
-    wgmma::hold(acc_dv);
-    arrive_warp(memory_.barriers.dout_empty[stage]);
+    if constexpr (kPolicy.ds_stages == 1) arrive_warp(memory_.barriers.ds_empty);
+    if constexpr (kPolicy.has_dv()) {
+      wgmma::hold(acc_dv);
+      arrive_warp(memory_.barriers.dout_empty[dout_.index()]);
+    }
     if (kMayOverflow<T> && ds_factor_ != 1) multiply(dq, 1 / ds_factor_);
-    if (args_.turns) wait_full(memory_.barriers.turn[stage], rows_.parity());
-    add_to_dq<kOrder>(args_.dq_sum + (work().dq_block + block) * kOrder.block() + (threadIdx.x - 128) * 4, dq);
+    if (args_.turns) wait_full(memory_.barriers.turn[first.index()], first.parity());
+    add_dq(args_.dq_sum + (work().dq_block + block) * kOrder.block(), dq);
+    Stage<kPolicy.q_stages> piece = first;
+    if constexpr (kPieces == 2) {
+      wgmma::wait<1>();
+      wgmma::hold(acc_dk[0]);
+      arrive_warp(memory_.barriers.q_empty[piece.index()]);
+      piece.advance();
+    }
     wgmma::wait<0>();
-    wgmma::hold(acc_dk);
-    arrive_warp(memory_.barriers.q_empty[stage]);
+    wgmma::hold(acc_dk[kPieces - 1]);
+    arrive_warp(memory_.barriers.q_empty[piece.index()]);
   }
 
+  // dV alone: the products with dO of a step run while the next step's P is made.
+  __device__ __forceinline__ void multiply_dv(DvSums& acc_dv) {
+    const int end = work().blocks.end;
+    wait_full(memory_.barriers.k_full[k_.index()], k_.parity());
+    Packed p;
+    {
+      Scores s;
+      issue_scores(s, work().blocks.begin);
+      wgmma::wait<0>();
+      wgmma::hold(s);
+      finish_scores(s, work().blocks.begin);
+      pack_all(p, s);
+    }
+#pragma unroll 1
+    for (int block = work().blocks.begin + 1; block < end; ++block) {
+      Scores s;
+      issue_scores(s, block);
+      wait_for_dout(block - 1);
+      issue_by_queries(acc_dv, p, memory_.dout[dout_.index()]);
+      wgmma::wait<1>();
+      wgmma::hold(s);
+      finish_scores(s, block);
+      wgmma::wait<0>();
+      wgmma::hold(acc_dv);
+      arrive_warp(memory_.barriers.dout_empty[dout_.index()]);
+      dout_.advance();
+      pack_all(p, s);
+    }
+    arrive_warp(memory_.barriers.k_empty[k_.index()]);
+    k_.advance();
+    wait_for_dout(end - 1);
+    issue_by_queries(acc_dv, p, memory_.dout[dout_.index()]);
+    wgmma::wait<0>();
+    wgmma::hold(acc_dv);
+    arrive_warp(memory_.barriers.dout_empty[dout_.index()]);
+    dout_.advance();
+  }
+  // S^T -> P^T; Q is done with.
+  __device__ __forceinline__ void finish_scores(Scores& s, int block) {
+    exponentiate(s, q_.index());
+    if (!sees_all(block)) hide(s, block);
+    arrive_warp(memory_.barriers.q_empty[q_.index()]);
+    q_.advance();
+  }
+
+  // From q_ on, which is not moved.
+  __device__ __forceinline__ void issue_scores(Scores& s, int block) {
+    Stage<kPolicy.q_stages> at = q_;
+#pragma unroll
+    for (int piece = 0; piece < kPieces; ++piece, at.advance()) {
+      wait_full(memory_.barriers.q_full[at.index()], at.parity());
+      clear_rows_behind<kBlockM, kPolicy.piece_dims()>(memory_.q[at.index()], queries_left(block));
+      wgmma::begin();
+      issue_by_dims<kPolicy.piece_dims()>(s, memory_.k[k_.index()] + piece * tile_bytes(kBlockN, kPolicy.piece_dims()),
+                                          memory_.q[at.index()], piece == 0);
+    }
+    wgmma::commit();
+  }
+  __device__ __forceinline__ void wait_for_dout(int block) {
+    wait_full(memory_.barriers.dout_full[dout_.index()], dout_.parity());
+    clear_rows_behind<kBlockM, kPolicy.head_dim_v>(memory_.dout[dout_.index()], queries_left(block));
+  }
+  __device__ __forceinline__ int queries_left(int block) const {
+    return work().tile.sequence.seqlen_q - block * kBlockM;
+  }
+
+  // What this thread has added to dq_sum is there.
+  __device__ __forceinline__ void await_sums() const {
+    if constexpr (kPolicy.dq_copied) await_sums_added();
+    __threadfence();
+  }
+  // All of the tile's sums of dq are there.
+  __device__ __forceinline__ void finish_dq() const {
+    await_sums();
+    sync_threads(kBoth, 256);
+    if (threadIdx.x == 128) {
+      end_turn(work().blocks.end - 1);
+      tile_is_done(args_, work().head_of_all);
+    }
+  }
   // Whose turn is next may add to dq of the block, if it is one of this tile's.
   __device__ __forceinline__ void end_turn(int block) const {
     if (args_.turns && block >= work().blocks.begin) atomicAdd(args_.turns + work().dq_block + block, 1);
   }
 
-  // [this warpgroup's keys, queries], summed over dims.
-  __device__ __forceinline__ void issue_by_dims(Scores& x, const unsigned char* keys, const unsigned char* queries) {
+  // (+)= [this warpgroup's keys, queries], summed over dims.
+  template <int kDims>
+  __device__ __forceinline__ void issue_by_dims(Scores& x, const unsigned char* keys, const unsigned char* queries,
+                                                bool fresh) {
     const wgmma::Operand a(shared_address(keys) + consumer_ * 64 * 128), b(shared_address(queries));
-    wgmma::begin();
 #pragma unroll
-    for (int d = 0; d < kHeadDim; d += 16) {
+    for (int d = 0; d < kDims; d += 16) {
       const int panel = d / wgmma::kPanel, within = d % wgmma::kPanel * 2;
       wgmma::multiply_ss<T, kQueryTiles>(x, a.at(panel * kBlockN * 128 + within), b.at(panel * kBlockM * 128 + within),
-                                         d == 0);
+                                         fresh && d == 0);
     }
-    wgmma::commit();
   }
   // += [this warpgroup's keys, dims], summed over queries.
-  __device__ __forceinline__ void issue_by_queries(Sums& acc, const Packed& x, const unsigned char* queries) {
+  template <int kTiles>
+  __device__ __forceinline__ void issue_by_queries(Fragment<1, kTiles>& acc, const Packed& x,
+                                                   const unsigned char* queries) {
     const wgmma::Operand b(shared_address(queries), kBlockM);
     wgmma::begin();
 #pragma unroll
     for (int query = 0; query < kBlockM; query += 16) {
-      wgmma::multiply_rs<T, kDimTiles>(acc, x[query / 16], b.at(query * 128));
+      wgmma::multiply_rs<T, kTiles>(acc, x[query / 16], b.at(query * 128));
     }
     wgmma::commit();
   }
   // This warpgroup's part of [queries, dims], summed over the keys of both.
-  __device__ __forceinline__ void issue_dq(Fragment<kOrder.row_tiles(), kOrder.dim_tiles()>& dq) {
-    constexpr int kPanelBytes = kBlockN * 128;
-    const uint32_t ds = shared_address(memory_.ds[ds_]), k = shared_address(memory_.k[keys_.index()]);
-    const wgmma::Operand a(kPolicy.parts_dims() ? ds : ds + consumer_ * kPanelBytes),
-        b(kPolicy.parts_dims() ? k + consumer_ * (panels_of(kHeadDim) / 2) * kPanelBytes : k, kBlockN);
+  __device__ __forceinline__ void issue_dq(DqSums& dq) {
+    constexpr int kPanelBytes = kBlockN * 128, kPanels = kPolicy.dq_dims() / wgmma::kPanel;
+    const uint32_t ds = shared_address(memory_.ds[ds_.index()]), k = shared_address(memory_.k[k_.index()]);
+    const wgmma::Operand a(kPolicy.parts_dims() ? ds : ds + consumer_ * kPanelBytes);
+    // Dims: whole panels, and half of the middle one where their number is odd.
+    constexpr int kWhole = kPolicy.parts_dims() ? kPanels / 2 * 8 : kOrder.dim_tiles(),
+                  kHalf = kOrder.dim_tiles() - kWhole;
+    const wgmma::Operand b(kPolicy.parts_dims() ? k + consumer_ * ((kPanels + 1) / 2) * kPanelBytes : k, kBlockN);
     wgmma::begin();
 #pragma unroll
     for (int key = 0; key < kBlockN; key += 16) {
-      wgmma::multiply_tt<T, kOrder.dim_tiles()>(dq, a.at(key * 128), b.at(key * 128), key == 0);
+      wgmma::multiply_tt<T>(part_of<0, kWhole>(dq), a.at(key * 128), b.at(key * 128), key == 0);
+    }
+    if constexpr (kHalf > 0) {
+      const wgmma::Operand half(k + kPanels / 2 * kPanelBytes + consumer_ * 64, kBlockN);
+#pragma unroll
+      for (int key = 0; key < kBlockN; key += 16) {
+        wgmma::multiply_tt<T>(part_of<kWhole, kHalf>(dq), a.at(key * 128), half.at(key * 128), key == 0);
+      }
     }
     wgmma::commit();
+  }
+  template <int kFirst, int kCount>
+  __device__ __forceinline__ static Fragment<1, kCount>& part_of(DqSums& dq) {
+    return *reinterpret_cast<Fragment<1, kCount>*>(&dq[0][kFirst]);
+  }
+  __device__ __forceinline__ void add_dq(float* to, const DqSums& dq) const {
+    // The second warpgroup's half panel comes before its whole ones.
+    constexpr int kTiles = kOrder.dim_tiles(), kWhole = kPolicy.parts_dims() ? kPolicy.dq_dims() / 128 * 8 : kTiles,
+                  kHalf = kTiles - kWhole;
+    // Behind head_dim are zeros.
+    constexpr int kZeros = (kPolicy.dq_dims() - kPolicy.head_dim) / 8;
+    if constexpr (kPolicy.dq_copied) return copy_dq(to, dq);
+    to += (threadIdx.x - 128) * 4;
+#pragma unroll
+    for (int d = 0; d < kTiles; ++d) {
+      if (kZeros > 0 && d >= kTiles - kZeros && consumer_ == 1) break;
+      constexpr int kNext = kOrder.of_thread(0, 1);
+      const int at = kHalf == 0 || consumer_ == 0 ? d : d < kWhole ? d + kHalf : d - kWhole;
+      add_global_4(to + at * kNext, dq[0][d][0], dq[0][d][1], dq[0][d][2], dq[0][d][3]);
+    }
+  }
+
+  // Every warp has its own part of the block in shared memory, from where it is added tile by tile.
+  __device__ __forceinline__ void copy_dq(float* to, const DqSums& dq) const {
+    constexpr int kTiles = kOrder.dim_tiles(), kNext = kOrder.of_thread(0, 1);
+    static_assert(kTiles <= 32 && kPolicy.dq_dims() % 128 % 64 == 0);
+    const int thread = threadIdx.x - 128, lane = thread % 32;
+    const uint32_t mine = shared_address(memory_.dq[0]) + thread / 32 * 32 * 16;
+    await_sums_read();  // of the step before
+    __syncwarp();
+#pragma unroll
+    for (int d = 0; d < kTiles; ++d) {
+      store_shared_16(mine + d * kNext * 4 + lane * 16, {__float_as_uint(dq[0][d][0]), __float_as_uint(dq[0][d][1]),
+                                                         __float_as_uint(dq[0][d][2]), __float_as_uint(dq[0][d][3])});
+    }
+    fence_shared_for_async();
+    __syncwarp();
+    if (lane < kTiles) add_copied(to + thread / 32 * 128 + lane * kNext, mine + lane * kNext * 4, 512);
+    commit_sums();
   }
 
   // Scores -> P, as if nothing were masked. Where scores are large, the difference to lse is taken first, of numbers as
@@ -230,7 +393,7 @@ class BwdConsumer {
   // Of the warp's 16 keys, to shared memory as dQ wants it: rows of 64 queries, swizzled as copies are.
   __device__ __forceinline__ void store_ds(const Packed& ds) const {
     const int lane = threadIdx.x % 32, row = warp_key() + lane % 16;
-    const uint32_t to = shared_address(memory_.ds[ds_]) + row * 128;
+    const uint32_t to = shared_address(memory_.ds[ds_.index()]) + row * 128;
 #pragma unroll
     for (int m = 0; m < kBlockM / 16; ++m) {
       const int chunk = (m % 4 * 2 + lane / 16) ^ row % 8;
@@ -241,10 +404,10 @@ class BwdConsumer {
 
   // Behind the last row of a packed sequence lie a neighbour's, which may be anything: what they are multiplied by is
   // 0, but 0 times infinity is not. Every warpgroup clears them for itself.
-  template <int kRows>
+  template <int kRows, int kDims>
   __device__ __forceinline__ void clear_rows_behind(unsigned char* tile, int rows) {
     if (!args_.p.seq.packed() || rows >= kRows) return;
-    constexpr int kChunks = panels_of(kHeadDim) * 8;  // of 16 bytes, per row; which is which doesn't matter
+    constexpr int kChunks = panels_of(kDims) * 8;  // of 16 bytes, per row; which is which doesn't matter
     for (int i = threadIdx.x % 128; i < (kRows - rows) * kChunks; i += 128) {
       const int row = rows + i / kChunks, chunk = i % kChunks;
       store_shared_16(shared_address(tile) + chunk / 8 * kRows * 128 + row * 128 + chunk % 8 * 16, {0, 0, 0, 0});
@@ -253,13 +416,23 @@ class BwdConsumer {
     sync_threads(kMine + consumer_, 128);
   }
 
-  __device__ __forceinline__ void write_keys(const HeadsTensor& tensor, int64_t dims, const Sums& acc, float factor) {
+  template <int kTiles>
+  __device__ __forceinline__ void write_keys(const HeadsTensor& tensor, int64_t dims, const Fragment<1, kTiles>& acc,
+                                             int first_dim, float factor) {
     const HeadTile& tile = work().tile;
     T* const to =
         static_cast<T*>(tensor.data) + tile.offset(tensor) + (tile.sequence.k_begin + tile.first) * tensor.seq_stride;
-    write_sums(to, tensor.seq_stride, tile.rows, dims, args_.aligned_dkv, acc, warp_key(), 0, factor);
+    write_sums(to, tensor.seq_stride, tile.rows, dims, args_.aligned_dkv, acc, warp_key(), first_dim / kChunk, factor);
   }
 
+  __device__ __forceinline__ static void clear_all(DkSums& acc) {
+#pragma unroll
+    for (int piece = 0; piece < kPieces; ++piece) clear<1, kPolicy.piece_dims() / 8>(acc[piece]);
+  }
+  __device__ __forceinline__ static void multiply_all_by(DkSums& acc, float factor) {
+#pragma unroll
+    for (int piece = 0; piece < kPieces; ++piece) multiply<1, kPolicy.piece_dims() / 8>(acc[piece], factor);
+  }
   // The largest of both warpgroups.
   __device__ __forceinline__ float max_of_both(float x, float (&all)[8]) const {
     x = max_of_warp(x);
@@ -283,16 +456,15 @@ class BwdConsumer {
         dout = fmaxf(dout, rows[i].dout);
       }
       dout = max_of_both(dout, memory_.warp_extremes[0]);
-      const float v =
-          max_of_both(largest_of<256>(memory_.v[keys_.index()], threadIdx.x % 256), memory_.warp_extremes[1]);
+      const float v = max_of_both(largest_of<256>(memory_.v[v_.index()], threadIdx.x % 256), memory_.warp_extremes[1]);
       may_overflow_ = ds_bound(dout, v) >= kMostOfFp16;
     }
   }
   // Times a factor, as what is summed up to dK is from now on.
-  __device__ __forceinline__ void bring_into_range(Scores& ds, Sums& acc_dk) {
+  __device__ __forceinline__ void bring_into_range(Scores& ds, DkSums& acc_dk) {
     wgmma::wait<0>();
     const float factor = factor_of(max_of_both(largest_finite(ds), memory_.warp_extremes[0]));
-    if (factor != ds_factor_) multiply(acc_dk, factor / ds_factor_);
+    if (factor != ds_factor_) multiply_all_by(acc_dk, factor / ds_factor_);
     if (factor != 1) multiply(ds, factor);
     ds_factor_ = factor;
   }
@@ -302,10 +474,12 @@ class BwdConsumer {
   int consumer_;
   bool may_overflow_ = false;  // fp16: any dS of the tile
   float ds_factor_ = 1;        // of dS, and of what it is summed up to
-  int ds_ = 0;                 // which buffer is this step's
   Stage<kBwdWorkSlots> slot_;
-  Stage<kPolicy.key_stages> keys_;
-  Stage<kPolicy.stages> rows_;
+  Stage<kPolicy.k_stages> k_;
+  Stage<kPolicy.v_stages> v_;
+  Stage<kPolicy.q_stages> q_;
+  Stage<kPolicy.dout_stages> dout_;
+  Stage<kPolicy.ds_stages> ds_;
 };
 
 }  // namespace xformers::cuda::sm90

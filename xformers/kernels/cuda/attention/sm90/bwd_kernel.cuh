@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(kBwdPolicies[kPolicyIndex].threads(), 1)
     wgmma::give_registers<kPolicy.producer_registers()>();
     const int warp = __shfl_sync(kAllLanes, static_cast<int>(threadIdx.x) / 32, 0);
     if (warp == 0) find_key_tiles<kPolicyIndex>(args, memory);
-    if (warp == 1 && threadIdx.x % 32 == 0) load_tiles<kPolicyIndex>(args, memory);
+    if (warp == 1 && threadIdx.x % 32 == 0) TileLoader<kPolicyIndex>(args, memory).run();
     if (warp == 2) load_statistics<kPolicyIndex>(args, memory);
     if (warp == 3 && threadIdx.x % 32 == 0) await_turns<kPolicyIndex>(args, memory);
   } else {

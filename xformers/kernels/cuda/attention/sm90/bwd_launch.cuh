@@ -13,9 +13,10 @@
 namespace xformers::cuda::sm90 {
 
 template <class T, int kPolicyIndex>
-void launch_backward_as(const BwdArgs& args, cudaStream_t stream) {
+int64_t launch_products(const BwdArgs& args, cudaStream_t stream) {  // of so many blocks
   constexpr BwdPolicy kPolicy = kBwdPolicies[kPolicyIndex];
-  static_assert(sizeof(BwdMemory<kPolicyIndex>) <= 227 * 1024);
+  constexpr int kSmemBytes = static_cast<int>(sizeof(BwdMemory<kPolicyIndex>));
+  static_assert(kSmemBytes <= 227 * 1024);
   const AttentionBwdParams& p = args.p;
   BwdGrid grid(args);
   grid.heads = static_cast<int>(p.shape.batch * p.shape.num_heads());
@@ -26,19 +27,21 @@ void launch_backward_as(const BwdArgs& args, cudaStream_t stream) {
   grid.v_map = tensor_map(rows_of_v(p), kPolicy.kBlockN);
   grid.dout_map = tensor_map(rows_of_dout(p), kPolicy.block_m);
   const int64_t blocks = std::min<int64_t>(current_device().multiprocessors, grid.all_tiles);
-  launch<sizeof(BwdMemory<kPolicyIndex>)>(attention_bwd_sm90<T, kPolicyIndex>, blocks, 1, kPolicy.threads(), stream,
-                                          grid);
-  launch_dq<T, dq_order(kPolicy)>(args, /*when_tiles_are_done=*/blocks > 0, stream);
+  launch<kSmemBytes>(attention_bwd_sm90<T, kPolicyIndex>, blocks, 1, kPolicy.threads(), stream, grid);
+  return blocks;
 }
 
-// One of the policies has this head dim.
-template <class T, int kHeadDim>
+// One kernel has all sums, or one has dv and one dk and dq.
+template <class T, int kHeadDim, int kHeadDimV>
 void launch_backward(const BwdArgs& args, Features, cudaStream_t stream) {
-  launch_backward_as<T, bwd_policy_of(kHeadDim)>(args, stream);
+  constexpr int kDv = bwd_policy_of(kHeadDim, kHeadDimV, false), kDk = bwd_policy_of(kHeadDim, kHeadDimV, true);
+  if constexpr (kDv != kDk) launch_products<T, kDv>(args, stream);
+  const int64_t blocks = launch_products<T, kDk>(args, stream);
+  launch_dq<T, dq_order(kBwdPolicies[kDk])>(args, /*when_tiles_are_done=*/blocks > 0, stream);
 }
 
 }  // namespace xformers::cuda::sm90
 
-#define XFORMERS_INSTANCE(type, head_dim, head_dim_v)                                                           \
-  template void xformers::cuda::sm90::launch_backward<xformers::cuda::type, head_dim>(const BwdArgs&, Features, \
-                                                                                      cudaStream_t);
+#define XFORMERS_INSTANCE(type, head_dim, head_dim_v)                                              \
+  template void xformers::cuda::sm90::launch_backward<xformers::cuda::type, head_dim, head_dim_v>( \
+      const BwdArgs&, Features, cudaStream_t);

@@ -16,7 +16,8 @@ namespace xformers::cuda::sm90 {
 template <int kPolicyIndex>
 __device__ __forceinline__ void find_key_tiles(const BwdGrid& args, BwdMemory<kPolicyIndex>& memory) {
   auto& barriers = memory.barriers;
-  KeyTileOrder order(args);
+  // Both kernels of a head dim count: one behind the other's number.
+  KeyTileOrder order(args, args.next_tile ? args.next_tile + (kBwdPolicies[kPolicyIndex].has_dk() ? 0 : 1) : nullptr);
   for (Stage<kBwdWorkSlots> slot;; slot.advance()) {
     BwdWork& work = memory.work[slot.index()];
     wait_empty(barriers.work_empty[slot.index()], slot.parity());
@@ -41,42 +42,80 @@ __device__ __forceinline__ void for_each_work(BwdMemory<kPolicyIndex>& memory, b
 
 // One thread.
 template <int kPolicyIndex>
-__device__ __forceinline__ void load_tiles(const BwdGrid& args, BwdMemory<kPolicyIndex>& memory) {
-  constexpr BwdPolicy kPolicy = kBwdPolicies[kPolicyIndex];
-  auto& barriers = memory.barriers;
-  Stage<kPolicy.key_stages> keys;
-  Stage<kPolicy.stages> rows;
-  const auto load_keys = [&](auto& to, const CUtensorMap& map, const RowsPlace& at, auto& full, auto& empty) {
-    wait_empty(empty[keys.index()], keys.parity());
-    copy_rows<kPolicy.head_dim, kPolicy.kBlockN>(to[keys.index()], map, at, 0, full[keys.index()], L2Keep::kFirstOut);
-  };
-  const auto load_queries = [&](auto& to, const CUtensorMap& map, const RowsPlace& at, int block, auto& full,
-                                auto& empty) {
-    wait_empty(empty[rows.index()], rows.parity());
-    copy_rows<kPolicy.head_dim, kPolicy.block_m>(to[rows.index()], map, at, block * kPolicy.block_m, full[rows.index()],
-                                                 L2Keep::kLastOut);
-  };
-  for_each_work(memory, true, [&](const BwdWork& work) {
-    if (work.blocks.empty()) return;
-    load_keys(memory.k, args.k_map, work.k, barriers.k_full, barriers.k_empty);
-#pragma unroll 1
-    for (int block = work.blocks.begin; block < work.blocks.end; ++block) {
-      load_queries(memory.q, args.q_map, work.q, block, barriers.q_full, barriers.q_empty);
-      if (block == work.blocks.begin) load_keys(memory.v, args.v_map, work.v, barriers.v_full, barriers.v_empty);
-      load_queries(memory.dout, args.dout_map, work.dout, block, barriers.dout_full, barriers.dout_empty);
-      rows.advance();
-    }
-    keys.advance();
-  });
-}
+class TileLoader {
+  static constexpr BwdPolicy kPolicy = kBwdPolicies[kPolicyIndex];
 
-// By all lanes of a warp: lse and delta beside Q.
+ public:
+  __device__ __forceinline__ TileLoader(const BwdGrid& args, BwdMemory<kPolicyIndex>& memory)
+      : args_(args), memory_(memory) {}
+
+  __device__ __forceinline__ void run() {
+    for_each_work(memory_, true, [&](const BwdWork& work) {
+      if (work.blocks.empty()) return;
+      // A single stage of K is free when the tile before is done; the first Q is there by then.
+      if constexpr (kPolicy.k_stages > 1) load_k(work);
+#pragma unroll 1
+      for (int block = work.blocks.begin; block < work.blocks.end; ++block) {
+        load_q(work, block);
+        if (block == work.blocks.begin) {
+          if constexpr (kPolicy.k_stages == 1) load_k(work);
+          if constexpr (kPolicy.has_dk()) load_v(work);
+        }
+        load_dout(work, block);
+      }
+    });
+  }
+
+ private:
+  __device__ __forceinline__ void load_k(const BwdWork& work) {
+    auto& barriers = memory_.barriers;
+    wait_empty(barriers.k_empty[k_.index()], k_.parity());
+    copy_rows<kPolicy.head_dim, kPolicy.kBlockN>(memory_.k[k_.index()], args_.k_map, work.k, 0,
+                                                 barriers.k_full[k_.index()], L2Keep::kFirstOut);
+    k_.advance();
+  }
+  __device__ __forceinline__ void load_v(const BwdWork& work) {
+    auto& barriers = memory_.barriers;
+    wait_empty(barriers.v_empty[v_.index()], v_.parity());
+    copy_rows<kPolicy.head_dim_v, kPolicy.kBlockN>(memory_.v[v_.index()], args_.v_map, work.v, 0,
+                                                   barriers.v_full[v_.index()], L2Keep::kFirstOut);
+    v_.advance();
+  }
+  __device__ __forceinline__ void load_q(const BwdWork& work, int block) {
+    auto& barriers = memory_.barriers;
+#pragma unroll
+    for (int piece = 0; piece < kPolicy.q_pieces; ++piece) {
+      wait_empty(barriers.q_empty[q_.index()], q_.parity());
+      copy_rows<kPolicy.piece_dims(), kPolicy.block_m>(memory_.q[q_.index()], args_.q_map, work.q,
+                                                       block * kPolicy.block_m, barriers.q_full[q_.index()],
+                                                       L2Keep::kLastOut, piece * kPolicy.piece_dims());
+      q_.advance();
+    }
+  }
+  __device__ __forceinline__ void load_dout(const BwdWork& work, int block) {
+    auto& barriers = memory_.barriers;
+    wait_empty(barriers.dout_empty[dout_.index()], dout_.parity());
+    copy_rows<kPolicy.head_dim_v, kPolicy.block_m>(memory_.dout[dout_.index()], args_.dout_map, work.dout,
+                                                   block * kPolicy.block_m, barriers.dout_full[dout_.index()],
+                                                   L2Keep::kLastOut);
+    dout_.advance();
+  }
+
+  const BwdGrid& args_;
+  BwdMemory<kPolicyIndex>& memory_;
+  Stage<kPolicy.k_stages> k_;
+  Stage<kPolicy.v_stages> v_;
+  Stage<kPolicy.q_stages> q_;
+  Stage<kPolicy.dout_stages> dout_;
+};
+
+// By all lanes of a warp: lse and delta beside Q (its first piece).
 template <int kPolicyIndex>
 __device__ __forceinline__ void load_statistics(const BwdGrid& args, BwdMemory<kPolicyIndex>& memory) {
   constexpr BwdPolicy kPolicy = kBwdPolicies[kPolicyIndex];
   constexpr int kRows = kPolicy.block_m / 32;  // of a lane
   const int lane = threadIdx.x % 32;
-  Stage<kPolicy.stages> rows;
+  Stage<kPolicy.q_stages> rows;
   for_each_work(memory, lane == 0, [&](const BwdWork& work) {
     const float *const all_lse = static_cast<const float*>(args.lse) + work.statistics, *const all_delta =
                                                                                             static_cast<const float*>(
@@ -113,6 +152,11 @@ __device__ __forceinline__ void load_statistics(const BwdGrid& args, BwdMemory<k
       if (lane == 0) memory.large[stage] = large;
       arrive_warp(memory.barriers.q_full[stage]);
       rows.advance();
+#pragma unroll
+      for (int piece = 1; piece < kPolicy.q_pieces; ++piece, rows.advance()) {
+        wait_empty(memory.barriers.q_empty[rows.index()], rows.parity());
+        arrive_warp(memory.barriers.q_full[rows.index()]);
+      }
     }
     __syncwarp();  // before the work is given back
   });
@@ -122,17 +166,20 @@ __device__ __forceinline__ void load_statistics(const BwdGrid& args, BwdMemory<k
 template <int kPolicyIndex>
 __device__ __forceinline__ void await_turns(const BwdGrid& args, BwdMemory<kPolicyIndex>& memory) {
   constexpr BwdPolicy kPolicy = kBwdPolicies[kPolicyIndex];
-  Stage<kPolicy.stages> rows;
+  Stage<kPolicy.q_stages> rows;
   for_each_work(memory, true, [&](const BwdWork& work) {
-    if (!args.turns) return;
+    if (!kPolicy.has_dk() || !args.turns) return;
 #pragma unroll 1
     for (int block = work.blocks.begin; block < work.blocks.end; ++block) {
-      const int stage = rows.index(), first = block * kPolicy.block_m;
+      const int first = block * kPolicy.block_m;
       const Range queries{first, min(first + kPolicy.block_m, work.tile.sequence.seqlen_q)};
-      wait_empty(memory.barriers.q_empty[stage], rows.parity());
+      wait_empty(memory.barriers.q_empty[rows.index()], rows.parity());
       await_turn(args.turns + work.dq_block + block, turn_of(work.band, queries, work.tile.first, kPolicy.kBlockN));
-      mbarrier::arrive(shared_address(&memory.barriers.turn[stage]));
-      rows.advance();
+#pragma unroll
+      for (int piece = 0; piece < kPolicy.q_pieces; ++piece, rows.advance()) {
+        if (piece > 0) wait_empty(memory.barriers.q_empty[rows.index()], rows.parity());
+        mbarrier::arrive(shared_address(&memory.barriers.turn[rows.index()]));
+      }
     }
   });
 }

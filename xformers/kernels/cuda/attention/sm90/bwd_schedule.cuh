@@ -26,7 +26,7 @@ struct BwdWork {
 
 class KeyTileOrder {
  public:
-  __device__ __forceinline__ explicit KeyTileOrder(const BwdGrid& args) : args_(args), count_(args.next_tile) {}
+  __device__ __forceinline__ KeyTileOrder(const BwdGrid& args, int* counter) : args_(args), count_(counter) {}
 
   // By all lanes of one warp: the next tile, written by the first lane. False: it has no keys, look again.
   template <int kPolicyIndex>
@@ -47,7 +47,7 @@ class KeyTileOrder {
               group = head / per_group;
     const RowTile keys = key_tile(shape, p.seq, group / groups, rest / heads, kPolicy.kBlockN);
     if (keys.rows <= 0) {
-      if (writes) tile_is_done(args_, head);
+      if (kPolicy.has_dk() && writes) tile_is_done(args_, head);
       return false;
     }
     if (!writes) return true;

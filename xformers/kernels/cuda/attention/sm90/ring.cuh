@@ -47,15 +47,16 @@ __device__ __forceinline__ RowsPlace rows_place(const HeadsTensor& t, const Head
           t.batch_stride == 0 ? 0 : static_cast<int>(tile.sequence.batch)};
 }
 
-// Rows [at.row + first, + kRows) of a head, panel by panel.
+// Rows [at.row + first, + kRows) of a head, panel by panel, from dim `first_dim` on.
 template <int kDims, int kRows>
 __device__ __forceinline__ void copy_rows(unsigned char* to, const CUtensorMap& map, const RowsPlace& at, int first,
-                                          uint64_t& barrier, L2Keep keep) {
+                                          uint64_t& barrier, L2Keep keep, int first_dim = 0) {
   mbarrier::arrive_expecting(shared_address(&barrier), tile_bytes(kRows, kDims));
 #pragma unroll
   for (int panel = 0; panel < panels_of(kDims); ++panel) {
     copy_box(shared_address(to + panel * kRows * 128), map,
-             {{panel * wgmma::kPanel, at.row + first, at.head, at.group, at.batch}}, shared_address(&barrier), keep);
+             {{first_dim + panel * wgmma::kPanel, at.row + first, at.head, at.group, at.batch}},
+             shared_address(&barrier), keep);
   }
 }
 
