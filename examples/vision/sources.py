@@ -1,8 +1,6 @@
 """Where images come from: uint8 images [count, 3, 32, 32] and labels, for training and for testing."""
 
 import gzip
-import io
-import pickle
 import tarfile
 import zlib
 from dataclasses import dataclass
@@ -10,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from xformers.helpers.generated_images import draw_shapes
+from xformers.helpers.plain_pickle import load_plain_pickle
 from xformers.helpers.training import UserError
-
-from .shapes import draw_shapes
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 INSTEAD = "pass another --data, or leave it out for what is there"
@@ -111,17 +109,6 @@ def _cifar_archive(path: Path) -> Found:
     return _cifar(files, path)
 
 
-class _Plain(pickle.Unpickler):
-    """Unpickles arrays of numpy and nothing else: an archive must not run code."""
-
-    ALLOWED = {"_reconstruct", "ndarray", "dtype", "_frombuffer", "encode"}
-
-    def find_class(self, module: str, name: str):
-        if name in self.ALLOWED and module.split(".")[0] in ("numpy", "_codecs"):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"{module}.{name} is no part of CIFAR-10")
-
-
 def _cifar(files: dict[str, bytes], path: Path) -> Found:
     parts = []
     for names in ([f"data_batch_{i}" for i in range(1, 6)], ["test_batch"]):
@@ -132,12 +119,12 @@ def _cifar(files: dict[str, bytes], path: Path) -> Found:
                     f"{path} has no {name}, expected CIFAR-10 for Python.  Fix: fetch it again, or {INSTEAD}"
                 )
             try:
-                batch = _Plain(io.BytesIO(files[name]), encoding="bytes").load()
+                batch = load_plain_pickle(files[name])
                 images.append(torch.from_numpy(np.asarray(batch[b"data"], np.uint8).reshape(-1, 3, 32, 32).copy()))
                 labels.append(torch.tensor(batch[b"labels"]))
                 if len(images[-1]) != len(labels[-1]):
                     raise ValueError(f"{len(images[-1])} images, {len(labels[-1])} labels")
-            except (pickle.UnpicklingError, EOFError, KeyError, ValueError, TypeError, AttributeError) as error:
+            except (KeyError, ValueError, TypeError) as error:
                 raise UserError(f"{path}: {name} is damaged ({error}).  Fix: fetch it again, or {INSTEAD}") from error
         parts.append((torch.cat(images), torch.cat(labels)))
     return Found(f"CIFAR-10 from {path}", 10, *parts)

@@ -11,12 +11,12 @@ import pytest
 import torch
 from programs import ROOT
 from python_programs import refused, smoke
+from xformers.helpers.generated_images import SHAPES, draw_shapes
 from xformers.helpers.training import UserError
 
 sys.path.insert(0, str(ROOT / "examples"))
 from vision import sources  # noqa: E402
 from vision.images import load_images  # noqa: E402
-from vision.shapes import SHAPES, draw_shapes  # noqa: E402
 
 MODELS = {
     "ViT": ("cifar_ViT.py",),
