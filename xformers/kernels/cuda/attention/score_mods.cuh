@@ -11,6 +11,7 @@
 #pragma once
 
 #include "xformers/kernels/cuda/arch/fast_math.cuh"
+#include "xformers/kernels/cuda/arch/mma.cuh"
 #include "xformers/kernels/cuda/attention/fragment.cuh"
 #include "xformers/kernels/cuda/attention/seqlen.cuh"
 #include "xformers/kernels/cuda/base/elements.cuh"
@@ -171,6 +172,29 @@ __device__ __forceinline__ void scale_and_add(Fragment<kRowTiles, kColumnTiles>&
       bias += 8 * key_stride;
     }
   });
+}
+
+// biased() in place. (Of many scores ptxas else puts -inf into registers of their own, all of them beforehand.)
+__device__ __forceinline__ void bias_in_place(float& score, float scale, float bias) {
+  asm("{\n.reg .pred hidden;\n"
+      "setp.eq.f32 hidden, %2, 0fFF800000;\n"
+      "fma.rn.f32 %0, %0, %1, %2;\n"
+      "@hidden mov.f32 %0, 0fFF800000;\n}\n"
+      : "+f"(score)
+      : "f"(scale), "f"(bias));
+}
+
+// The same of two column tiles from `n` on, whose bias lies as an A operand does (mma.cuh).
+template <class T, int kColumnTiles>
+__device__ __forceinline__ void scale_and_add(Fragment<1, kColumnTiles>& x, float scale, int n,
+                                              const uint32_t (&bias)[4]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float2 pair = unpack<T>(bias[i]);
+    float* const at = &x[0][n + i / 2][i % 2 * 2];
+    bias_in_place(at[0], scale, pair.x);
+    bias_in_place(at[1], scale, pair.y);
+  }
 }
 
 // What forward does to a fragment [queries, keys] but for a bias: the scale that is left to apply, 1 where anything was

@@ -12,11 +12,17 @@
 namespace xformers::cuda::sm90 {
 namespace {
 
-// The included file is written by CMake: the rows of instances.inc that were asked for.
-const std::vector<ForwardInstance> kBuilt = {
+// The included files are written by CMake: the rows of fwd_instances.inc that were asked for.
+const std::vector<ForwardInstance> kBuiltPlain = {
 #define XFORMERS_INSTANCE(type, head_dim, head_dim_v) \
   {kDTypeOf<type>, head_dim, head_dim_v, launch_forward<type, head_dim, head_dim_v>},
 #include "cuda_instances/sm90_fwd.inc"
+#undef XFORMERS_INSTANCE
+};
+const std::vector<ForwardInstance> kBuiltScored = {
+#define XFORMERS_INSTANCE(type, head_dim, head_dim_v) \
+  {kDTypeOf<type>, head_dim, head_dim_v, launch_forward_scored<type, head_dim, head_dim_v>},
+#include "cuda_instances/sm90_fwd_scored.inc"
 #undef XFORMERS_INSTANCE
 };
 
@@ -25,10 +31,10 @@ constexpr int kSmemBytes = 227 * 1024;  // at most, of any policy
 constexpr int64_t kFewestRows = 64;     // of a sequence
 
 // The first that fits; of two, the second for short rows under a band.
-int choose_policy(const ForwardInstance& instance, const AttentionFwdParams& p, const FwdFacts& facts) {
+int choose_policy(const ForwardInstance& instance, bool scored, const AttentionFwdParams& p, const FwdFacts& facts) {
   constexpr int64_t kShort = 1024;
   const auto fits = [&](const FwdPolicy& each) {
-    return each.head_dim == instance.head_dim && each.head_dim_v == instance.head_dim_v;
+    return each.head_dim == instance.head_dim && each.head_dim_v == instance.head_dim_v && each.scored == scored;
   };
   const auto first = std::find_if(std::begin(kFwdPolicies), std::end(kFwdPolicies), fits), second = first + 1;
   const bool is_short = facts.banded && p.shape.seqlen_q / facts.sequences <= kShort;
@@ -43,18 +49,32 @@ std::optional<ForwardPlan> plan_forward(const AttentionFwdParams& p, const FwdFa
   if (facts.device.major != 9) {
     reasons.add("the GPU has compute capability ", facts.device.major, ".", facts.device.minor, ", expected 9.0");
   }
-  if (kBuilt.empty()) reasons.add("this build has no code for 90a");
+  const bool scored = features.may(kAllScoreOps);
+  const std::vector<ForwardInstance>& built = scored ? kBuiltScored : kBuiltPlain;
+  if (built.empty()) reasons.add("this build has no code for 90a");
   const ForwardInstance* const instance = find_instance(
-      kBuilt, p.shape, {DType::kBFloat16, DType::kFloat16}, facts.device.smem_per_block,
+      built, p.shape, {DType::kBFloat16, DType::kFloat16}, facts.device.smem_per_block,
       [](const ForwardInstance&) { return kSmemBytes; }, reasons);
   if (p.num_splits > 1) reasons.add("keys in parts");
   if (facts.out == RowAccess::kAny) reasons.add("rows of out are not in units of 16 bytes");
   if (!(has_tensor_map(rows_of_q(p)) && has_tensor_map(rows_of_k(p)) && has_tensor_map(rows_of_v(p)))) {
     reasons.add("rows of q, k or v are 0, or 2^40 bytes or more, apart");
   }
+  if (scored && p.mods.bias.data) {
+    if (p.seq.packed() && (p.seq.most_queries < 0 || p.seq.most_keys < 0)) {
+      reasons.add("it is not known how many queries and keys the bias has");
+    } else if (!has_tensor_map(rows_of_bias(p))) {
+      reasons.add("rows of the bias are not apart by less than 2^40 bytes");
+    }
+  }
+  if (p.seq.paged() && p.seq.pages.page_size % 8 != 0) {
+    reasons.add("page_size is ", p.seq.pages.page_size, ", expected a multiple of 8");
+  }
+  if (p.seq.paged() && p.seq.cu_seqlens_k) reasons.add("keys that may begin inside of a page");
+  if (p.blocks.present()) reasons.add("a block mask");
   if (reasons.any()) return {};
   ForwardPlan plan{.instance = instance, .features = features};
-  plan.policy = choose_policy(*instance, p, facts);
+  plan.policy = choose_policy(*instance, scored, p, facts);
   // Where tiles are few, keys in parts fill the GPU; where rows are, those of many heads or sequences fill a tile.
   if (plan_splits(p, facts, instance->head_dim, Features::kPlain).splits > 1 ||
       p.shape.seqlen_q < kFewestRows * facts.sequences) {

@@ -37,7 +37,7 @@ class Consumer {
   using Memory = FwdMemory<kPolicyIndex>;
   using Scores = Fragment<1, kKeyTiles>;
   using Output = Fragment<1, kDimTiles>;
-  using Probabilities = uint32_t[kPolicy.block_n / 16][4];
+  using Probabilities = uint32_t[kPolicy.block_n / 16][1][4];
 
  public:
   __device__ __forceinline__ Consumer(const FwdGrid& args, Memory& memory, int consumer)
@@ -58,10 +58,12 @@ class Consumer {
       turns_.pass_on();
       wgmma::wait<0>();
       wgmma::hold(s);
+      change_scores(s, block);
       score_mask(s, block);
       step_ahead(softmax, s, shrink);
       release_scores(block);
       to_probabilities(p, s);
+      drop(p, block);
 #pragma unroll 1
       for (++block; block < end_block_; ++block) {
         turns_.wait();
@@ -71,6 +73,7 @@ class Consumer {
         wgmma::wait<1>();
         wgmma::hold(s);
         if constexpr (!kPolicy.near) release_scores(block);
+        change_scores(s, block);
         score_mask(s, block);
         bool raised = false;
         if (!kPolicy.near || !near_ || !softmax.template step_near<kKeyTiles>(s, args_.unit, any_of_group())) {
@@ -83,6 +86,7 @@ class Consumer {
         release_output();
         if (raised) rescale<1, kDimTiles>(acc_o, shrink);
         to_probabilities(p, s);
+        drop(p, block);
       }
       clear_rows_behind(block - 1);
       turns_.wait();
@@ -92,7 +96,7 @@ class Consumer {
       wgmma::hold(acc_o);
       release_output();
       softmax.finish();
-      write_results<T, kDimTiles>(args_, work().tile, warp_row(work()), acc_o, softmax);
+      write_results<T, kDimTiles, kPolicy.scored>(args_, work().tile, warp_row(work()), acc_o, softmax);
       arrive_warp(memory_.barriers.work_empty[slot_.index()]);
     }
   }
@@ -171,13 +175,60 @@ class Consumer {
     wgmma::begin();
 #pragma unroll
     for (int key = 0; key < kPolicy.block_n; key += 16) {
-      wgmma::multiply_rs<T, kDimTiles>(acc_o, p[key / 16], v.at(key * 128));
+      wgmma::multiply_rs<T, kDimTiles>(acc_o, p[key / 16][0], v.at(key * 128));
     }
     wgmma::commit();
   }
   __device__ __forceinline__ void release_output() {
     arrive_warp(memory_.barriers.v_empty[v_.index()]);
     v_.advance();
+  }
+
+  // What happens to scores before the mask.
+  __device__ __forceinline__ void change_scores(Scores& s, int block) {
+    if constexpr (kPolicy.scored) {
+      const ScoreModifiers& mods = args_.p.mods;
+      const ScoredWork& of = memory_.scored_work[slot_.index()];
+      const float slope = of.slope;
+      const int diagonal = warp_row(work()) + of.alibi_shift;
+      const float scale = modify<false, false, 1, kKeyTiles>(
+          s, args_.scale, mods, block * kPolicy.block_n,
+          [&](int row) { return RowTilt{slope, static_cast<float>(diagonal + row)}; });
+      if (mods.bias.data) {
+        add_bias(s, scale);
+      } else if (args_.scales) {
+        multiply<1, kKeyTiles>(s, scale);
+      }
+    }
+  }
+  // s = scale * s + bias: ldmatrix lays it out as an A operand, rows, rows + 8, then the next eight keys.
+  __device__ __forceinline__ void add_bias(Scores& s, float scale) {
+    wait_full(memory_.bias_full[bias_.index()][consumer_], bias_.parity());
+    const int thread = thread_again(), lane = thread % 32;
+    const int row = args_.has_bias_row ? 0 : thread % 128 / 32 * 16 + lane % 16;
+    const uint32_t first = shared_address(memory_.bias[bias_.index()][consumer_]) + row * 128 +
+                           (lane / 16 ^ row % 8) * 16;  // with the 128-byte swizzle
+#pragma unroll
+    for (int n = 0; n < kKeyTiles; n += 2) {
+      uint32_t bias[4];
+      load_matrices(bias, (first ^ n % 8 * 16) + n / 8 * (64 * 128));
+      scale_and_add<T, kKeyTiles>(s, scale, n, bias);
+    }
+    arrive_warp(memory_.bias_empty[bias_.index()][consumer_]);
+    bias_.advance();
+  }
+
+  __device__ __forceinline__ void drop(Probabilities& p, int block) const {
+    if constexpr (kPolicy.scored) {
+      if (!args_.drops) return;
+      const PhiloxKey philox = memory_.philox;
+      const uint32_t head = memory_.scored_work[slot_.index()].drop_head;
+      const int row = warp_row(work());
+#pragma unroll
+      for (int key = 0; key < kPolicy.block_n; key += 32) {
+        cuda::drop<1>(&p[key / 16], philox, args_.drop_rule, head, row, block * kPolicy.block_n + key);
+      }
+    }
   }
 
   // Keys of a block that some of the warpgroup's rows don't see.
@@ -194,7 +245,7 @@ class Consumer {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const float* const at = &s[0][2 * k + i / 2][i % 2 * 2];
-        p[k][i] = pack<T>(at[0], at[1]);
+        p[k][0][i] = pack<T>(at[0], at[1]);
       }
   }
 
@@ -222,6 +273,7 @@ class Consumer {
   int first_block_ = 0, end_block_ = 0;  // of the tile whose scores come next
   Range full_blocks_ = {0, 0};           // those that all of the warpgroup's rows see
   Stage<kWorkSlots> slot_;
+  Stage<kPolicy.scored ? kPolicy.bias_stages : 1> bias_;
   Stage<kPolicy.q_stages> q_;
   Stage<kPolicy.stages> k_, v_;
 };

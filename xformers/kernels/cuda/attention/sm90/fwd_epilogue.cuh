@@ -51,8 +51,8 @@ __device__ __forceinline__ void store_row_wide(float* to, const float (&row)[kDi
   }
 }
 
-// `first`: of the warp's 16 rows, in the sequence.
-template <class T, int kDimTiles>
+// `first`: of the warp's 16 rows, in the sequence. kDrops: something may have been dropped.
+template <class T, int kDimTiles, bool kDrops>
 __device__ __forceinline__ void write_results(const FwdGrid& args, const HeadTile& tile, int first,
                                               const Fragment<1, kDimTiles>& acc_o, const SoftmaxRows<1>& softmax) {
   const AttentionFwdParams& p = args.p;
@@ -67,7 +67,8 @@ __device__ __forceinline__ void write_results(const FwdGrid& args, const HeadTil
       end =
           end_row(p, tile.sequence.index, tile.group, tile.head, natural_max(softmax.row_max[0][half], args.unit), sum);
     }
-    const float factor = inverse_of(sum) * end.kept;
+    float factor = inverse_of(sum) * end.kept;
+    if constexpr (kDrops) factor *= static_cast<float>(args.kept);
     const int64_t origin = tile.offset(p.out) + query * p.out.seq_stride;
     if (p.wide_out) {
       store_row_wide(static_cast<float*>(p.out.data) + origin, acc_o[0], half, factor, dim_v, inside);

@@ -24,7 +24,11 @@ __global__ void __launch_bounds__(kFwdPolicies[kPolicyIndex].threads(), 1)
   if (group == 0) {
     wgmma::give_registers<kPolicy.producer_registers()>();
     if (threadIdx.x < 32) find_tiles<kPolicyIndex>(args, memory);
-    if (threadIdx.x == 32) Loader<kPolicyIndex>(args, memory).run();
+    if (kFwdPolicies[kPolicyIndex].scored || !args.p.seq.paged()) {
+      if (threadIdx.x == 32) Loader<kPolicyIndex, false>(args, memory).run();
+    } else if (threadIdx.x / 32 == 1) {
+      Loader<kPolicyIndex, true>(args, memory).run();
+    }
   } else {
     wgmma::take_registers<kPolicy.consumer_registers()>();
     Consumer<T, kPolicyIndex>(args, memory, group - 1).run();

@@ -1,8 +1,9 @@
-// Launches one forward instance.
+// Launches the forward instances, plain (fwd_plain_launch.cuh) and scored ones (fwd_scored_launch.cuh).
 #pragma once
 
 #include <algorithm>
 #include <iterator>
+#include <numeric>
 
 #include "xformers/kernels/cuda/attention/instances.h"
 #include "xformers/kernels/cuda/attention/sm90/fwd_kernel.cuh"
@@ -11,6 +12,18 @@
 #include "xformers/kernels/cuda/base/launch.h"
 
 namespace xformers::cuda::sm90 {
+
+// What changes scores counts in natural units, so the scale is applied to products first.
+inline void set_scored(FwdGrid& grid) {
+  const AttentionFwdParams& p = grid.p;
+  grid.drops = p.dropout.p > 0;
+  grid.scale = grid.unit.scale;
+  grid.scales = !p.mods.change_scores() && !(grid.scale > 0);
+  if (p.mods.change_scores() || grid.scales) grid.unit = ScoreUnit(1, kLog2e);
+  if (!p.mods.bias.data) return;
+  grid.has_bias_row = p.mods.bias.q_stride == 0;
+  grid.bias_map = tensor_map(rows_of_bias(p), 64);
+}
 
 template <class T, int kPolicyIndex>
 void launch_forward_as(const FwdArgs& args, cudaStream_t stream) {
@@ -27,8 +40,11 @@ void launch_forward_as(const FwdArgs& args, cudaStream_t stream) {
   const bool causal = p.band.window_right != kUnbounded && p.band.window_left == kUnbounded;
   if (causal && !p.seq.packed()) grid.short_tiles = static_cast<int>(grid.tiles / 4);
   grid.q_map = tensor_map(rows_of_q(p), kPolicy.block_m());
-  grid.k_map = tensor_map(rows_of_k(p), kPolicy.block_n);
-  grid.v_map = tensor_map(rows_of_v(p), kPolicy.block_n);
+  if (p.seq.paged()) grid.page_part = static_cast<int>(std::gcd(p.seq.pages.page_size, kPolicy.block_n));
+  const int key_rows = p.seq.paged() ? grid.page_part : kPolicy.block_n;
+  grid.k_map = tensor_map(rows_of_k(p), key_rows);
+  grid.v_map = tensor_map(rows_of_v(p), key_rows);
+  if constexpr (kPolicy.scored) set_scored(grid);
   const int64_t blocks = std::min<int64_t>(current_device().multiprocessors, grid.all_tiles);
   if (grid.next_tile) {
     launch_after(attention_fwd_sm90<T, kPolicyIndex>, blocks, 1, kPolicy.threads(), stream, grid,
@@ -39,25 +55,26 @@ void launch_forward_as(const FwdArgs& args, cudaStream_t stream) {
   }
 }
 
-template <class T, int kHeadDim, int kHeadDimV, int kPolicyIndex>
+template <class T, int kHeadDim, int kHeadDimV, bool kScored, int kPolicyIndex = 0>
 void launch_forward_of(const FwdArgs& args, cudaStream_t stream) {
   if constexpr (kPolicyIndex < static_cast<int>(std::size(kFwdPolicies))) {
     if constexpr (kFwdPolicies[kPolicyIndex].head_dim == kHeadDim &&
-                  kFwdPolicies[kPolicyIndex].head_dim_v == kHeadDimV) {
+                  kFwdPolicies[kPolicyIndex].head_dim_v == kHeadDimV && kFwdPolicies[kPolicyIndex].scored == kScored) {
       if (args.policy == kPolicyIndex) return launch_forward_as<T, kPolicyIndex>(args, stream);
     }
-    launch_forward_of<T, kHeadDim, kHeadDimV, kPolicyIndex + 1>(args, stream);
+    launch_forward_of<T, kHeadDim, kHeadDimV, kScored, kPolicyIndex + 1>(args, stream);
   }
 }
 
 // args.policy is one of these head dims.
 template <class T, int kHeadDim, int kHeadDimV>
 void launch_forward(const FwdArgs& args, Features, cudaStream_t stream) {
-  launch_forward_of<T, kHeadDim, kHeadDimV, 0>(args, stream);
+  launch_forward_of<T, kHeadDim, kHeadDimV, false>(args, stream);
+}
+
+template <class T, int kHeadDim, int kHeadDimV>
+void launch_forward_scored(const FwdArgs& args, Features, cudaStream_t stream) {
+  launch_forward_of<T, kHeadDim, kHeadDimV, true>(args, stream);
 }
 
 }  // namespace xformers::cuda::sm90
-
-#define XFORMERS_INSTANCE(type, head_dim, head_dim_v)                                             \
-  template void xformers::cuda::sm90::launch_forward<xformers::cuda::type, head_dim, head_dim_v>( \
-      const FwdArgs&, Features, cudaStream_t);

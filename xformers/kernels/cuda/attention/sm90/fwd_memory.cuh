@@ -1,14 +1,38 @@
 // Shared memory of Hopper's forward kernel, as it is launched: tiles as the copy engine leaves them, barriers by name.
 #pragma once
 
+#include "xformers/kernels/cuda/attention/dropout.cuh"
 #include "xformers/kernels/cuda/attention/sm90/fwd_schedule.cuh"
 
 namespace xformers::cuda::sm90 {
 
 inline constexpr int kWorkSlots = 2;  // tiles that are known: the one that is worked on, the one to come
 
+// What scored policies have besides: each consumer's tiles of the bias, 64 rows by panels of 64 keys.
+template <int kPolicyIndex, bool kScored = kFwdPolicies[kPolicyIndex].scored>
+struct ScoredMemory {
+  template <class Init>
+  __device__ __forceinline__ void init_scored(const Init&) {}
+};
 template <int kPolicyIndex>
-struct FwdMemory {
+struct ScoredMemory<kPolicyIndex, true> {
+  static constexpr int kBiasStages = kFwdPolicies[kPolicyIndex].bias_stages,
+                       kConsumers = kFwdPolicies[kPolicyIndex].consumers;
+
+  alignas(1024) unsigned char bias[kBiasStages][kConsumers][kFwdPolicies[kPolicyIndex].bias_bytes()];
+  ScoredWork scored_work[kWorkSlots];
+  PhiloxKey philox;
+  uint64_t bias_full[kBiasStages][kConsumers], bias_empty[kBiasStages][kConsumers];
+
+  template <class Init>
+  __device__ __forceinline__ void init_scored(const Init& init) {
+    for (int i = 0; i < kBiasStages; ++i)
+      for (int c = 0; c < kConsumers; ++c) init(bias_full[i][c], 1), init(bias_empty[i][c], 4);
+  }
+};
+
+template <int kPolicyIndex>
+struct FwdMemory : ScoredMemory<kPolicyIndex> {
   static constexpr FwdPolicy kPolicy = kFwdPolicies[kPolicyIndex];
 
   alignas(1024) unsigned char q[kPolicy.q_stages][kPolicy.q_bytes()];
@@ -33,6 +57,7 @@ struct FwdMemory {
       init(barriers.k_full[i], 1), init(barriers.k_empty[i], kConsumerWarps);
       init(barriers.v_full[i], 1), init(barriers.v_empty[i], kConsumerWarps);
     }
+    this->init_scored(init);
     mbarrier::fence_init();
   }
 };

@@ -12,7 +12,9 @@ struct FwdPolicy {
   int block_n = 128;  // keys per step
   int stages = 2;     // of K, and of V
   int q_stages = 1;
-  bool near = false;  // probabilities relative to the maximum at hand; looked for anew where they come out large
+  bool near = false;    // probabilities relative to the maximum at hand; looked for anew where they come out large
+  bool scored = false;  // bias, dropout, other score modifiers; keys per step then come in 32s
+  int bias_stages = 0;  // of a bias, each consumer's by itself
 
   constexpr int block_m() const { return 64 * consumers; }
   constexpr int threads() const { return 128 * (1 + consumers); }
@@ -22,6 +24,7 @@ struct FwdPolicy {
   constexpr int q_bytes() const { return tile_bytes(block_m(), head_dim); }
   constexpr int k_bytes() const { return tile_bytes(block_n, head_dim); }
   constexpr int v_bytes() const { return tile_bytes(block_n, head_dim_v); }
+  constexpr int bias_bytes() const { return tile_bytes(64, block_n); }  // of a consumer
 };
 
 // Best first; the second of head_dim 64 is for short rows under a band, where tiles of 192 rows are half empty. In
@@ -34,6 +37,13 @@ inline constexpr FwdPolicy kFwdPolicies[] = {
     {.head_dim = 192, .head_dim_v = 128, .near = true},                // 771 (748)
     {.head_dim = 192, .head_dim_v = 192, .block_n = 112},              // 780 (near 774)
     {.head_dim = 256, .head_dim_v = 256, .block_n = 80},               // 796 (near spills: 598)
+    // What changes scores has its own: a bias takes shared memory, dropout registers.
+    {.head_dim = 64, .head_dim_v = 64, .stages = 4, .scored = true, .bias_stages = 2},
+    {.head_dim = 96, .head_dim_v = 96, .scored = true, .bias_stages = 2},
+    {.head_dim = 128, .head_dim_v = 128, .scored = true, .bias_stages = 2},
+    {.head_dim = 192, .head_dim_v = 128, .block_n = 96, .scored = true, .bias_stages = 1},
+    {.head_dim = 192, .head_dim_v = 192, .block_n = 96, .scored = true, .bias_stages = 1},
+    {.head_dim = 256, .head_dim_v = 256, .block_n = 64, .scored = true, .bias_stages = 2},
 };
 
 }  // namespace xformers::cuda::sm90

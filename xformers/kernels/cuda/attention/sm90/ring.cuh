@@ -47,16 +47,41 @@ __device__ __forceinline__ RowsPlace rows_place(const HeadsTensor& t, const Head
           t.batch_stride == 0 ? 0 : static_cast<int>(tile.sequence.batch)};
 }
 
-// Rows [at.row + first, + kRows) of a head, panel by panel, from dim `first_dim` on.
+__device__ __forceinline__ RowsPlace rows_place(const ScoreBias& t, const HeadTile& tile, int row) {
+  return {t.q_stride == 0 ? 0 : row, t.head_stride == 0 ? 0 : tile.head, t.group_stride == 0 ? 0 : tile.group,
+          t.batch_stride == 0 ? 0 : static_cast<int>(tile.sequence.index)};
+}
+
+// Rows [at.row + first, + kRows) of a head, panel by panel; kDims elements of them from `dim` on.
 template <int kDims, int kRows>
 __device__ __forceinline__ void copy_rows(unsigned char* to, const CUtensorMap& map, const RowsPlace& at, int first,
-                                          uint64_t& barrier, L2Keep keep, int first_dim = 0) {
+                                          uint64_t& barrier, L2Keep keep, int dim = 0) {
   mbarrier::arrive_expecting(shared_address(&barrier), tile_bytes(kRows, kDims));
 #pragma unroll
   for (int panel = 0; panel < panels_of(kDims); ++panel) {
     copy_box(shared_address(to + panel * kRows * 128), map,
-             {{first_dim + panel * wgmma::kPanel, at.row + first, at.head, at.group, at.batch}},
-             shared_address(&barrier), keep);
+             {{dim + panel * wgmma::kPanel, at.row + first, at.head, at.group, at.batch}}, shared_address(&barrier),
+             keep);
+  }
+}
+
+// The same of keys in pages, by a warp: a box for every `part` keys, which lie in one page and are a multiple of eight,
+// after which the swizzle comes again. Behind the last key of the sequence no page is looked up.
+template <int kDims, int kRows>
+__device__ __forceinline__ void copy_pages(unsigned char* to, const CUtensorMap& map, const RowsPlace& at,
+                                           const AttentionProblem& p, const Sequence& sequence, int first, int part,
+                                           uint64_t& barrier, L2Keep keep) {
+  constexpr int kPanels = panels_of(kDims);
+  const int lane = threadIdx.x % 32;
+  if (lane == 0) mbarrier::arrive_expecting(shared_address(&barrier), tile_bytes(kRows, kDims));
+  __syncwarp();
+#pragma unroll 1
+  for (int box = lane; box < kRows / part * kPanels; box += 32) {
+    const int row = box / kPanels * part, panel = box % kPanels, key = first + row;
+    const int64_t from = key < sequence.seqlen_k ? key_row(p.shape, p.seq, sequence, key) : p.shape.seqlen_k;
+    copy_box(shared_address(to + panel * kRows * 128 + row * 128), map,
+             {{panel * wgmma::kPanel, static_cast<int>(from), at.head, at.group, at.batch}}, shared_address(&barrier),
+             keep);
   }
 }
 
