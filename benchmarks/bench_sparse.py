@@ -1,24 +1,39 @@
-"""bench_sparse.py [--rows NAME ...] [--dtype DTYPE] [--rounds N] [--threads N] [--device D]   sparse tensors.
+"""bench_sparse.py [--rows NAME ...] [--dtype DTYPE] [--rounds N] [--threads N] [--device D] [--quick] [--out FILE]
+
+Sparse tensors, and attention with block masks.
 
 B matrices [M, M] with one random pattern, K columns of the dense matrix. Each operator takes turns with its eager form
 (gather, multiply, sum; scatter for softmax) and with torch.sparse where that has it (`sampled_addmm` in fp32 and fp64,
 CSR @ dense, one matrix of the batch after the other). Softmax beside a copy of the values too.
 
 On a GPU also products of blocks (rows sdd, dsd, blocks): M = N = K = 4096, a quarter of the blocks at random, in bf16,
-beside the dense product and PyTorch's kernels for BSR (torch.sparse._triton_ops), with the TFLOP/s of stored blocks.
+beside the dense product and PyTorch's kernels for BSR (torch.sparse._triton_ops), with the TFLOP/s of stored blocks;
+rows of their gradients (backward); softmax of blocks.
+
+And there attention (row attention): S 16384, H 16, D 128, bf16, forward and backward, random layouts of each head and
+the patterns of sparsity_config, causal. `rate` is the rate of visible blocks over that of the same kernels without a
+mask (fwd_sm80, bwd_sm80, forced) in the same run; `share`, of patterns, the time over the share that the mask leaves of
+the dense time. Beside flex_attention, compiled, on the same layouts (not --quick: each takes a minute to compile).
 
 Times are medians of one run, in milliseconds, with one thread those of the processor, so that other load counts little;
-on a GPU those between two events around calls that the host queues ahead. JSON lines, one a row.
+on a GPU those between two events around calls that the host queues ahead. JSON lines, one a row; all of them and what
+ran them into one file (--out). --quick: fewer shapes and rounds, within a minute on an H200.
 """
 
 import argparse
+import contextlib
+import datetime
 import json
+import os
 import statistics
 import time
 
 import torch
+from xformers.components.attention import sparsity_config
 
+import xformers
 from xformers import operators as ops
+from xformers.ops import BlockSparseMask, memory_efficient_attention
 
 SHAPES = [(8, 1024, 64), (8, 2048, 64), (1, 4096, 64), (1, 4096, 256)]
 DENSITIES = [0.1, 0.05, 0.01]
@@ -66,8 +81,8 @@ def csr_rows(args):
     generator = torch.Generator(torch.get_default_device()).manual_seed(0)
     on_gpu = generator.device.type == "cuda"
     rows = []
-    for batch, m, k in SHAPES:
-        for density in DENSITIES:
+    for batch, m, k in SHAPES[-2:-1] if args.quick else SHAPES:
+        for density in DENSITIES[:1] if args.quick else DENSITIES:
             mask = torch.rand(m, m, generator=generator) < density
             _, offsets, columns = ops.csr_from_dense(mask[None])
             row = torch.arange(m).repeat_interleave(offsets.diff())
@@ -174,6 +189,112 @@ def block_rows(args, size=4096, density=0.25):
     return rows
 
 
+def gradient_rows(args, size=4096, density=0.25):
+    """Gradients of products of blocks, beside those of the dense product."""
+    rows = []
+    for block in (128, 32) if args.quick else (128, 64, 32, 16):
+        tables = ops.blocksparse_tables(torch.rand(1, size // block, size // block) < density)
+        a, b = (torch.randn(1, 1, size, size, dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
+        values = torch.randn(1, tables[1].numel(), block, block, dtype=torch.bfloat16, requires_grad=True)
+        products = {
+            "sdd": (ops.blocksparse_sdd(a, b.mT, *tables[:2], block, *tables[2:]), (a, b)),
+            "dsd": (ops.blocksparse_dsd(values, b, *tables[:2], size, *tables[2:]), (values, b)),
+        }
+        dense = a @ b
+        for name, (out, inputs) in products.items():
+            sides = {
+                "ours": gradients(out, inputs),
+                "dense": gradients(dense, (a, b)),
+            }
+            rows.append(compare(f"{name}-backward:m{size},block{block},density{density}", sides, args.rounds))
+    return rows
+
+
+def gradients(out, inputs):
+    incoming = torch.randn_like(out)
+    return lambda: torch.autograd.grad(out, inputs, incoming, retain_graph=True)
+
+
+@contextlib.contextmanager
+def forced(kernel):
+    """The kernel that attention takes meanwhile."""
+    os.environ["XFORMERS_KERNEL"] = kernel
+    try:
+        yield
+    finally:
+        del os.environ["XFORMERS_KERNEL"]
+
+
+def with_kernel(kernel, step):
+    def run():
+        with forced(kernel):
+            return step()
+
+    return run
+
+
+def flex(inputs, layout, block):
+    """Compiled, with its mask made beforehand: forward, and the step of its backward."""
+    from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+    counts = layout.sum(-1, dtype=torch.int32)[None]
+    order = layout.to(torch.int8).argsort(-1, descending=True, stable=True).int()[None]
+    mask = BlockMask.from_kv_blocks(torch.zeros_like(counts), torch.zeros_like(order), counts, order, BLOCK_SIZE=block)
+    compiled = torch.compile(flex_attention, dynamic=False)
+    turned = [x.detach().transpose(1, 2).requires_grad_() for x in inputs]
+    out = compiled(*turned, block_mask=mask)
+    return lambda: compiled(*turned, block_mask=mask), gradients(out, turned)
+
+
+def attention_row(args, name, inputs, mask, dense, density, what, theirs=()):
+    """Forward and backward under one mask. dense: the same two without it, and their times."""
+    out = memory_efficient_attention(*inputs, mask)
+    ours = (lambda: memory_efficient_attention(*inputs, mask), gradients(out, inputs))
+    rows = []
+    for i, direction in enumerate(("forward", "backward")):
+        sides = {"ours": ours[i], "dense": dense[i]} | ({"flex": theirs[i]} if theirs else {})
+        row = compare(f"attention-{direction}:{name}", sides, args.rounds)
+        share = density * row["dense_ms"] / row["ours_ms"]
+        row |= {what: round(share if what == "rate" else 1 / share, 3)}
+        print(json.dumps({"name": row["name"], what: row[what]}), flush=True)
+        rows.append(row)
+    return rows
+
+
+def attention_rows(args, seqlen=16384, heads=16, head_dim=128):
+    inputs = [torch.randn(1, seqlen, heads, head_dim, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
+
+    def plain():
+        return memory_efficient_attention(*inputs)
+
+    with forced("fwd_sm80"):
+        out = plain()
+    dense = (with_kernel("fwd_sm80", plain), with_kernel("bwd_sm80", gradients(out, inputs)))
+    rows = []
+    for block in (128, 64, 32, 16):
+        for density in (0.25,) if args.quick and block in (32,) else (0.1, 0.25, 0.5):
+            layout = torch.rand(heads, seqlen // block, seqlen // block) < density
+            theirs = ()
+            if not args.quick and block >= 128:
+                try:
+                    theirs = flex(inputs, layout, block)
+                except Exception as error:  # it is not made for this here
+                    print(json.dumps({"name": f"flex:block{block}", "error": str(error)[:120]}), flush=True)
+            of_all = layout.float().mean().item()
+            mask = BlockSparseMask(layout, block)
+            rows += attention_row(args, f"block{block},density{density}", inputs, mask, dense, of_all, "rate", theirs)
+    layout = torch.ones(heads, seqlen // 128, seqlen // 128, dtype=torch.bool)
+    rows += attention_row(args, "block128,all", inputs, BlockSparseMask(layout, 128), dense, 1, "rate")
+    for pattern in ("BigBird", "Fixed", "BSLongformer"):
+        config = getattr(sparsity_config, f"{pattern}SparsityConfig")(num_heads=heads, block_size=64)
+        layout = config.make_layout(seqlen).bool().to(torch.get_default_device()).tril()
+        mask = BlockSparseMask(layout, 64).make_causal()
+        # Of a block on the diagonal half is left.
+        left = (layout.sum() - 0.5 * layout.diagonal(dim1=-2, dim2=-1).sum()).item() / layout.numel()
+        rows += attention_row(args, f"{pattern},block64,causal", inputs, mask, dense, left, "share")
+    return rows
+
+
 def summary(rows):
     for operator in dict.fromkeys(row["name"].split(":")[0] for row in rows):
         of = [row for row in rows if row["name"].startswith(operator + ":")]
@@ -191,13 +312,34 @@ def main():
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--out", help="JSON file to write")
+    parser.add_argument("--commit", default="", help="recorded as it is")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    if args.quick:
+        args.rounds = min(args.rounds, 3)
+    on_gpu = torch.device(args.device).type == "cuda"
     with torch.device(args.device):
         rows = csr_rows(args)
-        if torch.device(args.device).type == "cuda":
+        if on_gpu:
             rows += block_rows(args)
+            if not args.rows or "backward" in args.rows:
+                rows += gradient_rows(args)
+            if not args.rows or "attention" in args.rows:
+                rows += attention_rows(args)
         summary(rows)
+    if args.out:
+        record = {
+            "gpu": torch.cuda.get_device_name() if on_gpu else "none",
+            "date": datetime.date.today().isoformat(),
+            "torch": torch.__version__,
+            "xformers": xformers.__version__,
+            "commit": args.commit,
+            "rows": rows,
+        }
+        with open(args.out, "w") as file:
+            json.dump(record, file, indent=1)
 
 
 if __name__ == "__main__":

@@ -28,8 +28,8 @@ int64_t reach(std::initializer_list<std::pair<int64_t, int64_t>> sizes_and_strid
 template <class Visit>
 class Arrays {
  public:
-  Arrays(const AttentionShape& shape, const SeqLayout& seq, const Visit& visit)
-      : shape_(shape), seq_(seq), visit_(visit), page_entries_(page_entries(seq)) {}
+  Arrays(const AttentionProblem& p, const Visit& visit)
+      : shape_(p.shape), seq_(p.seq), visit_(visit), page_entries_(page_entries(p.seq)) {}
 
   void heads(HeadsTensor& t, int64_t seqlen, int64_t dim, size_t size) const {
     visit_(t.data, static_cast<size_t>(reach({{shape_.batch, t.batch_stride},
@@ -72,6 +72,27 @@ class Arrays {
     numbers(mods.alibi_slopes);
     numbers(mods.sinks);
   }
+  // Behind the last entry of a list nothing is read.
+  void blocks(BlockMask& mask) const {
+    if (!mask.present()) return;
+    const int64_t layouts = reach({{shape_.batch, mask.batch_stride},
+                                   {shape_.num_groups, mask.group_stride},
+                                   {shape_.heads_per_group, mask.head_stride}});
+    const int64_t rows = layouts * (mask.num_q_blocks + 1), columns = layouts * (mask.num_k_blocks + 1);
+    int64_t keys = 0, queries = 0, with_bits = 0;
+    if (on_host(mask.key_offsets)) {
+      keys = mask.key_offsets[rows - 1], queries = mask.query_offsets[columns - 1];
+      for (int64_t entry = 0; mask.bits_of && entry < keys; ++entry) {
+        with_bits = std::max<int64_t>(with_bits, mask.bits_of[entry] + 1);
+      }
+    }
+    visit_(mask.key_offsets, static_cast<size_t>(rows) * 4);
+    visit_(mask.key_blocks, static_cast<size_t>(keys) * 4);
+    visit_(mask.query_offsets, static_cast<size_t>(columns) * 4);
+    visit_(mask.query_blocks, static_cast<size_t>(queries) * 4);
+    visit_(mask.bits_of, static_cast<size_t>(keys) * 4);
+    visit_(mask.bits, static_cast<size_t>(with_bits * mask.block_q * (mask.block_k / 16)) * 2);
+  }
   void layout(SeqLayout& seq) const {
     const int64_t n = seq_.num_sequences;
     visit_(seq.cu_seqlens_q, static_cast<size_t>(n + 1) * 4);
@@ -81,14 +102,14 @@ class Arrays {
   }
 
  private:
+  static bool on_host(const void* pointer) {
+    cudaPointerAttributes where{};
+    return cudaPointerGetAttributes(&where, pointer) == cudaSuccess && where.type != cudaMemoryTypeDevice;
+  }
   // Up to the last entry that may be read. (The second visit, with device pointers, needs no sizes.)
   static size_t page_entries(const SeqLayout& seq) {
     int64_t entries = 0;
-    cudaPointerAttributes where{};
-    if (!seq.paged() || cudaPointerGetAttributes(&where, seq.seqused_k) != cudaSuccess ||
-        where.type == cudaMemoryTypeDevice) {
-      return 0;
-    }
+    if (!seq.paged() || !on_host(seq.seqused_k)) return 0;
     for (int64_t b = 0; b < seq.num_sequences; ++b) {
       const int64_t end = (seq.cu_seqlens_k ? seq.cu_seqlens_k[b] : 0) + seq.seqused_k[b];
       const int64_t pages = (end + seq.pages.page_size - 1) / seq.pages.page_size;
@@ -105,7 +126,7 @@ class Arrays {
 
 template <class Visit>
 void for_each_array(AttentionFwdParams& p, const Visit& visit) {
-  const Arrays arrays(p.shape, p.seq, visit);
+  const Arrays arrays(p, visit);
   const AttentionShape& s = p.shape;
   const size_t size = size_of(s.dtype);
   arrays.heads(p.q, s.seqlen_q, s.head_dim, size);
@@ -117,12 +138,13 @@ void for_each_array(AttentionFwdParams& p, const Visit& visit) {
   arrays.rows(p.lse);
   arrays.rows(p.lse_low);
   arrays.layout(p.seq);
+  arrays.blocks(p.blocks);
   arrays.modifiers(p.mods);
 }
 
 template <class Visit>
 void for_each_array(AttentionBwdParams& p, const Visit& visit) {
-  const Arrays arrays(p.shape, p.seq, visit);
+  const Arrays arrays(p, visit);
   const AttentionShape& s = p.shape;
   const size_t size = size_of(s.dtype);
   for (HeadsTensor* t : {&p.q, &p.dq}) arrays.heads(*t, s.seqlen_q, s.head_dim, size);
@@ -133,6 +155,7 @@ void for_each_array(AttentionBwdParams& p, const Visit& visit) {
   arrays.rows(p.lse_low);
   arrays.rows(p.dlse);
   arrays.layout(p.seq);
+  arrays.blocks(p.blocks);
   arrays.modifiers(p.mods);
   arrays.bias(p.dbias, p.dbias_shared ? std::max<size_t>(size, 4) : size);
   arrays.numbers(p.dslopes);

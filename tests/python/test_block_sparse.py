@@ -6,6 +6,7 @@ import pytest
 import torch
 from attention_inputs import qkv, random
 from attention_reference import check_attention
+from devices import on_each_device  # noqa: F401  (every test runs on each)
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -23,7 +24,8 @@ def blocks(n, size):
 
 
 def random_layout(shape, density=0.5, seed=0):
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < density
+    layout = torch.rand(shape, generator=torch.Generator().manual_seed(seed), device="cpu") < density
+    return layout.to(torch.get_default_device())
 
 
 def elements(layout, size, nq, nk):
@@ -31,6 +33,11 @@ def elements(layout, size, nq, nk):
     layout = layout.bool().reshape((1,) * (4 - layout.ndim) + tuple(layout.shape))
     rows, columns = torch.arange(nq) // size[0], torch.arange(nk) // size[1]
     return layout[:, :, rows][..., columns]
+
+
+def assert_same(got, expected, device):
+    """The same bits; on a GPU, whose tiles and orders of sums differ, a few roundings of fp32."""
+    torch.testing.assert_close(got, expected, **({"rtol": 0, "atol": 0} if device == "cpu" else {}))
 
 
 def hidden(visible):
@@ -52,6 +59,12 @@ def listed(mask):
                     rows.update((b, h, row, x) for x in found)
     assert by_keys == {(b, h, q, k) for b, h, k, q in by_queries}
     return by_keys
+
+
+def of_blocks(mask):
+    """A mask's lists, as the operator's arguments."""
+    lowered = mask.lower(torch.get_default_device())._asdict()
+    return {name: x for name, x in lowered.items() if name.startswith("block")}
 
 
 # ---- against the formula ----
@@ -134,7 +147,7 @@ def test_gradients_at_every_head_dim(head_dim, size, dtype):
 def test_permuting_key_blocks_with_keys_changes_nothing(seed):
     query, key, value = qkv(1, 70, 128, (2,), requires_grad=False, dtype=torch.float64, seed=seed)
     layout = random_layout((2, blocks(70, 16), 8), 0.5, seed)
-    order = torch.randperm(8, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(seed), device="cpu").to(query.device)
     rows = (order[:, None] * 16 + torch.arange(16)).flatten()
     plain = memory_efficient_attention(query, key, value, BlockSparseMask(layout, 16))
     permuted = memory_efficient_attention(query, key[:, rows], value[:, rows], BlockSparseMask(layout[..., order], 16))
@@ -143,7 +156,7 @@ def test_permuting_key_blocks_with_keys_changes_nothing(seed):
 
 @pytest.mark.parametrize("of_groups", [False, True])
 @pytest.mark.parametrize("nq", [1, 3, 100])
-def test_layouts_of_groups_are_those_of_their_heads(nq, of_groups):
+def test_layouts_of_groups_are_those_of_their_heads(nq, of_groups, device):
     query = random((2, nq, 2, 3, 16), seed=1, requires_grad=True)
     key, value = (random((2, 90, 2, 1, 16), seed=s).expand(2, 90, 2, 3, 16).requires_grad_() for s in (2, 3))
     layout = random_layout((2, 2 if of_groups else 1, blocks(nq, 16), 6), 0.5, 4)
@@ -153,14 +166,15 @@ def test_layouts_of_groups_are_those_of_their_heads(nq, of_groups):
         out = memory_efficient_attention(query, key, value, BlockSparseMask(one, 16))
         results.append((out, *torch.autograd.grad(out.square().sum(), (query, key, value))))
     for got, expected in zip(*results, strict=True):
-        assert torch.equal(got, expected)
+        assert_same(got, expected, device)
 
 
 @settings(max_examples=15)
 @given(seed=st.integers(0, 10**6), parts=st.integers(1, 4))
 def test_disjoint_layouts_merge_to_their_union(seed, parts):
     inputs = qkv(1, 50, 100, (2,), requires_grad=False, dtype=torch.float64, seed=seed)
-    whose = torch.randint(-1, parts, (1, 2, 4, 7), generator=torch.Generator().manual_seed(seed))
+    whose = torch.randint(-1, parts, (1, 2, 4, 7), generator=torch.Generator().manual_seed(seed), device="cpu")
+    whose = whose.to(torch.get_default_device())
     masks = [BlockSparseMask(whose == part, 16) for part in range(parts)]
     results = [fmha.memory_efficient_attention_partial(*inputs, mask) for mask in masks]
     merged = fmha.merge_attentions([out for out, _ in results], [lse for _, lse in results])
@@ -168,14 +182,14 @@ def test_disjoint_layouts_merge_to_their_union(seed, parts):
     torch.testing.assert_close(merged, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_all_ones_are_no_mask():
+def test_all_ones_are_no_mask(device):
     inputs = qkv(1, 130, 200, (2,), 32)
     grads = []
     for bias in (None, BlockSparseMask(torch.ones(3, 4).int(), 64)):
         out = memory_efficient_attention(*inputs, bias)
         grads.append((out, *torch.autograd.grad(out.square().sum(), inputs)))
     for got, expected in zip(*grads, strict=True):
-        assert torch.equal(got, expected)
+        assert_same(got, expected, device)
 
 
 def test_blind_rows():
@@ -212,11 +226,11 @@ def test_from_bsr():
 
 
 @pytest.mark.parametrize("size", [16, 128])
-def test_from_flex(size):
+def test_from_flex(size, device):
     def sees(b, h, q, k):
         return (q >= k) & ((k < 20) | (q - k < 40 + 30 * h))
 
-    flex = create_block_mask(sees, 1, 2, 150, 170, device="cpu", BLOCK_SIZE=size)
+    flex = create_block_mask(sees, 1, 2, 150, 170, device=device, BLOCK_SIZE=size)
     mask = BlockSparseMask.from_flex(flex)
     q, k = torch.arange(150)[:, None], torch.arange(170)[None, :]
     expected = torch.stack([sees(0, h, q, k) for h in range(2)])[None]
@@ -238,12 +252,14 @@ def test_bands_and_biases_share_the_lists():
     assert mask.make_causal_from_bottomright().make_local_attention(3)._band == (2, 0, True)
 
 
-def test_lists_are_small():
-    """16 bytes per visible block and per row and column of blocks at most, and no tensor of elements."""
+def test_lists_are_small(device):
+    """16 bytes per visible block and per row and column of blocks at most, and no tensor of elements. On a GPU, where
+    nobody waits to learn how many are visible, per block."""
     layout = random_layout((4, 256, 200), 0.1)
     mask = BlockSparseMask(layout, 16)
     size = sum(x.numel() * x.element_size() for x in mask._lists() if x is not None)
-    assert size <= 16 * (int(layout.sum()) + 4 * (256 + 200))
+    blocks = int(layout.sum()) if device == "cpu" else layout.numel()
+    assert size <= 16 * (blocks + 4 * (256 + 200))
 
 
 def test_survives_pickle_and_meta():
@@ -269,7 +285,7 @@ def test_made_under_inference_mode_it_trains():
 def test_gradcheck(p):
     mask = BlockSparseMask.from_mask(random_layout((2, 20, 35), 0.4), 16).make_causal_from_bottomright()
     inputs = qkv(1, 20, 35, (2,), 3, dtype=torch.float64)
-    lowered = mask.lower(torch.device("cpu"))._asdict()
+    lowered = mask.lower(torch.get_default_device())._asdict()
     options = {name: x for name, x in lowered.items() if name.startswith(("block", "window", "bottom"))}
 
     def attend(q, k, v, bias):
@@ -283,7 +299,7 @@ def test_gradcheck(p):
 def test_opcheck(of_elements):
     layout = random_layout((2, 40, 50), 0.5)
     mask = BlockSparseMask.from_mask(layout, 16) if of_elements else BlockSparseMask(layout[:, :3, :4], 16)
-    options = {name: x for name, x in mask.lower(torch.device("cpu"))._asdict().items() if name.startswith("block")}
+    options = of_blocks(mask)
     inputs = qkv(1, 40, 50, (2,))
     opcheck(forward, tuple(inputs), options)
     out, lse, _ = forward(*(x.detach() for x in inputs), **options, need_lse=True)
@@ -301,13 +317,77 @@ def test_compiles_once_for_all_contents():
     compiled = torch.compile(attend, fullgraph=True, backend=counter)
     inputs = qkv(1, 100, 120, (2,))
     for seed in range(4):
-        indices = torch.randint(0, 8, (1, 2, 7, 3), generator=torch.Generator().manual_seed(seed))
+        indices = torch.randint(0, 8, (1, 2, 7, 3), generator=torch.Generator().manual_seed(seed), device="cpu")
+        indices = indices.to(torch.get_default_device())
         mask = BlockSparseMask.from_indices(indices, num_key_blocks=8, block_size=16).make_causal()
         assert torch.equal(compiled(*inputs, mask), attend(*inputs, mask))
     for seed in range(3):  # layouts whose numbers of visible blocks are not the same
         mask = BlockSparseMask(random_layout((2, 7, 8), 0.35, seed), 16).make_causal()
         assert torch.equal(compiled(*inputs, mask), attend(*inputs, mask))
     assert counter.frame_count <= 2  # the second one's lists may be longer than the first one's
+
+
+# ---- on a GPU ----
+def test_numbers_out_of_range_are_clamped(device):
+    if device == "cpu":
+        pytest.skip("they are refused there")
+    indices = torch.tensor([[[[9, -1, 1], [-4, 2, 2]]]])
+    mask = BlockSparseMask.from_indices(indices, num_key_blocks=4, block_size=16)
+    assert torch.equal(mask.layout, torch.tensor([[[[0, 1, 0, 1], [0, 0, 1, 0]]]]).bool())
+    rows = BlockSparseMask.from_bsr(torch.tensor([0, 2, 9]), torch.tensor([-3, 7, 1]), num_key_blocks=4, block_size=16)
+    assert torch.equal(rows.layout, torch.tensor([[[[1, 0, 0, 1], [0, 1, 0, 0]]]]).bool())
+
+
+def test_masks_are_made_without_waiting(device):
+    if device == "cpu":
+        pytest.skip("the CPU waits for nobody")
+    layout, elements_of_mask = random_layout((2, 8, 9), 0.3), random_layout((100, 130), 0.4)
+    indices, bsr = torch.randint(0, 9, (1, 2, 8, 3)), (torch.tensor([0, 2, 3]), torch.tensor([0, 4, 1]))
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        BlockSparseMask(layout, 16).make_causal()
+        BlockSparseMask.from_mask(elements_of_mask, 16)
+        BlockSparseMask.from_indices(indices, num_key_blocks=9, block_size=16)
+        BlockSparseMask.from_bsr(*bsr, num_key_blocks=5, block_size=16)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_deterministic_gradients_repeat(dtype, device):
+    mask = BlockSparseMask(random_layout((2, 8, 9), 0.4), 32)
+    inputs = qkv(1, 250, 270, (2,), 64, dtype=dtype)
+    torch.use_deterministic_algorithms(True)
+    try:
+        grads = [torch.autograd.grad(memory_efficient_attention(*inputs, mask).sum(), inputs) for _ in range(3)]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for again in grads[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(grads[0], again, strict=True))
+
+
+def test_graphs_replay_with_other_layouts(device):
+    if device == "cpu":
+        pytest.skip("graphs are CUDA's")
+    inputs = qkv(1, 250, 270, (2,), 64, dtype=torch.bfloat16, requires_grad=False)
+    layouts = [random_layout((2, 8, 9), density, 5) for density in (0.2, 0.7)]
+    layout = layouts[0].clone()
+
+    def attend():
+        return memory_efficient_attention(*inputs, BlockSparseMask(layout, 32))
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        attend()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = attend()
+    for other in layouts[::-1]:
+        layout.copy_(other)
+        graph.replay()
+        assert torch.equal(out, attend())
 
 
 # ---- refused ----
@@ -345,7 +425,13 @@ def test_sizes_of_blocks(size):
         assert message(build) == (f"BlockSparseMask: block_size is {bad}, expected a multiple of 16 from 16 to 1024.")
 
 
-def test_indices_out_of_range():
+def only_checked_on_the_cpu(device):
+    if device != "cpu":
+        pytest.skip("on a GPU numbers out of range are clamped: nobody waits to look at them")
+
+
+def test_indices_out_of_range(device):
+    only_checked_on_the_cpu(device)
     indices = torch.zeros(1, 4, 18, 3, dtype=torch.int32)
     indices[0, 3, 17, 2] = 40
     text = message(lambda: BlockSparseMask.from_indices(indices, num_key_blocks=32, block_size=64))
@@ -367,7 +453,8 @@ def test_indices_out_of_range():
         ([0, 1, 2], [0, -1], "columns[0, 0, 1] is -1"),
     ],
 )
-def test_bad_bsr(offsets, columns, says):
+def test_bad_bsr(offsets, columns, says, device):
+    only_checked_on_the_cpu(device)
     build = lambda: BlockSparseMask.from_bsr(  # noqa: E731
         torch.tensor(offsets), torch.tensor(columns), num_key_blocks=4, block_size=16
     )
@@ -382,8 +469,7 @@ def test_kinds_of_layouts_and_masks():
 
 
 def test_not_beside_packed_or_paged_keys():
-    options = dict(BlockSparseMask(torch.ones(1, 1).bool(), 16).lower(torch.device("cpu"))._asdict())
-    options = {name: x for name, x in options.items() if name.startswith("block")}
+    options = of_blocks(BlockSparseMask(torch.ones(1, 1).bool(), 16))
     offsets = torch.tensor([0, 2, 5], dtype=torch.int32)
     with pytest.raises(NotImplementedError, match="beside packed or paged keys"):
         forward(*qkv(1, 5, 5, requires_grad=False), cu_seqlens_q=offsets, cu_seqlens_k=offsets, **options)
@@ -391,10 +477,11 @@ def test_not_beside_packed_or_paged_keys():
 
 @settings(max_examples=40)
 @given(data=st.data())
-def test_lists_that_lie_are_refused(data):
+def test_lists_that_lie_are_refused(device, data):
     """The operator reads no memory that is not there, whatever its lists hold."""
+    only_checked_on_the_cpu(device)
     mask = BlockSparseMask.from_mask(random_layout((2, 40, 50), 0.5), 16)
-    options = {name: x for name, x in mask.lower(torch.device("cpu"))._asdict().items() if name.startswith("block")}
+    options = of_blocks(mask)
     name = data.draw(st.sampled_from(["block_key_offsets", "block_keys", "block_query_offsets", "block_bits_of"]))
     spoilt = options[name].clone()
     place = data.draw(st.integers(0, spoilt.numel() - 1))

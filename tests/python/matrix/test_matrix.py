@@ -26,8 +26,6 @@ def test_matrix(row, dtype, device, record_property, pytestconfig):
     only = pytestconfig.getoption("--case", None)
     if row.in_sequences and device == "cuda":
         pytest.skip("CUDA kernels know no bias of packed sequences")
-    if row.name.startswith("BlockSparseMask") and device == "cuda":
-        pytest.skip("CUDA kernels know no block mask")
     count, failures = run_all(row, dtype, device, only)
     assert count, f"--case={only} is none of the {SHORT[dtype]} cases of {row.name}"
     record_property("matrix_bias", row.name)

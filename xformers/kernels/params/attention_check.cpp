@@ -50,13 +50,10 @@ void check_band(const MaskBand& band) {
   }
 }
 
-void check_blocks(const AttentionProblem& problem, KnownMasks known) {
+void check_blocks(const AttentionProblem& problem) {
   const BlockMask& mask = problem.blocks;
   if (!mask.present()) return;
   const AttentionShape& shape = problem.shape;
-  if (known != KnownMasks::kBlocks) {
-    refuse("a block mask", "given to a device whose kernels do not know it", "none", "run it on the CPU");
-  }
   if (problem.seq.packed()) {
     refuse("a block mask", "beside packed sequences", "a dense layout", "say who sees whom in one of the two");
   }
@@ -111,13 +108,13 @@ void check_quantization(const AttentionShape& shape, const KvQuantization& quant
 
 }  // namespace
 
-void check(const AttentionFwdParams& params, KnownMasks known) {
+void check(const AttentionFwdParams& params) {
   check_shape(params.shape);
   check_modifiers(params.mods);
   check_packed(params.shape, params.seq);
   check_pages(params.seq);
   check_band(params.band);
-  check_blocks(params, known);
+  check_blocks(params);
   check_dropout(params.dropout);
   check_quantization(params.shape, params.quantization);
   if (params.num_splits < 0) {
@@ -125,7 +122,7 @@ void check(const AttentionFwdParams& params, KnownMasks known) {
   }
 }
 
-void check(const AttentionBwdParams& params, KnownMasks known) {
+void check(const AttentionBwdParams& params) {
   check_shape(params.shape);
   check_modifiers(params.mods);
   check_packed(params.shape, params.seq);
@@ -134,7 +131,7 @@ void check(const AttentionBwdParams& params, KnownMasks known) {
            "gather the pages first, and add the gradients back to them");
   }
   check_band(params.band);
-  check_blocks(params, known);
+  check_blocks(params);
   check_dropout(params.dropout);
   if (params.dbias_shared && (params.seq.most_queries < 0 || params.seq.most_keys < 0)) {
     refuse("the gradient of a shared bias", "given without most_queries and most_keys", "both in SeqLayout",

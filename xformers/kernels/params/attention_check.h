@@ -5,10 +5,7 @@
 
 namespace xformers {
 
-// Which masks a device's kernels know: bands alone, or lists of visible blocks, too.
-enum class KnownMasks { kBands, kBlocks };
-
-void check(const AttentionFwdParams& params, KnownMasks known = KnownMasks::kBands);
-void check(const AttentionBwdParams& params, KnownMasks known = KnownMasks::kBands);
+void check(const AttentionFwdParams& params);
+void check(const AttentionBwdParams& params);
 
 }  // namespace xformers

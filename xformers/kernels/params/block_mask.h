@@ -38,6 +38,13 @@ class BlockRow {
     next_ = low;
   }
 
+  // What is left of a row, for who keeps it elsewhere between its steps.
+  struct Rest {
+    int32_t next, end;
+  };
+  XFORMERS_INLINE explicit BlockRow(const Rest& rest) : begin_(rest.next), end_(rest.end), next_(rest.next) {}
+  XFORMERS_INLINE Rest rest() const { return {next_, end_}; }
+
   // Of the same queries' block.
   XFORMERS_INLINE bool same(const BlockRow& other) const { return begin_ == other.begin_ && end_ == other.end_; }
 

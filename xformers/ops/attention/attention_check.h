@@ -33,12 +33,6 @@ void check_quantized(const AttentionArgs& args);
 void check_modifiers(const AttentionArgs& args);
 void check_blocks(const AttentionArgs& args);
 
-// Whether the kernels of the device know lists of visible blocks: those on the CPU do.
-inline bool knows_block_masks(at::Device device) { return !device.is_cuda(); }
-inline constexpr const char* kBlockMask = "a BlockSparseMask";
-inline constexpr const char* kOnlyOnCpu = "none, or tensors on the CPU, whose kernels alone know it";
-inline constexpr const char* kUseCpu = "move the tensors with .cpu(), or put it into a dense attn_bias";
-
 // Offsets rise, and key ranges, pages and blocks stay inside the tensors. For CPU tensors: reads them all.
 void check_offsets(const AttentionArgs& args);
 void check_block_lists(const AttentionArgs& args);  // the part of it that looks at a block mask

@@ -87,9 +87,6 @@ void check_modifiers(const AttentionArgs& args) {
   }
   if (args.alibi_slopes) check_head_numbers(args, "alibi_slopes", *args.alibi_slopes, /*in_query_dtype=*/false);
   if (args.sinks) check_head_numbers(args, "sinks", *args.sinks, /*in_query_dtype=*/true);
-  if (args.block_key_offsets && !knows_block_masks(args.query.device())) {
-    check.fail(kBlockMask, "given beside tensors on " + args.query.device().str(), kOnlyOnCpu, kUseCpu);
-  }
 }
 
 }  // namespace xformers::ops

@@ -109,7 +109,7 @@ std::vector<std::string> reasons_against(const List& list, std::string_view name
 }  // namespace
 
 void attention_forward(const AttentionFwdParams& params, const Threads& threads) {
-  check(params, KnownMasks::kBlocks);
+  check(params);
   const auto [kernel, plan] = choose_kernel(kForward, params, [&](const auto& each) {
     return each.most_rows > 0 ? plan_decode(params, threads.num_threads) : plan_forward(params, threads.num_threads);
   });
@@ -119,7 +119,7 @@ void attention_forward(const AttentionFwdParams& params, const Threads& threads)
 }
 
 void attention_backward(const AttentionBwdParams& params, const Threads& threads) {
-  check(params, KnownMasks::kBlocks);
+  check(params);
   const auto [kernel, plan] =
       choose_kernel(kBackward, params, [&](const auto&) { return plan_backward(params, threads.num_threads); });
   clear_uncovered(params, threads);

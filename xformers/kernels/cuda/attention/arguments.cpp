@@ -68,7 +68,7 @@ void begin_backward(const BwdArgs& args, double lse_factor, const Stream& stream
   const AttentionBwdParams& p = args.p;
   prepare_backward(args, lse_factor, zeros, zero_bytes, to_stream(stream));
   sum_sink_gradients(args, to_stream(stream));
-  const bool sees_all = p.band.window_left == kUnbounded && p.band.window_right == kUnbounded;
+  const bool sees_all = p.band.window_left == kUnbounded && p.band.window_right == kUnbounded && !p.blocks.present();
   // Else every element is written; of packed sequences the caller has zeros.
   if (p.dbias.data && !sees_all && !p.seq.packed()) clear_bias_gradient(p, to_stream(stream));
   if (!args.key_queries) clear_uncovered_gradients(p, to_stream(stream));  // else tiles cover all rows

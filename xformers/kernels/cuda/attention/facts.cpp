@@ -44,7 +44,7 @@ ProblemFacts problem_facts(const AttentionProblem& p) {
   facts.q = rows_of(p.q, s, s.seqlen_q, s.head_dim, size);
   facts.kv = access_of(rows_of(p.k, s, s.seqlen_k, s.head_dim, size), rows_of(p.v, s, s.seqlen_k, s.head_dim_v, size));
   facts.bias = rows_of(p.mods.bias, p, size);
-  facts.keys = p.seq.paged() ? kPagedKeys : 0;
+  facts.keys = (p.seq.paged() ? kPagedKeys : 0) | (p.blocks.present() ? kBlockedKeys : 0);
   facts.score_ops = (p.mods.bias.data ? kBiasOp : 0) | (p.dropout.p > 0 ? kDropoutOp : 0) |
                     (p.softmax_scale > 0 ? 0 : kSignedScaleOp) | (p.mods.softcap > 0 ? kSoftcapOp : 0) |
                     (p.mods.alibi_slopes.data ? kAlibiOp : 0);
@@ -52,7 +52,8 @@ ProblemFacts problem_facts(const AttentionProblem& p) {
 }
 
 int packed_heads(const AttentionFwdParams& p) {
-  if (p.dropout.p > 0) return 1;  // the stream goes by blocks of 32 queries of a head
+  if (p.dropout.p > 0) return 1;                                  // the stream goes by blocks of 32 queries of a head
+  if (p.blocks.present() && p.blocks.head_stride != 0) return 1;  // the rows of a tile walk by one layout
   const KvQuantization& quantization = p.quantization;
   const bool shared = p.shape.heads_per_group > 1 && p.k.head_stride == 0 && p.v.head_stride == 0 &&
                       (quantization.format != KvFormat::kFp8 ||
@@ -96,6 +97,7 @@ void require(const FwdFacts& facts, Features features, Reasons& reasons) {
   if (ops & kAlibiOp) reasons.add("alibi_slopes");
   if (keys & kPagedKeys) reasons.add("paged keys");
   if (keys & kQuantisedKeys) reasons.add("quantised keys");
+  if (keys & kBlockedKeys) reasons.add("a block mask");
   if (features.rows == RowAccess::kAny) return;
   if (!(keys & kQuantisedKeys) && access_of(facts.q, facts.kv) == RowAccess::kAny) {
     reasons.add("rows of q, k or v are not in units of 16 bytes");

@@ -10,9 +10,10 @@ enum class RowAccess : int {
   kAny,     // element by element where they don't
 };
 
-// What keys may be beside rows one after the other: a set. The last is no kernel's of the lists, but an instance's that
-// the plain one has for packed sequences so short that its row tiles would be mostly empty.
-enum KeyForm : int { kPagedKeys = 1, kQuantisedKeys = 2, kShortSequences = 4 };
+// What keys may be beside rows one after the other: a set. kShortSequences is no kernel's of the lists, but an
+// instance's that the plain one has for packed sequences so short that its row tiles would be mostly empty.
+// kBlockedKeys: a block mask says which of them are walked over.
+enum KeyForm : int { kPagedKeys = 1, kQuantisedKeys = 2, kShortSequences = 4, kBlockedKeys = 8 };
 
 // What may happen to a score: a set.
 enum ScoreOp : int {
@@ -30,10 +31,13 @@ struct Features {
   int keys = 0;       // KeyForm
   int score_ops = 0;  // ScoreOp
 
-  static const Features kPlain, kScored, kModified, kGeneral, kShort;
+  static const Features kPlain, kBlocked, kScored, kModified, kGeneral, kShort;
 
   // Whether any of the score operations may be asked for.
   constexpr bool may(int ops) const { return (score_ops & ops) != 0; }
+
+  // Whether a block mask may be given.
+  constexpr bool blocked() const { return (keys & kBlockedKeys) != 0; }
 
   // As a number, for kernels: nvcc's host stub of a kernel can't be a template over a struct.
   constexpr int code() const { return static_cast<int>(rows) | keys << 4 | score_ops << 8; }
@@ -42,9 +46,11 @@ struct Features {
 };
 
 inline constexpr Features Features::kPlain = {};
+inline constexpr Features Features::kBlocked = {.keys = kBlockedKeys};
 inline constexpr Features Features::kScored = {.score_ops = kBiasOp | kDropoutOp | kSignedScaleOp};
 inline constexpr Features Features::kModified = {.score_ops = kModifyOps | kSignedScaleOp};
 inline constexpr Features Features::kShort = {.keys = kShortSequences};
-inline constexpr Features Features::kGeneral = {RowAccess::kAny, kPagedKeys | kQuantisedKeys, kAllScoreOps};
+inline constexpr Features Features::kGeneral = {RowAccess::kAny, kPagedKeys | kQuantisedKeys | kBlockedKeys,
+                                                kAllScoreOps};
 
 }  // namespace xformers::cuda

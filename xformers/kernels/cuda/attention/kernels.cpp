@@ -11,13 +11,14 @@ namespace {
 
 constexpr Features kDecoding = {.keys = kPagedKeys, .score_ops = kSignedScaleOp | kModifyOps},
                    kHopper = {.keys = kPagedKeys}, kHopperScored = {.score_ops = kAllScoreOps},
-                   kFp32 = {.rows = RowAccess::kAny, .score_ops = kAllScoreOps};
+                   kFp32 = {.rows = RowAccess::kAny, .keys = kBlockedKeys, .score_ops = kAllScoreOps};
 
 constexpr ForwardKernel kForward[] = {
     {"fwd_decode", kDecoding, decode::plan, decode::run},
     {"fwd_sm90", kHopper, sm90::plan_forward, sm90::run_forward},
     {"fwd_sm90_scored", kHopperScored, sm90::plan_forward, sm90::run_forward},
     {"fwd_sm80", Features::kPlain, sm80::plan_forward, sm80::run_forward},
+    {"fwd_sm80_blocked", Features::kBlocked, sm80::plan_forward, sm80::run_forward},
     {"fwd_sm80_scored", Features::kScored, sm80::plan_forward, sm80::run_forward},
     {"fwd_sm80_modified", Features::kModified, sm80::plan_forward, sm80::run_forward},
     {"fwd_sm80_general", Features::kGeneral, sm80::plan_forward, sm80::run_forward},

@@ -283,7 +283,7 @@ void block_product_of(BlockProductArgs& args, const Stream& where) {
     return launch(MmaProductPolicy<64, 128, 2, 2, 4, 2>{});
   }
   if (block % 32 == 0) return launch(MmaProductPolicy<32, 128, 1, 4, 3, 3>{});
-  launch(MmaProductPolicy<16, 128, 1, 4, 4, 3>{});
+  launch(MmaProductPolicy<16, 128, 1, 4, 3, 4>{});
 }
 
 template <class T>

@@ -1,6 +1,7 @@
 #include "xformers/ops/attention/attn_bias/block_sparse.h"
 
 #include <ATen/ops/empty.h>
+#include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 #include <c10/core/InferenceMode.h>
 
@@ -10,6 +11,7 @@
 
 #include "xformers/kernels/params/block_mask.h"
 #include "xformers/ops/attention/attn_bias/bias_error.h"
+#include "xformers/ops/attention/attn_bias/block_lists.h"
 #include "xformers/ops/common/check.h"
 
 namespace xformers::ops {
@@ -20,14 +22,10 @@ const Check kCheck("BlockSparseMask");
 
 int64_t blocks_in(int64_t rows, int64_t block) { return (rows + block - 1) / block; }
 
-// As [B, H, ...] with `last` dimensions behind, on the CPU and contiguous.
+// As [B, H, ...] with `last` dimensions behind, contiguous.
 at::Tensor with_layouts(const char* name, const at::Tensor& given, int64_t last, const char* expected) {
   if (!given.defined() || given.dim() < last || given.dim() > last + 2) {
     kCheck.fail(name, describe(given), expected, "B and H, in front, may be 1 or left out");
-  }
-  if (!given.is_cpu()) {
-    kCheck.fail(std::string(name) + ".device", given.device().str(), "cpu, whose kernels alone know block masks",
-                "move it with .cpu()");
   }
   at::Tensor t = given.detach();
   while (t.dim() < last + 2) t = t.unsqueeze(0);
@@ -151,6 +149,14 @@ BlockLists lists_of_layout(const at::Tensor& given, bool partial) {
   if (!c10::isIntegralType(layout.scalar_type(), /*includeBool=*/true)) {
     kCheck.fail("layout.dtype", describe_dtype(layout.scalar_type()), "bool or integers", "pass layout != 0");
   }
+  if (!layout.is_cpu()) {
+    at::Tensor numbers;
+    if (partial) {
+      const at::Tensor in_part = layout.eq(int{kPartial});
+      numbers = at::where(in_part, in_part.flatten().cumsum(0, at::kInt).view_as(layout) - 1, -1);
+    }
+    return lists_of_seen(layout.to(at::kBool), numbers, layout.numel());
+  }
   const at::Tensor blocks = partial ? layout.to(at::kLong) : layout.to(at::kBool).to(at::kLong);
   const int64_t* const data = blocks.const_data_ptr<int64_t>();
   const int64_t rows = layout.size(2), columns = layout.size(3);
@@ -172,6 +178,9 @@ BlockLists lists_of_indices(const at::Tensor& given, const at::Tensor& given_cou
     counts = as_int64("counts", with_layouts("counts", given_counts, 1, "[B or 1, H or 1, num_query_blocks] integers"));
     kCheck.same_shape("counts.shape", counts.sym_sizes(), indices.sym_sizes().slice(0, 3),
                       "give one count per query block");
+  }
+  if (!indices.is_cpu()) {
+    return lists_of_seen(seen_of_indices(indices, counts, num_key_blocks), {}, indices.numel());
   }
   const int64_t* const data = indices.const_data_ptr<int64_t>();
   return make_lists(
@@ -208,6 +217,9 @@ BlockLists lists_of_bsr(const at::Tensor& given_offsets, const at::Tensor& given
                     "give both the same B and H");
   const int64_t heads = offsets.size(1), rows = offsets.size(2) - 1, nnz = columns.size(2);
   if (rows < 0) kCheck.fail("row_offsets", describe(given_offsets), "at least one offset", "begin with 0");
+  if (!columns.is_cpu()) {
+    return lists_of_seen(seen_of_bsr(offsets, columns, num_key_blocks), {}, columns.numel());
+  }
   return make_lists(offsets.size(0), heads, rows, num_key_blocks, columns.numel(), false,
                     [&](int64_t layout, int64_t row, char* marks) {
                       const int64_t* const first = offsets.const_data_ptr<int64_t>() + layout * (rows + 1) + row;
@@ -231,6 +243,7 @@ BlockLists lists_of_bsr(const at::Tensor& given_offsets, const at::Tensor& given
 at::Tensor pack_block_bits(const at::Tensor& given) {
   const c10::InferenceMode no_inference(false);
   const at::Tensor elements = given.to(at::kBool).contiguous();
+  if (!elements.is_cpu()) return pack_bits(elements);
   const int64_t blocks = elements.size(0), rows = elements.size(1), keys = elements.size(2);
   at::Tensor bits = at::empty({blocks, rows, keys / kSquare}, at::kShort);
   const bool* from = elements.const_data_ptr<bool>();
@@ -248,6 +261,7 @@ BlockLists lists_of_mask(const at::Tensor& given, int64_t block_q, int64_t block
   if (mask.scalar_type() != at::kBool) {
     kCheck.fail("mask.dtype", describe_dtype(mask.scalar_type()), "bool, True: attend", "pass mask != 0");
   }
+  if (!mask.is_cpu()) return lists_of_elements(mask, block_q, block_k);
   const int64_t seqlen_q = mask.size(2), seqlen_k = mask.size(3);
   const bool* const data = mask.const_data_ptr<bool>();
   std::vector<uint16_t> words;  // of blocks that are seen in part

@@ -12,8 +12,10 @@ namespace xformers::ops {
 // so that there are ceil(seqlen / block) of them. B and H of a layout may be 1; H is the number of query heads, or of
 // the groups of 5-D inputs. A row that sees nothing has out 0, lse -inf and gradients 0.
 //
-// Lists are built once, on the CPU: 4 to 16 bytes per visible block and 4 per row and column of blocks, plus the bits
-// of blocks that are seen in part.
+// Lists are built once, where the layout is. On the CPU they take 4 to 16 bytes per visible block and 4 per row and
+// column of blocks, plus the bits of blocks that are seen in part. On a GPU the host does not wait to learn how many
+// are visible: there is room for every block of a layout, every index, and the bits of all blocks of a mask; indices
+// and columns out of range, which are errors on the CPU, are clamped.
 struct BlockSparseMask {
   // layout: bool or integers (not 0: visible), [nq, nk], [H, nq, nk] or [B, H, nq, nk]. block_size: one number, or
   // {queries, keys}. xformers::Error for other sizes.

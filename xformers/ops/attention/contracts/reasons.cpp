@@ -81,9 +81,6 @@ void add_bias_reasons(Reasons& reasons, const Contract& contract, const Attentio
 
 void add_modifier_reasons(Reasons& reasons, const Contract& contract, const AttentionRequest& request) {
   const bool packed_bias = request.packed() && request.dense_bias;
-  if (request.bias == "BlockSparseMask" && !knows_block_masks(request.query.device())) {
-    add_reason(reasons, kBlockMask, "given beside tensors on " + request.query.device().str(), kOnlyOnCpu, kUseCpu);
-  }
   if (request.softcap != 0 && !contract.softcap_and_alibi) {
     add(reasons, "softcap", request.softcap, "0: this operator does not cap scores");
   }

@@ -34,7 +34,10 @@ class BlockSparseMask(AttentionBias):
         device: where the lists are kept, that of the layout by default.
 
     Raises: ValueError for other sizes and, when attention is called, for a layout that does not cover the inputs.
-    NotImplementedError for packed and paged keys. For the CPU: tensors on CUDA are refused.
+    NotImplementedError for packed and paged keys.
+
+    Of tensors on a GPU lists are made there, and the host waits for nothing: numbers out of range, here and in the other
+    constructors, are then clamped instead of refused.
     """
 
     block_size: tuple[int, int]

@@ -65,10 +65,10 @@ struct BackwardTile {
   }
 
   // P (what dropout leaves of it, times 1 / (1 - p)) and dS of queries [query, + kTile) and keys [key, + kTile).
-  // by_key: probs and ds are [keys][queries], else [queries][keys]. visit(i, j, query, key, dS behind a cap), of what
-  // is visible.
-  template <class Visit>
-  __device__ void differentiate(int query, int key, bool by_key, const Visit& visit) const {
+  // by_key: probs and ds are [keys][queries], else [queries][keys]. shows(row, column): what blocks say.
+  // visit(i, j, query, key, dS behind a cap), of what is visible.
+  template <class Shows, class Visit>
+  __device__ void differentiate(int query, int key, bool by_key, const Shows& shows, const Visit& visit) const {
     C scores[kPer][kPer] = {}, dprobs[kPer][kPer] = {};
     multiply(scores, q, k, query, key, p.shape.head_dim);
     multiply(dprobs, dout, v, query, key, p.shape.head_dim_v);
@@ -83,7 +83,7 @@ struct BackwardTile {
       for (int j = 0; j < kPer; ++j) {
         const int column = thread_x() + j * kSide, at_key = key + column;
         C prob = 0, gradient = 0, cap_slope = 1;
-        if (at_query < tile.sequence.seqlen_q && band.visible(at_query, at_key)) {
+        if (at_query < tile.sequence.seqlen_q && band.visible(at_query, at_key) && shows(row, column)) {
           prob = exp((score_of<T>(p, tile, scores[i][j], at_query, at_key, &cap_slope) - lse.lse) - lse.low);
           C factor = 1;
           if (p.dropout.p > 0) {
@@ -127,9 +127,14 @@ __global__ void __launch_bounds__(kThreads) attention_bwd_dkdv_simt(const __grid
   if (tile.rows <= 0) return;
   const BackwardTile<T, C, kTile> work(args, tile, static_cast<int>(blockIdx.y) * kChunks * kChunkDims, smem);
   C dk[kChunks][kPer][kDimsPerThread] = {}, dv[kChunks][kPer][kDimsPerThread] = {};
-  const Range queries = work.band.query_range({tile.first, tile.first + tile.rows});
-  for (int query = queries.begin / kTile * kTile; query < queries.end; query += kTile) {
-    work.differentiate(query, tile.first, true, [](int, int, int, int, C) {});
+  __shared__ typename TileWalk<LinesOf::kKeys, kTile>::Walk walk_memory;
+  TileWalk<LinesOf::kKeys, kTile> walk(walk_memory, p.blocks, tile,
+                                       work.band.query_range({tile.first, tile.first + tile.rows}));
+  for (; walk.more(); walk.advance()) {
+    const int query = walk.at();
+    work.differentiate(
+        query, tile.first, true, [&](int row, int column) { return walk.shows(column, row); },
+        [](int, int, int, int, C) {});
 #pragma unroll
     for (int chunk = 0; chunk < kChunks; ++chunk) {
       const int d = work.first_dim + chunk * kChunkDims;
@@ -161,9 +166,13 @@ __global__ void __launch_bounds__(kThreads) attention_bwd_dq_simt(const __grid_c
   const bool writes_dbias = p.dbias.data && !p.dbias_shared && blockIdx.y == 0;
   C slope_sum = 0;
   C dq[kChunks][kPer][kDimsPerThread] = {};
-  const Range keys = work.band.key_range({tile.first, tile.first + tile.rows});
-  for (int key = keys.begin / kTile * kTile; key < keys.end; key += kTile) {
-    work.differentiate(tile.first, key, false, [&](int, int, int at_query, int at_key, C ds) {
+  __shared__ typename TileWalk<LinesOf::kQueries, kTile>::Walk walk_memory;
+  TileWalk<LinesOf::kQueries, kTile> walk(walk_memory, p.blocks, tile,
+                                          work.band.key_range({tile.first, tile.first + tile.rows}));
+  for (; walk.more(); walk.advance()) {
+    const int key = walk.at();
+    const auto shows = [&](int row, int column) { return walk.shows(row, column); };
+    work.differentiate(tile.first, key, false, shows, [&](int, int, int at_query, int at_key, C ds) {
       if (writes_dbias) {
         static_cast<T*>(p.dbias.data)[bias_offset(p.dbias, tile, at_query, at_key)] = to_element<T>(ds);
       }
@@ -195,9 +204,8 @@ __global__ void __launch_bounds__(kThreads) attention_shared_dbias_simt(const __
   extern __shared__ __align__(16) unsigned char smem[];
   const AttentionBwdParams& p = args.p;
   const ScoreBias& dbias = p.dbias;
-  const auto own = [](int64_t stride, int64_t count) { return stride != 0 ? count : int64_t{1}; };
   const int64_t sequences = num_sequences(p.shape, p.seq), groups = p.shape.num_groups, heads = p.shape.heads_per_group;
-  const int64_t own_heads = own(dbias.head_stride, heads), own_groups = own(dbias.group_stride, groups);
+  const int64_t own_heads = own_entries(dbias.head_stride, heads), own_groups = own_entries(dbias.group_stride, groups);
   int64_t rest = blockIdx.x;
   const auto take = [&](int64_t by) {
     const int64_t index = rest % by;
@@ -208,7 +216,7 @@ __global__ void __launch_bounds__(kThreads) attention_shared_dbias_simt(const __
   const int64_t first_head = take(own_heads), first_group = take(own_groups), first_sequence = rest;
   C sums[kPer][kPer] = {};
   bool any = false;
-  for (int64_t s = first_sequence; s < sequences; s += own(dbias.batch_stride, sequences)) {
+  for (int64_t s = first_sequence; s < sequences; s += own_entries(dbias.batch_stride, sequences)) {
     const Sequence sequence = sequence_at(p.shape, p.seq, s);
     const Band band(p.band, sequence);
     const int end = min(query + kTile, sequence.seqlen_q);
@@ -220,7 +228,9 @@ __global__ void __launch_bounds__(kThreads) attention_shared_dbias_simt(const __
       for (int64_t head = first_head; head < heads; head += own_heads) {
         const HeadTile tile{sequence, static_cast<int>(group), static_cast<int>(head), query, end - query};
         const BackwardTile<T, C, kTile> work(args, tile, 0, smem);
-        work.differentiate(query, key, false, [&](int i, int j, int, int, C ds) { sums[i][j] += ds; });
+        work.differentiate(
+            query, key, false, [](int, int) { return true; },  // packed sequences have no block mask
+            [&](int i, int j, int, int, C ds) { sums[i][j] += ds; });
       }
     }
   }

@@ -63,8 +63,11 @@ __global__ void __launch_bounds__(kThreads, sizeof(C) == 4 && kOutChunks == 2 ? 
   for (int i = 0; i < kPer; ++i) row_max[i] = -kInfinity;
 
   const Range keys = band.key_range({tile.first, tile.first + tile.rows});
-  const int first_key = keys.begin / kTile * kTile;
-  for (int key = first_key; key < keys.end; key += kTile) {
+  __shared__ typename TileWalk<LinesOf::kQueries, kTile>::Walk walk_memory;
+  TileWalk<LinesOf::kQueries, kTile> walk(walk_memory, p.blocks, tile, keys);
+  const int first_key = walk.at();
+  for (; walk.more(); walk.advance()) {
+    const int key = walk.at();
     const int num_keys = sequence.seqlen_k - key;
     C scores[kPer][kPer] = {};
     const KeyElements<T, C> k{p, p.k, p.quantization.k_scale_shift, tile, dim, key};
@@ -85,7 +88,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(C) == 4 && kOutChunks == 2 ? 
 #pragma unroll
       for (int j = 0; j < kPer; ++j) {
         const int at = key + thread_x() + j * kSide;
-        const bool visible = row < tile.rows && band.visible(query, at);
+        const bool visible = row < tile.rows && band.visible(query, at) && walk.shows(row, at - key);
         scores[i][j] = visible ? score_of<T>(p, tile, scores[i][j], query, at) : -kInfinity;
         largest = fmax(largest, scores[i][j]);
       }

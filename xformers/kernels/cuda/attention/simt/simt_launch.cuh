@@ -45,9 +45,9 @@ void launch_backward_as(BwdArgs args, cudaStream_t stream) {
   const ScoreBias& dbias = args.p.dbias;
   args.tiles = (args.p.seq.most_keys + kTile - 1) / kTile;
   args.query_blocks = (args.p.seq.most_queries + kTile - 1) / kTile;
-  const auto own = [](int64_t stride, int64_t count) { return stride != 0 ? count : int64_t{1}; };
-  const int64_t biases = own(dbias.batch_stride, args.p.seq.num_sequences) * own(dbias.group_stride, shape.num_groups) *
-                         own(dbias.head_stride, shape.heads_per_group);
+  const int64_t biases = own_entries(dbias.batch_stride, args.p.seq.num_sequences) *
+                         own_entries(dbias.group_stride, shape.num_groups) *
+                         own_entries(dbias.head_stride, shape.heads_per_group);
   launch<kSmem>(attention_shared_dbias_simt<T, C, kTile>, biases * args.tiles * args.query_blocks, 1, kThreads, stream,
                 args);
 }

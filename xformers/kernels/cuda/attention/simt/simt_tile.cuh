@@ -5,7 +5,9 @@
 // results are summed. C, the type of sums, is float, or double for fp64.
 #pragma once
 
+#include "xformers/kernels/cuda/attention/block_walk.cuh"
 #include "xformers/kernels/cuda/attention/dropout.cuh"
+#include "xformers/kernels/cuda/attention/key_walk.cuh"
 #include "xformers/kernels/cuda/attention/mask.cuh"
 #include "xformers/kernels/cuda/attention/quantised_rows.cuh"
 #include "xformers/kernels/cuda/attention/scheduler.cuh"
@@ -163,6 +165,56 @@ __device__ __forceinline__ C score_of(const AttentionProblem& p, const HeadTile&
   }
   const T* const from = static_cast<const T*>(mods.bias.data);
   return biased(product, scale, from ? to_compute<C>(from[bias_offset(mods.bias, tile, query, key)]) : C(0));
+}
+
+// The tiles of rows `others`, each of kTile, that a tile's own rows look at: those of a range, or what a block mask
+// leaves of it. By all threads together; `walk` lies in shared memory.
+template <LinesOf kLinesOf, int kTile>
+class TileWalk {
+ public:
+  using Walk = BlockWalk<kLinesOf, kTile / kSquare, kTile / kSquare>;
+
+  __device__ __forceinline__ TileWalk(Walk& walk, const BlockMask& mask, const HeadTile& tile, Range others)
+      : walk_(walk), mask_(mask), end_(others.end) {
+    const Range steps = blocks_with(others, kTile);
+    at_ = others.empty() ? others.end : steps.begin * kTile;
+    if (!mask.present() || others.empty()) return;
+    if (threadIdx.x < 32) {
+      walk.begin(mask, static_cast<int>(tile.sequence.batch), tile.group, tile.head, tile.first, tile.first + tile.rows,
+                 steps);
+    }
+    __syncthreads();
+    at_ = walk.at(0).index * kTile;
+  }
+  // The first row of the tile; whether there is one.
+  __device__ __forceinline__ int at() const { return at_; }
+  __device__ __forceinline__ bool more() const { return at_ < end_; }
+  __device__ __forceinline__ void advance() {
+    if (!mask_.present()) {
+      at_ += kTile;
+      return;
+    }
+    __syncthreads();  // everybody is done with the step before
+    if (threadIdx.x < 32) walk_.find(mask_, turn_ + 2);
+    at_ = walk_.at(++turn_).index * kTile;
+  }
+  // Whether blocks let a row of the tile, counted from its first, see one of the others, counted from at().
+  __device__ __forceinline__ bool shows(int row, int other) const {
+    if (!mask_.present()) return true;
+    const int query = (kLinesOf == LinesOf::kQueries ? row : other) % kSquare,
+              key = (kLinesOf == LinesOf::kQueries ? other : row) % kSquare;
+    return walk_.keys_of(mask_, turn_, row / kSquare, other / kSquare, query) >> key & 1;
+  }
+
+ private:
+  Walk& walk_;
+  const BlockMask& mask_;
+  int at_, end_, turn_ = 0;
+};
+
+// How many a tensor has of its own along a dimension of `count`.
+__host__ __device__ constexpr int64_t own_entries(int64_t stride, int64_t count) {
+  return stride != 0 ? count : int64_t{1};
 }
 
 // 1-D grids: heads outside, tiles inside.

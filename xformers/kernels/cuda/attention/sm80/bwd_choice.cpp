@@ -21,9 +21,9 @@ RowAccess inputs_of(const BwdFacts& facts) { return access_of(facts.q, facts.kv,
 
 Features features_of(const BwdFacts& facts) {
   if (access_of(inputs_of(facts), facts.bias) == RowAccess::kAny || !facts.dbias_pairs) return Features::kGeneral;
-  const int ops = facts.score_ops & ~kSignedScaleOp;
-  for (const Features features : {Features::kPlain, Features::kScored, Features::kModified}) {
-    if ((ops & ~features.score_ops) == 0) return features;
+  const int ops = facts.score_ops & ~kSignedScaleOp, keys = facts.keys & kBlockedKeys;
+  for (const Features features : {Features::kPlain, Features::kBlocked, Features::kScored, Features::kModified}) {
+    if ((ops & ~features.score_ops) == 0 && (keys & ~features.keys) == 0) return features;
   }
   return Features::kGeneral;
 }
@@ -36,6 +36,7 @@ std::optional<BackwardPlan> plan_backward(const AttentionBwdParams& p, const Bwd
       [](const BackwardInstance& each) { return bwd_policy(each.head_dim, Features::kGeneral, false).smem_bytes(); },
       reasons);
   if (p.dbias_shared && p.deterministic) reasons.add("the gradient of a shared bias in a fixed order");
+  if (p.blocks.present() && p.deterministic) reasons.add("sums over a block mask in a fixed order");
   if (reasons.any()) return {};
   BackwardPlan plan{.instance = instance, .features = features_of(facts)};
   plan.blocks = cuda::plan_backward(p, instance->head_dim, plan.features);

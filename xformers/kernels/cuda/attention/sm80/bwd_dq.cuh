@@ -17,16 +17,20 @@ constexpr DqOrder dq_order(const BwdPolicy& policy) {
 }
 
 // dq_rows() queries, the `part`-th so many of the step's dS. dS^T [block_n, block_m] and K [block_n, dim] are in shared
-// memory, dS times factor(). `block`: which queries of the sequence. whole: this is all of their dq.
-template <class T, BwdPolicy kPolicy, class Factor>
+// memory, dS times factor(). `block`: which queries of the sequence. whole: this is all of their dq. shown(line, first,
+// count): whether 16 keys see any of these squares of queries of the step.
+template <class T, BwdPolicy kPolicy, class Factor, class Shown>
 __device__ __forceinline__ void add_dq(const BwdArgs& args, const BwdTile& tile, int part, uint32_t ds, uint32_t k,
-                                       const Factor& factor, int block, bool whole) {
+                                       const Factor& factor, int block, bool whole, const Shown& shown) {
   constexpr DqOrder kOrder = dq_order(kPolicy);
   const int thread = thread_again(), lane = thread % 32, warp = thread / 32, dim_warp = warp / kOrder.row_warps;
   const int row_tile = part * (kPolicy.dq_rows() / 16) + warp % kOrder.row_warps * kOrder.row_tiles();
   Fragment<kOrder.row_tiles(), kOrder.dim_tiles()> acc = {};
+  bool any = false;
 #pragma unroll
   for (int n = 0; n < kPolicy.block_n() / 16; ++n) {
+    if (!shown(n, row_tile, kOrder.row_tiles())) continue;
+    any = true;
     uint32_t a[kOrder.row_tiles()][4];
 #pragma unroll
     for (int r = 0; r < kOrder.row_tiles(); ++r)
@@ -42,6 +46,7 @@ __device__ __forceinline__ void add_dq(const BwdArgs& args, const BwdTile& tile,
       }
     }
   }
+  if (!any) return;  // these queries see none of the keys
   if (const float by = factor(); by != 1) multiply(acc, 1 / by);
   if (whole) {
     const HeadsTensor& dq = args.p.dq;

@@ -42,6 +42,7 @@ class Backward {
   static constexpr bool kGeneral = kPolicy.features == Features::kGeneral;
   static constexpr bool kTwoLoops = kPolicy.features == Features::kPlain;
   static constexpr bool kModifies = kPolicy.features.may(kModifyOps);
+  static constexpr bool kBlocked = kPolicy.features.blocked();
 
   using Shared = BwdShared<kPolicy>;
   static_assert(!kPolicy.behind || (kPolicy.sharing > 1 && kStages == 2),
@@ -56,6 +57,7 @@ class Backward {
   uint32_t smem_k_, smem_v_, smem_q_, smem_dout_, smem_ds_, smem_p_, smem_bias_;
   typename Warp::Sums acc_dk_ = {}, acc_dv_ = {};
   float slope_sum_ = 0;  // this lane's, of dS * distance
+  int turn_ = 0;         // how many steps a block mask has led to
 
  public:
   __device__ __forceinline__ Backward(const BwdArgs& args, Shared& shared)
@@ -68,7 +70,8 @@ class Backward {
   }
 
   __device__ __forceinline__ void run() {
-    const int block = down() ? tile_.last_block - 1 : tile_.first_block;
+    int block = down() ? tile_.last_block - 1 : tile_.first_block;
+    if (hides()) block = shared_.walk().at(0).index;
     bool rare = !kTwoLoops;
     if (is_mine(block)) {
       load_keys(smem_k_, p_.k, p_.shape.head_dim);
@@ -113,6 +116,8 @@ class Backward {
       write_keys<T>(args_, tile_, p_.dv, p_.shape.head_dim_v, warp_, acc_dv_, 1.0f);
     }
   }
+  // Whether there is a block mask: the steps are then those of its walk.
+  __device__ __forceinline__ bool hides() const { return kBlocked && p_.blocks.present(); }
   __device__ __forceinline__ bool down() const { return args_.turns != nullptr; }
   __device__ __forceinline__ bool is_mine(int block) const {
     return block >= tile_.first_block && block < tile_.last_block;
@@ -161,9 +166,13 @@ class Backward {
     int stage = 0;
 #pragma unroll 1
     while (is_mine(block)) {
-      const int next = down() ? block - 1 : block + 1;
+      int next = down() ? block - 1 : block + 1;
       copy_async_wait<kStages == 1 ? 1 : 0>();
       __syncthreads();  // this block (one stage: its Q) is there; everybody is done with the one before
+      if (hides()) {
+        next = shared_.walk().at(turn_ + 1).index;
+        if (threadIdx.x < 32) shared_.walk().find(p_.blocks, turn_ + 2);
+      }
       if (kStages > 1) {
         if (is_mine(next)) load_q<kRare>(next, stage ^ 1), load_dout(next, stage ^ 1);
         copy_async_commit();
@@ -175,6 +184,7 @@ class Backward {
       }
       step<kRare>(block, stage, next);
       if (kStages > 1) stage ^= 1;
+      if (hides()) ++turn_;
       block = next;
     }
     if (kPolicy.behind) add_dq_behind<kRare>(block, stage);
@@ -184,7 +194,7 @@ class Backward {
     return kRare && kMayOverflow<T> && shared_.may_overflow;
   }
   // Times a factor, as what is summed up to dk is from now on.
-  __device__ __forceinline__ void bring_into_range(typename Warp::Scores& ds, int block) {
+  __device__ __forceinline__ void bring_into_range(typename Warp::Scores& ds, float& of_step) {
     float most = max_of_warp(largest_finite(ds));
     const float before = shared_.dk_factor;
     if (threadIdx.x % 32 == 0) shared_.warp_extremes[threadIdx.x / 32][0] = most;
@@ -194,7 +204,7 @@ class Backward {
     const float factor = factor_of(most);
     if (factor != before) multiply(acc_dk_, factor / before);
     if (factor != 1) multiply(ds, factor);
-    if (threadIdx.x == 0) shared_.ds_factors[block % 2] = shared_.dk_factor = factor;
+    if (threadIdx.x == 0) of_step = shared_.dk_factor = factor;
   }
   template <bool kRare = true>
   __device__ __forceinline__ bool spans() const {
@@ -236,64 +246,80 @@ class Backward {
   __device__ __forceinline__ void step(int block, int stage, int next) {
     const uint32_t q = smem_q_ + stage * kQueryBytes, dout = smem_dout_ + stage * kQueryBytes;
     const int first_query = block * kBlockM;
-    const Step step{args_,         tile_, warp_, first_query, spans<kRare>(), shared_, shared_.statistics[stage][0],
-                    bias_of(stage)};
+    const Step step{args_,          tile_, warp_, first_query, spans<kRare>(), shared_, shared_.statistics[stage][0],
+                    bias_of(stage), turn_};
+    std::conditional_t<kBlocked, WarpSquares<kPolicy>, EverySquare> shown;
+    bool idle = false;  // this warp's scores are all hidden
+    if constexpr (kBlocked) {
+      if (hides()) shown.find(shared_, warp_, turn_);
+      idle = shown.none(warp_);
+    }
     const uint32_t smem_ds = ds_of(stage);
     const bool early = args_.turns || threadIdx.x < kPolicy.threads() / 2;
     if (kPolicy.behind && early) add_dq_behind<kRare>(block, stage);
     typename Warp::Scores scores = {}, dprobs = {};
     if constexpr (kStages > 1) {
-      with_features<kRare>(step, [&](auto bias, auto drops, auto exact) {
-        multiply_transposed<T, exact.value && !kGeneral>(scores, warp_, smem_k_, q);
-        multiply_and_differentiate<bias.value, drops.value, exact.value>(dprobs, scores, step, dout);
-      });
+      if (!idle) {
+        with_features<kRare>(step, [&](auto bias, auto drops, auto exact) {
+          multiply_transposed<T, exact.value && !kGeneral>(scores, warp_, smem_k_, q, Nothing(), shown);
+          multiply_and_differentiate<bias.value, drops.value, exact.value>(dprobs, scores, step, dout, shown);
+        });
+      }
     } else {
-      multiply_transposed<T>(scores, warp_, smem_k_, q);
+      if (!idle) multiply_transposed<T>(scores, warp_, smem_k_, q, Nothing(), shown);
       copy_async_wait<0>();
       __syncthreads();  // dO is there
       if (spans<kRare>()) {
         make_finite_rows(shared_.dout[stage], stage);
         __syncthreads();
       }
-      with_features<kRare>(step, [&](auto bias, auto drops, auto exact) {
-        multiply_and_differentiate<bias.value, drops.value, exact.value>(dprobs, scores, step, dout);
-      });
+      if (!idle) {
+        with_features<kRare>(step, [&](auto bias, auto drops, auto exact) {
+          multiply_and_differentiate<bias.value, drops.value, exact.value>(dprobs, scores, step, dout, shown);
+        });
+      }
     }
     typename Warp::Packed p, ds;
     pack_all<T>(p, warp_, scores);
-    if (may_overflow<kRare>()) bring_into_range(dprobs, block);
+    if (may_overflow<kRare>()) bring_into_range(dprobs, factor_of_step(block, stage));
     pack_all<T>(ds, warp_, dprobs);
     store_scores(smem_ds, warp_, ds);
     if constexpr (kPolicy.sharing == 1) {
-      accumulate<T>(acc_dv_, warp_, p, dout);
-      accumulate<T>(acc_dk_, warp_, ds, q);
+      accumulate<T>(acc_dv_, warp_, p, dout, shown);
+      accumulate<T>(acc_dk_, warp_, ds, q, shown);
       sync_in_turn(step, block);  // dS is there
     } else {
       store_scores(smem_p_, warp_, p);
       if (kPolicy.behind && !early) add_dq_behind<kRare>(block, stage);
       sync_in_turn(step, block);  // P and dS are there
-      accumulate<T>(acc_dk_, warp_, smem_ds, q);
+      accumulate<T>(acc_dk_, warp_, smem_ds, q, shown);
       if (kStages == 1) {
         __syncthreads();  // everybody is done with Q
         if (is_mine(next)) load_q<kRare>(next, 0);
         copy_async_commit();
       }
-      accumulate<T>(acc_dv_, warp_, smem_p_, dout);
+      accumulate<T>(acc_dv_, warp_, smem_p_, dout, shown);
       if (kStages == 1) {
         __syncthreads();  // everybody is done with dO
         if (is_mine(next)) load_dout(next, 0);
         copy_async_commit();
       }
     }
-    if (!kPolicy.behind) add_dq<kRare>(block, smem_ds);
+    if (!kPolicy.behind) add_dq<kRare>(block, stage, turn_);
   }
   __device__ __forceinline__ uint32_t ds_of(int stage) const {
     return smem_ds_ + (kPolicy.behind ? stage * kPolicy.scores_bytes() : 0);
   }
-  // And the gradient of the bias, of the same dS.
+  // What dS of a step was multiplied by. Steps of a block mask may be any; they have two stages where two of them are
+  // at work.
+  __device__ __forceinline__ float& factor_of_step(int block, int stage) {
+    return shared_.ds_factors[kBlocked ? stage : block % 2];
+  }
+  // And the gradient of the bias, of the same dS. `turn`: of the step, which the stage was of.
   template <bool kRare>
-  __device__ __forceinline__ void add_dq(int block, uint32_t ds) {
-    const auto factor = [&] { return may_overflow<kRare>() ? shared_.ds_factors[block % 2] : 1; };
+  __device__ __forceinline__ void add_dq(int block, int stage, int turn) {
+    const uint32_t ds = ds_of(stage);
+    const auto factor = [&] { return may_overflow<kRare>() ? factor_of_step(block, stage) : 1; };
     if constexpr (kScored) {
       if (p_.dbias.data) store_dbias<T, kPolicy>(args_, tile_, block * kBlockM, ds, factor());
     }
@@ -306,14 +332,19 @@ class Backward {
         if (tile_.index < tiles.begin || tile_.index >= tiles.end) continue;  // no key of this one is seen
         whole = one_tile(tiles);
       }
-      sm80::add_dq<T, kPolicy>(args_, tile_, part, ds, smem_k_, factor, block * kDqParts + part, whole);
+      sm80::add_dq<T, kPolicy>(
+          args_, tile_, part, ds, smem_k_, factor, block * kDqParts + part, whole, [&](int line, int first, int count) {
+            if constexpr (!kBlocked) return true;
+            return !hides() || (shared_.walk().at(turn).seen[line] >> first & all_squares(count)) != 0;
+          });
     }
   }
   // Of the step before this one.
   template <bool kRare>
   __device__ __forceinline__ void add_dq_behind(int block, int stage) {
-    const int before = down() ? block + 1 : block - 1;
-    if (is_mine(before)) add_dq<kRare>(before, ds_of(stage ^ 1));
+    int before = down() ? block + 1 : block - 1;
+    if (hides()) before = turn_ > 0 ? shared_.walk().at(turn_ - 1).index : -1;
+    if (is_mine(before)) add_dq<kRare>(before, stage ^ 1, turn_ - 1);
   }
 
   // fn(bias, drops, exact): what this call asks for, and these scores need, as constants. One branch around both
@@ -341,30 +372,34 @@ class Backward {
     }
   }
   // dP, and between the slices of this product scores -> P; then what dropout keeps, and dS.
-  template <bool kBias, bool kDrops, bool kExact>
+  template <bool kBias, bool kDrops, bool kExact, class Shown>
   __device__ __forceinline__ void multiply_and_differentiate(typename Warp::Scores& dprobs,
                                                              typename Warp::Scores& scores, const Step& step,
-                                                             uint32_t dout) {
+                                                             uint32_t dout, const Shown& shown) {
     constexpr int kSlices = Warp::kDim / 16, kPairs = Warp::kQueryTiles / 2;
     CapSlopes<kPolicy> cap_slopes;
     if constexpr (kExact && !kGeneral) {
 #pragma unroll
       for (int pair = 0; pair < kPairs; ++pair) exponentiate<kBias, true, T>(step, scores, cap_slopes, 2 * pair);
-      multiply_transposed<T, true>(dprobs, warp_, smem_v_, dout);
+      multiply_transposed<T, true>(dprobs, warp_, smem_v_, dout, Nothing(), shown);
     } else {
-      multiply_transposed<T>(dprobs, warp_, smem_v_, dout, [&](int d) {
+      const auto between = [&](int d) {
 #pragma unroll
         for (int pair = 0; pair < kPairs; ++pair) {
           if (d == (kGeneral ? kSlices - 1 : pair * kSlices / kPairs))  // bias elements are read one by one
             exponentiate<kBias, kExact, T>(step, scores, cap_slopes, 2 * pair);
         }
-      });
+      };
+      multiply_transposed<T>(dprobs, warp_, smem_v_, dout, between, shown);
     }
     KeptScores<Warp::kQueryTiles> kept;
     if constexpr (kDrops)
       kept.draw(tile_.dropout, args_.drop_rule, tile_.first_key + warp_.key, step.first_query + warp_.query);
     differentiate<kDrops, kExact>(step, kept, scores, dprobs);
     if (!step.is_full()) mask(step, scores, dprobs);
+    if constexpr (kBlocked) {
+      if (hides() && !shown.is_full(warp_)) mask_blocks(step, scores, dprobs);
+    }
     if (kGeneral && p_.dbias.data) store_dbias_elements<T>(step, dprobs);
     if constexpr (kModifies) {
       if (args_.slope_parts) {
@@ -412,6 +447,10 @@ __global__ void __launch_bounds__(bwd_policy(kHeadDim, Features::of(kFeatures), 
   }
   find_queries<kPolicy>(args, place.split, found, shared);
   if (threadIdx.x == 0) shared.tile = found;
+  if (kPolicy.features.blocked() && args.p.blocks.present() && threadIdx.x < 32) {
+    shared.walk().begin(args.p.blocks, static_cast<int>(found.sequence.batch), found.group, found.head, found.first_key,
+                        found.first_key + found.keys, {found.first_block, found.last_block});
+  }
   __syncthreads();
   Backward<T, kPolicy> backward(args, shared);
   backward.run();

@@ -29,9 +29,10 @@ void launch_backward_as(const BwdArgs& args, cudaStream_t stream) {
 
 template <class T, int kHeadDim>
 void launch_backward(const BwdArgs& args, Features features, cudaStream_t stream) {
-  dispatch<Features::kPlain.code(), Features::kScored.code(), Features::kModified.code(), Features::kGeneral.code()>(
-      "attention: features", features.code(),
-      [&]<int kFeatures>() { launch_backward_as<T, kHeadDim, kFeatures>(args, stream); });
+  dispatch<Features::kPlain.code(), Features::kBlocked.code(), Features::kScored.code(), Features::kModified.code(),
+           Features::kGeneral.code()>("attention: features", features.code(), [&]<int kFeatures>() {
+    launch_backward_as<T, kHeadDim, kFeatures>(args, stream);
+  });
 }
 
 }  // namespace xformers::cuda::sm80

@@ -23,7 +23,7 @@ BwdPlan plan_backward(const AttentionBwdParams& p, int head_dim, Features featur
   const sm80::BwdPolicy policy = sm80::bwd_policy(head_dim, features, true);
   const int64_t heads = p.shape.batch * p.shape.num_heads();
   const int64_t at_work = int64_t{current_device().multiprocessors} * policy.blocks_per_sm();
-  const bool sees_all = p.band.window_left == kUnbounded && p.band.window_right == kUnbounded;
+  const bool sees_all = p.band.window_left == kUnbounded && p.band.window_right == kUnbounded && !p.blocks.present();
   BwdPlan plan;
   plan.block_n = policy.block_n(), plan.dq_rows = policy.dq_rows(), plan.head_dim = head_dim;
   // Sequences that are shorter than a tile, one with the other. Draws of dropout go by 32 keys of a sequence, and turns

@@ -7,14 +7,15 @@
 namespace xformers::cuda::sm80 {
 
 // scores[keys, queries] = left[keys, dim] right[queries, dim]^T of this warp's part. between(d) comes after slice d:
-// other work for the slots that products leave idle. kRolled: short code, for what is rare.
+// other work for the slots that products leave idle. kRolled: short code, for what is rare. shown(square): of 16
+// queries of the step; what isn't stays 0.
 struct Nothing {
   __device__ __forceinline__ void operator()(int) const {}
 };
-template <class T, bool kRolled = false, BwdPolicy kPolicy, class Between = Nothing>
+template <class T, bool kRolled = false, BwdPolicy kPolicy, class Between = Nothing, class Shown = EverySquare>
 __device__ __forceinline__ void multiply_transposed(typename BwdWarp<kPolicy>::Scores& scores,
                                                     const BwdWarp<kPolicy>& warp, uint32_t left, uint32_t right,
-                                                    const Between& between = {}) {
+                                                    const Between& between = {}, const Shown& shown = {}) {
   using Warp = BwdWarp<kPolicy>;
   const int lane = lane_of_scores<kPolicy>();
 #pragma unroll(kRolled ? 1 : Warp::kDim / 16)
@@ -24,6 +25,7 @@ __device__ __forceinline__ void multiply_transposed(typename BwdWarp<kPolicy>::S
     for (int k = 0; k < Warp::kKeyTiles; ++k) load_a<Warp::kDim>(a[k], left, warp.key + k * 16, d, lane);
 #pragma unroll
     for (int m = 0; m < Warp::kQueryTiles; m += 2) {
+      if (!shown(warp.query / kSquare + m / 2)) continue;
       uint32_t b[4];
       load_b<Warp::kDim>(b, right, warp.query + m * 8, d, lane);
 #pragma unroll
@@ -69,14 +71,16 @@ __device__ __forceinline__ void store_scores(uint32_t to, const BwdWarp<kPolicy>
       }
 }
 
-// acc[keys, dims] += left[keys, queries] right[queries, dims]; `left` in registers.
-template <class T, BwdPolicy kPolicy>
+// acc[keys, dims] += left[keys, queries] right[queries, dims]; `left` in registers. What isn't shown is 0 in `left`.
+template <class T, BwdPolicy kPolicy, class Shown>
 __device__ __forceinline__ void accumulate(typename BwdWarp<kPolicy>::Sums& acc, const BwdWarp<kPolicy>&,
-                                           const typename BwdWarp<kPolicy>::Packed& left, uint32_t right) {
+                                           const typename BwdWarp<kPolicy>::Packed& left, uint32_t right,
+                                           const Shown& shown) {
   using Warp = BwdWarp<kPolicy>;
   const int lane = lane_of_sums<kPolicy>();
 #pragma unroll
   for (int m = 0; m < Warp::kQueryTiles; m += 2) {
+    if (!shown(m / 2)) continue;
 #pragma unroll
     for (int d = 0; d < Warp::kDimTiles; d += 2) {
       uint32_t b[4];
@@ -92,13 +96,14 @@ __device__ __forceinline__ void accumulate(typename BwdWarp<kPolicy>::Sums& acc,
 }
 
 // The same with `left`, [block_n, block_m], in shared memory.
-template <class T, BwdPolicy kPolicy>
+template <class T, BwdPolicy kPolicy, class Shown>
 __device__ __forceinline__ void accumulate(typename BwdWarp<kPolicy>::Sums& acc, const BwdWarp<kPolicy>& warp,
-                                           uint32_t left, uint32_t right) {
+                                           uint32_t left, uint32_t right, const Shown& shown) {
   using Warp = BwdWarp<kPolicy>;
   const int lane = lane_of_sums<kPolicy>();
 #pragma unroll
   for (int m = 0; m < Warp::kBlockM / 16; ++m) {
+    if (!shown(m)) continue;
     uint32_t a[Warp::kKeyTiles][4];
 #pragma unroll
     for (int k = 0; k < Warp::kKeyTiles; ++k)

@@ -21,6 +21,7 @@ struct BwdStep {
   const BwdShared<kPolicy>& shared;
   const float* statistics;  // [lse, delta][block_m]
   uint32_t bias;            // staged, [block_m][block_n] in shared memory
+  int turn;                 // of a block mask's walk
 
   // Every query of the warp's scores sees every key of theirs.
   __device__ __forceinline__ bool is_full() const {
@@ -201,6 +202,20 @@ __device__ __forceinline__ void mask(const BwdStep<kPolicy>& step, typename BwdW
   const auto queries_of = [&](int row) { return step.queries_of(row); };
   cuda::mask<Warp::kKeyTiles, Warp::kQueryTiles>(probs, step.first_query + step.warp.query, queries_of, 0);
   cuda::mask<Warp::kKeyTiles, Warp::kQueryTiles>(ds, step.first_query + step.warp.query, queries_of, 0);
+}
+
+// The same of what a block mask hides.
+template <BwdPolicy kPolicy>
+__device__ __forceinline__ void mask_blocks(const BwdStep<kPolicy>& step, typename BwdWarp<kPolicy>::Scores& probs,
+                                            typename BwdWarp<kPolicy>::Scores& ds) {
+  using Warp = BwdWarp<kPolicy>;
+  const auto& walk = step.shared.walk();
+  const auto shown_of = [&](int of_warp, int of_queries) -> uint32_t {
+    return walk.queries_of_lane(step.args.p.blocks, step.turn, step.warp.key + of_warp,
+                                step.warp.query / kSquare + of_queries);
+  };
+  mask_squares<Warp::kKeyTiles, Warp::kQueryTiles>(probs, shown_of, 0);
+  mask_squares<Warp::kKeyTiles, Warp::kQueryTiles>(ds, shown_of, 0);
 }
 
 // dprobs -> dS; with dropout, probs -> what is kept of them. Delta, which is multiplied by the same P for dS, has 1 - p

@@ -3,6 +3,7 @@
 
 #include <climits>
 
+#include "xformers/kernels/cuda/attention/block_walk.cuh"
 #include "xformers/kernels/cuda/attention/bwd_args.h"
 #include "xformers/kernels/cuda/attention/mask.cuh"
 #include "xformers/kernels/cuda/attention/scheduler.cuh"
@@ -86,6 +87,14 @@ struct BwdShared {
   bool may_overflow;                      // fp16: whether any dS may be beyond its range (ds_range.cuh)
   float ds_factors[2], dk_factor;         // then: of dS of the last two steps; of dk's sums
   BwdTile tile;                           // not in registers
+
+  // The walk of a block mask, where it is the tile's sequence that has one: tiles with a mask don't span sequences.
+  using Walk = BlockWalk<LinesOf::kKeys, kBlockN / kSquare, kBlockM / kSquare>;
+  __device__ __forceinline__ Walk& walk() {
+    static_assert(!kPolicy.features.blocked() || sizeof(Walk) <= sizeof(key_queries));
+    return reinterpret_cast<Walk&>(key_queries);
+  }
+  __device__ __forceinline__ const Walk& walk() const { return reinterpret_cast<const Walk&>(key_queries); }
 };
 
 // key_queries and warp_queries; returns the queries that see any of the tile's keys.
@@ -161,6 +170,7 @@ struct BwdWarp {
   static constexpr int kQueries = kBlockM / kSharing, kQueryTiles = kQueries / 8;  // of its scores
   static constexpr int kDims = kDim / kSharing, kDimTiles = kDims / 8;             // of its dk and dv
   static_assert(kQueryTiles % 2 == 0 && kDimTiles % 2 == 0);
+  static constexpr int kSquares = kQueries / kSquare;  // of its scores, along queries
 
   using Scores = Fragment<kKeyTiles, kQueryTiles>;     // [keys, queries]
   using Packed = uint32_t[kKeyTiles][kQueryTiles][2];  // the same in 16 bits, two queries per register
@@ -174,6 +184,32 @@ struct BwdWarp {
     key = (kSharing == 2 ? warp / 2 : warp % kKeyWarps) * kKeys;
     query = part * kQueries;
     chunk2 = part * (kDims / 16);
+  }
+};
+
+// Of a block mask's step, the squares of queries that any of a warp's keys sees, the lowest bit first, and those that
+// all of them see whole. `turn`: of the walk.
+template <BwdPolicy kPolicy>
+struct WarpSquares {
+  uint32_t some = ~0u, all = ~0u;
+
+  __device__ __forceinline__ void find(const BwdShared<kPolicy>& shared, const BwdWarp<kPolicy>& warp, int turn) {
+    static_assert(kPolicy.kKeyTiles == 2);
+    const auto& step = shared.walk().at(turn);
+    const int line = warp.key / kSquare;
+    some = step.seen[line] | step.seen[line + 1];
+    all = step.seen[line] & step.seen[line + 1] & ~(uint32_t{step.partial[line]} | step.partial[line + 1]);
+  }
+  __device__ __forceinline__ bool operator()(int square) const { return some >> square & 1; }
+  // Of the queries of the warp's scores.
+  __device__ __forceinline__ bool none(const BwdWarp<kPolicy>& warp) const { return own(some, warp) == 0; }
+  __device__ __forceinline__ bool is_full(const BwdWarp<kPolicy>& warp) const {
+    return own(all, warp) == all_squares(BwdWarp<kPolicy>::kSquares);
+  }
+
+ private:
+  static __device__ __forceinline__ uint32_t own(uint32_t squares, const BwdWarp<kPolicy>& warp) {
+    return squares >> warp.query / kSquare & all_squares(BwdWarp<kPolicy>::kSquares);
   }
 };
 

@@ -10,6 +10,7 @@
 
 #include <type_traits>
 
+#include "xformers/kernels/cuda/attention/block_rows.cuh"
 #include "xformers/kernels/cuda/attention/sm80/fwd_output.cuh"
 #include "xformers/kernels/cuda/attention/sm80/fwd_scores.cuh"
 #include "xformers/kernels/cuda/attention/sm80/fwd_softmax.cuh"
@@ -32,12 +33,13 @@ struct FwdMemory {
 };
 
 // O += P V with the step's scores as probabilities. `key`: the warp's first one. `meanwhile` is called when the first
-// products are on their way.
-template <class T, FwdPolicy kPolicy, class Meanwhile>
+// products are on their way. shown(square): of 16 keys of the step.
+template <class T, FwdPolicy kPolicy, class Meanwhile, class Shown>
 __device__ __forceinline__ void accumulate_step(typename WarpPart<kPolicy>::Output& out,
                                                 const typename WarpPart<kPolicy>::Scores& s, const FwdGrid& args,
                                                 const FwdTile& tile, const WarpPart<kPolicy>& warp,
-                                                const FwdMemory<kPolicy>& memory, int key, const Meanwhile& meanwhile) {
+                                                const FwdMemory<kPolicy>& memory, int key, const Meanwhile& meanwhile,
+                                                const Shown& shown) {
   constexpr bool kAlone = kPolicy.sharers == 1;
   const ValueOperand<kPolicy> v(memory.v, warp);
   if constexpr (!kPolicy.features.may(kDropoutOp) && kAlone) {
@@ -48,9 +50,11 @@ __device__ __forceinline__ void accumulate_step(typename WarpPart<kPolicy>::Outp
 #endif
 #pragma unroll
     for (int i = 0; i < kPolicy.warp_keys(); i += 16) {
-      uint32_t probabilities[kPolicy.row_tiles][4];
-      to_probabilities<T, kPolicy>(probabilities, s, i / 16);
-      accumulate<T, kPolicy>(out, probabilities, v, i);
+      if (shown(i / 16)) {
+        uint32_t probabilities[kPolicy.row_tiles][4];
+        to_probabilities<T, kPolicy>(probabilities, s, i / 16);
+        accumulate<T, kPolicy>(out, probabilities, v, i);
+      }
       if (i == kThen) meanwhile();
     }
     return;
@@ -64,24 +68,30 @@ __device__ __forceinline__ void accumulate_step(typename WarpPart<kPolicy>::Outp
       drop<kPolicy.row_tiles>(&probabilities[i / 16], tile.philox, args.drop_rule, tile.stream_head,
                               tile.first + warp.row, key + i);
       if constexpr (kAlone) {  // the draws of the next 32 keys fill the gaps between these products
-        accumulate<T, kPolicy>(out, probabilities[i / 16], v, i);
-        accumulate<T, kPolicy>(out, probabilities[i / 16 + 1], v, i + 16);
+        if (shown(i / 16)) accumulate<T, kPolicy>(out, probabilities[i / 16], v, i);
+        if (shown(i / 16 + 1)) accumulate<T, kPolicy>(out, probabilities[i / 16 + 1], v, i + 16);
         if (i == 0) meanwhile();
       }
     }
     if constexpr (kAlone) return;
   }
-  accumulate_all<T, kPolicy>(out, probabilities, v, memory.shared_scores, warp, meanwhile);
+  accumulate_all<T, kPolicy>(out, probabilities, v, memory.shared_scores, warp, meanwhile, shown);
 }
 
-// `sight`: what a warp's rows see (SequenceSight, SpanSight).
-template <class T, FwdPolicy kPolicy, class Sight>
+template <FwdPolicy kPolicy>
+using FwdBlocks = BlockRows<kPolicy.block_m(), kPolicy.block_n>;
+// What stands for them where there is no block mask.
+struct NoBlocks {};
+
+// `sight`: what a warp's rows see of a band (SequenceSight, SpanSight). hidden: FwdBlocks, or NoBlocks.
+template <class T, FwdPolicy kPolicy, class Sight, class Blocks = NoBlocks>
 __device__ __forceinline__ void forward(const FwdGrid& args, const FwdTile& tile, const FwdMemory<kPolicy>& memory,
-                                        const Sight& sight, const FwdTilts<kPolicy>& tilts) {
+                                        const Sight& sight, const FwdTilts<kPolicy>& tilts, Blocks&& hidden = {}) {
   constexpr int kKeys = kPolicy.block_n;
   constexpr bool kScored = kPolicy.features == Features::kScored, kGeneral = kPolicy.features == Features::kGeneral,
-                 kModifies = kPolicy.features.may(kModifyOps);
+                 kModifies = kPolicy.features.may(kModifyOps), kBlocked = kPolicy.features.blocked();
   const AttentionFwdParams& p = args.p;
+  const bool hides = kBlocked && p.blocks.present();
   const WarpPart<kPolicy> warp;
   const Range& blocks = tile.blocks;
   const KeyTiles<T, kPolicy> k(args, p.k, p.quantization.k_scale_shift, tile, tile.k_origin, p.shape.head_dim);
@@ -101,11 +111,29 @@ __device__ __forceinline__ void forward(const FwdGrid& args, const FwdTile& tile
       copy_async_commit();
     }
   };
-  if (!blocks.empty()) {
+  const auto load_first = [&](int block) {
     load_q<T, kPolicy>(memory.q, args, tile);
-    k.load(memory.k, blocks.begin * kKeys);
+    k.load(memory.k, block * kKeys);
     copy_async_commit();
-    load_bias(blocks.begin);
+    load_bias(block);
+  };
+  int turn = 0;  // how many steps a block mask has led to
+  const auto first = [&] {
+    if constexpr (kBlocked) {
+      if (hides) return hidden.walk.at(0).index;
+    }
+    return blocks.begin;
+  };
+  const auto behind = [&](int block) {
+    if constexpr (kBlocked) {
+      if (hides) return hidden.walk.at(turn + 1).index;
+    }
+    return block + 1;
+  };
+  if constexpr (kBlocked) {
+    if (const int block = first(); block < blocks.end) load_first(block);
+  } else {
+    if (!blocks.empty()) load_first(blocks.begin);
   }
   // `kEdge`: some row may not see all of these keys.
   const auto step = [&]<bool kEdge>(int block, std::bool_constant<kEdge>) {
@@ -115,16 +143,34 @@ __device__ __forceinline__ void forward(const FwdGrid& args, const FwdTile& tile
       copy_async_commit();
     };
     const auto load_next = [&] {
-      k.load(memory.k, key + kKeys, block + 1 < blocks.end);
+      if constexpr (kBlocked) {
+        const int next = behind(block);
+        k.load(memory.k, next * kKeys, next < blocks.end);
+      } else {
+        k.load(memory.k, key + kKeys, block + 1 < blocks.end);
+      }
       copy_async_commit();
       load_bias(block + 1);
     };
     copy_async_wait<kScored ? 1 : 0>();
     __syncthreads();  // K is there; everybody is done with V
+    std::conditional_t<kBlocked, SeenSquares, EverySquare> shown;
+    if constexpr (kBlocked) {
+      if (hides && warp.warp == 0) hidden.walk.find(p.blocks, turn + 2);
+      if (hides) shown = hidden.template seen_by<kPolicy.warp_rows()>(warp.row, turn);
+    }
     typename WarpPart<kPolicy>::Scores s;
-    multiply_scores<T, kPolicy>(s, warp, memory.q, memory.k, load_v);
+    if (kBlocked && shown.none()) {
+      load_v();
+    } else {
+      multiply_scores<T, kPolicy>(s, warp, memory.q, memory.k, load_v, shown);
+    }
     copy_async_wait<0>();
     __syncthreads();  // V is there; everybody is done with K
+    if (kBlocked && shown.none()) {
+      load_next();
+      return;  // nor do the warps that share its rows
+    }
 
     // Warps that share rows stay in step with the others: their own barriers are passed by all or by none.
     if (kEdge && kPolicy.sharers == 1 && !sight.sees(warp, block)) {
@@ -151,11 +197,17 @@ __device__ __forceinline__ void forward(const FwdGrid& args, const FwdTile& tile
                                                          [&](int row) { return sight.visible(warp, row); });
       }
     }
+    if constexpr (kBlocked) {
+      const int square = warp.key() / kSquare;
+      if (hides && !shown.is_full(square, kPolicy.warp_keys() / kSquare)) {
+        hidden.template hide<kPolicy.row_tiles, kPolicy.warp_keys() / 8>(s, p.blocks, turn, warp.row, square);
+      }
+    }
     softmax.template step<kPolicy.warp_keys() / 8, kPolicy.warp_dims() / 8>(s, out, unit, exchange);
-    accumulate_step<T, kPolicy>(out, s, args, tile, warp, memory, key + warp.key(), load_next);
+    accumulate_step<T, kPolicy>(out, s, args, tile, warp, memory, key + warp.key(), load_next, shown);
   };
 #pragma unroll 1
-  for (int block = blocks.begin; block < blocks.end; ++block) {
+  for (int block = first(); block < blocks.end; block = behind(block), ++turn) {
     // Twice the code pays where a step is little but products.
     constexpr bool kApart = (kPolicy.features == Features::kPlain || kPolicy.features == Features::kModified) &&
                             kPolicy.sharers == 1 && !kPolicy.spans;
@@ -196,8 +248,17 @@ __global__ void __launch_bounds__(fwd_policy(kHeadDim, Features::of(kFeatures)).
     __syncthreads();
     if (tile.rows <= 0) return;
     if constexpr (kPolicy.tilts()) tilts.find(args, tile);  // the first step's barriers come before they are read
-    forward<T, kPolicy>(args, tile, FwdMemory<kPolicy>(shared_address(smem)), SequenceSight<kPolicy>{args, tile},
-                        tilts);
+    const SequenceSight<kPolicy> sight{args, tile};
+    if constexpr (kPolicy.features.blocked()) {
+      __shared__ FwdBlocks<kPolicy> hidden;
+      if (args.p.blocks.present()) {
+        hidden.begin(args.p.blocks, rows_of(args, tile), tile.blocks);
+        __syncthreads();
+      }
+      forward<T, kPolicy>(args, tile, FwdMemory<kPolicy>(shared_address(smem)), sight, tilts, hidden);
+    } else {
+      forward<T, kPolicy>(args, tile, FwdMemory<kPolicy>(shared_address(smem)), sight, tilts);
+    }
   }
 }
 

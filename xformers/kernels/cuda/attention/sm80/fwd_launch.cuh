@@ -24,9 +24,10 @@ void launch_forward(const FwdArgs& args, Features features, cudaStream_t stream)
   if constexpr (may_span(kHeadDim)) {
     if (features == Features::kShort) return launch_forward_as<T, kHeadDim, Features::kShort.code()>(args, stream);
   }
-  dispatch<Features::kPlain.code(), Features::kScored.code(), Features::kModified.code(), Features::kGeneral.code()>(
-      "attention: features", features.code(),
-      [&]<int kFeatures>() { launch_forward_as<T, kHeadDim, kFeatures>(args, stream); });
+  dispatch<Features::kPlain.code(), Features::kBlocked.code(), Features::kScored.code(), Features::kModified.code(),
+           Features::kGeneral.code()>("attention: features", features.code(), [&]<int kFeatures>() {
+    launch_forward_as<T, kHeadDim, kFeatures>(args, stream);
+  });
 }
 
 }  // namespace xformers::cuda::sm80

@@ -53,12 +53,13 @@ __device__ __forceinline__ void accumulate(typename WarpPart<kPolicy>::Output& o
 }
 
 // All keys of the step. Warps that share rows hand each other their probabilities through shared memory, fragment by
-// fragment as they lie in registers, while they work on their own.
-template <class T, FwdPolicy kPolicy, class Meanwhile>
+// fragment as they lie in registers, while they work on their own. shown(square): of 16 keys of the step.
+template <class T, FwdPolicy kPolicy, class Meanwhile, class Shown>
 __device__ __forceinline__ void accumulate_all(typename WarpPart<kPolicy>::Output& out,
                                                const typename WarpPart<kPolicy>::Probabilities& p,
                                                const ValueOperand<kPolicy>& v, uint32_t smem_shared,
-                                               const WarpPart<kPolicy>& warp, const Meanwhile& meanwhile) {
+                                               const WarpPart<kPolicy>& warp, const Meanwhile& meanwhile,
+                                               const Shown& shown) {
   using Part = WarpPart<kPolicy>;
   constexpr int kSteps = Part::kKeyTiles / 2, kFragmentBytes = 32 * 16;
   const auto place = [&](int warp_index, int k, int r) {
@@ -74,7 +75,7 @@ __device__ __forceinline__ void accumulate_all(typename WarpPart<kPolicy>::Outpu
   }
 #pragma unroll
   for (int k = 0; k < kSteps; ++k) {
-    accumulate<T, kPolicy>(out, p[k], v, warp.key() + k * 16);
+    if (shown(warp.part * kSteps + k)) accumulate<T, kPolicy>(out, p[k], v, warp.key() + k * 16);
     if (k == 0) meanwhile();
   }
   if constexpr (kPolicy.sharers > 1) {
@@ -82,6 +83,7 @@ __device__ __forceinline__ void accumulate_all(typename WarpPart<kPolicy>::Outpu
     sync_sharers<kPolicy>(warp);
 #pragma unroll
     for (int k = 0; k < kSteps; ++k) {
+      if (!shown((1 - warp.part) * kSteps + k)) continue;
       uint32_t other[Part::kRowTiles][4];
 #pragma unroll
       for (int r = 0; r < Part::kRowTiles; ++r) {

@@ -36,8 +36,8 @@ struct FwdPolicy {
 };
 
 // Two row tiles per warp use every key and value fragment twice, where the accumulators fit in 255 registers; wide
-// heads need two warps for that. Scored: fewer keys per step leave room for what bias and dropout need. (What else was
-// tried: docs/design/cuda-attention.md.)
+// heads need two warps for that. Scored, blocked: fewer keys per step leave room for what bias and dropout need. (What
+// else was tried: docs/design/cuda-attention.md.)
 constexpr FwdPolicy fwd_policy(int head_dim, Features features) {
   if (features == Features::kShort) {
     FwdPolicy policy = fwd_policy(head_dim, Features::kPlain);

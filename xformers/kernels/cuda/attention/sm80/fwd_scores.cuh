@@ -2,16 +2,19 @@
 #pragma once
 
 #include "xformers/kernels/cuda/arch/mma.cuh"
+#include "xformers/kernels/cuda/attention/block_walk.cuh"
 #include "xformers/kernels/cuda/attention/score_mods.cuh"
 #include "xformers/kernels/cuda/attention/sm80/fwd_load.cuh"
 #include "xformers/kernels/cuda/attention/sm80/operand.cuh"
 
 namespace xformers::cuda::sm80 {
 
-// `meanwhile` is called when the first products are on their way.
-template <class T, FwdPolicy kPolicy, class Meanwhile>
+// `meanwhile` is called when the first products are on their way. shown(square): of 16 keys of the step; what isn't
+// stays 0.
+template <class T, FwdPolicy kPolicy, class Meanwhile, class Shown = EverySquare>
 __device__ __forceinline__ void multiply_scores(typename WarpPart<kPolicy>::Scores& s, const WarpPart<kPolicy>& warp,
-                                                uint32_t smem_q, uint32_t smem_k, const Meanwhile& meanwhile) {
+                                                uint32_t smem_q, uint32_t smem_k, const Meanwhile& meanwhile,
+                                                const Shown& shown = {}) {
   using Part = WarpPart<kPolicy>;
   clear<Part::kRowTiles, Part::kKeyTiles>(s);
   const TileOperand<kPolicy.head_dim, Lanes::kRowsFirst> q(smem_q, warp.row);
@@ -23,6 +26,7 @@ __device__ __forceinline__ void multiply_scores(typename WarpPart<kPolicy>::Scor
     for (int r = 0; r < Part::kRowTiles; ++r) q.load(a[r], r * 16, d);
 #pragma unroll
     for (int n = 0; n < Part::kKeyTiles; n += 2) {
+      if (!shown(warp.part * (Part::kKeyTiles / 2) + n / 2)) continue;
       uint32_t b[4];
       k.load(b, n * 8, d);
 #pragma unroll

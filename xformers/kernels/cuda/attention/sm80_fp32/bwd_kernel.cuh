@@ -16,6 +16,7 @@
 #pragma once
 
 #include "xformers/kernels/cuda/attention/epilogue.cuh"
+#include "xformers/kernels/cuda/attention/key_walk.cuh"
 #include "xformers/kernels/cuda/attention/sm80_fp32/bwd_products.cuh"
 #include "xformers/kernels/cuda/attention/turns.cuh"
 
@@ -39,8 +40,9 @@ class Backward : BackwardProducts<kPolicy> {
   Gradient dk_ = {}, dv_ = {};  // dk: in units of softmax_scale / kUsualScale
 
  public:
-  __device__ __forceinline__ Backward(const BwdArgs& args, const BwdPlace& place, unsigned char* smem)
-      : Base(args, place, reinterpret_cast<typename Base::Rows*>(smem + kPolicy.rows_offset())) {
+  __device__ __forceinline__ Backward(const BwdArgs& args, const BwdPlace& place, unsigned char* smem,
+                                      typename Base::Blocks& blocks)
+      : Base(args, place, reinterpret_cast<typename Base::Rows*>(smem + kPolicy.rows_offset()), blocks) {
     smem_k_ = shared_address(smem);
     smem_v_ = smem_k_ + kPolicy.tile_bytes(kBlockN);
     smem_q_ = smem_v_ + kPolicy.tile_bytes(kBlockN);
@@ -50,8 +52,9 @@ class Backward : BackwardProducts<kPolicy> {
   }
 
   __device__ __forceinline__ void run() {
-    const int first = place_.queries.begin / kBlockM;  // block of queries
-    if (!place_.queries.empty()) {
+    int first = place_.queries.begin / kBlockM;  // block of queries
+    if (this->hides()) first = this->block_of_turn(0);
+    if (!place_.queries.empty() && (!this->hides() || is_block(first))) {
       load_keys(smem_k_, p_.k, p_.shape.head_dim);
       load_keys(smem_v_, p_.v, p_.shape.head_dim_v);
       load_queries(first, 0);
@@ -62,17 +65,19 @@ class Backward : BackwardProducts<kPolicy> {
       unusual_keys = __syncthreads_or(unusual_keys);
       int stage = 0;
 #pragma unroll 1
-      for (int block = first; is_block(block); ++block) {
+      for (int block = first, next; is_block(block); block = next) {
         copy_async_wait<0>();
         const bool unusual = split_queries(stage) || unusual_keys;  // everybody is done with the block before
-        if (kStages > 1 && is_block(block + 1)) load_queries(block + 1, stage ^ 1);
+        next = block + 1;
+        if (this->hides()) next = this->next_turn();
+        if (kStages > 1 && is_block(next)) load_queries(next, stage ^ 1);
         copy_async_commit();
         step(block, stage, unusual);
         if (kStages > 1) {
           stage ^= 1;
-        } else if (is_block(block + 1)) {
+        } else if (is_block(next)) {
           __syncthreads();
-          load_queries(block + 1, 0);
+          load_queries(next, 0);
           copy_async_commit();
         }
       }
@@ -313,7 +318,17 @@ __global__ void __launch_bounds__(bwd_policy(kHeadDim, kScored).threads(), bwd_p
   }
   if (tile.rows <= 0) return;
   __syncthreads();
-  Backward<kPolicy> backward(args, place, smem);
+  __shared__ typename BackwardScores<kPolicy>::Blocks blocks;
+  if constexpr (kScored) {
+    if (args.p.blocks.present()) {
+      if (threadIdx.x < 32) {
+        blocks.begin(args.p.blocks, static_cast<int>(tile.sequence.batch), tile.group, tile.head, tile.first,
+                     tile.first + tile.rows, blocks_with(place.queries, kPolicy.block_m));
+      }
+      __syncthreads();
+    }
+  }
+  Backward<kPolicy> backward(args, place, smem, blocks);
   backward.run();
 }
 

@@ -4,6 +4,7 @@
 
 #include <cfloat>
 
+#include "xformers/kernels/cuda/attention/block_walk.cuh"
 #include "xformers/kernels/cuda/attention/dropout.cuh"
 #include "xformers/kernels/cuda/attention/score_mods.cuh"
 #include "xformers/kernels/cuda/attention/sm80_fp32/places.cuh"
@@ -12,8 +13,16 @@
 
 namespace xformers::cuda::sm80_fp32 {
 
+struct NoWalk {};
+
 template <BwdPolicy kPolicy>
 class BackwardScores {
+ public:
+  // The walk of a block mask, in shared memory; instances without score operations take none.
+  using Blocks =
+      std::conditional_t<kPolicy.scored,
+                         BlockWalk<LinesOf::kKeys, kPolicy.block_n() / kSquare, kPolicy.block_m / kSquare>, NoWalk>;
+
  protected:
   static constexpr int kBlockM = kPolicy.block_m, kBlockN = kPolicy.block_n(), kQueryTiles = kBlockM / 8;
   static constexpr bool kScored = kPolicy.scored;
@@ -36,15 +45,18 @@ class BackwardScores {
   int warp_key_;                // first key of this warp
   float dp_scale_, dout_unit_;  // of products of V and dO; of dO
   float slope_sum_ = 0;         // this lane's, of dS * distance
+  Blocks& blocks_;
+  int turn_ = 0;  // of a block mask's walk
 
-  __device__ __forceinline__ BackwardScores(const BwdArgs& args, const BwdPlace& place, Rows* rows)
+  __device__ __forceinline__ BackwardScores(const BwdArgs& args, const BwdPlace& place, Rows* rows, Blocks& blocks)
       : args_(args),
         p_(args.p),
         place_(place),
         tile_(place.tile),
         band_(place.band),
         rows_(rows),
-        warp_key_(static_cast<int>(threadIdx.x) / 32 * 16) {}
+        warp_key_(static_cast<int>(threadIdx.x) / 32 * 16),
+        blocks_(blocks) {}
 
   // Query and key of element i of query tile m, counted from the start of the sequence.
   __device__ __forceinline__ int query_of(int block, int m, int i) const {
@@ -153,9 +165,33 @@ class BackwardScores {
       }
   }
 
-  // Every query of the block is there and sees every key of the tile.
+  __device__ __forceinline__ bool hides() const { return kScored && p_.blocks.present(); }
+  // The block of queries of a step.
+  __device__ __forceinline__ int block_of_turn(int turn) const {
+    if constexpr (kScored) return blocks_.at(turn).index;
+    return 0;
+  }
+  // That of the step behind this one. Behind a barrier, which comes after all have done the step before.
+  __device__ __forceinline__ int next_turn() {
+    if constexpr (kScored) {
+      if (threadIdx.x < 32) blocks_.find(p_.blocks, turn_ + 2);
+    }
+    return block_of_turn(++turn_);
+  }
+  // This warp's keys are all seen by the step before which next_turn() was asked, as far as blocks say.
+  __device__ __forceinline__ bool sees_blocks() const {
+    if constexpr (kScored) {
+      constexpr uint32_t kAll = all_squares(kBlockM / kSquare);
+      const auto& step = blocks_.at(turn_ - 1);
+      return (step.seen[warp_key_ / kSquare] & ~uint32_t{step.partial[warp_key_ / kSquare]}) == kAll;
+    }
+    return true;
+  }
+
+  // Every query of the block is there and sees every key of the tile, or of the warp where blocks say who does.
   __device__ __forceinline__ bool is_full(int block) const {
     const int query = block * kBlockM;
+    if (hides() && !sees_blocks()) return false;
     return query + kBlockM <= tile_.sequence.seqlen_q &&
            band_.is_full({query, query + kBlockM}, {tile_.first, tile_.first + kBlockN});
   }
@@ -168,6 +204,13 @@ class BackwardScores {
           return key < tile_.sequence.seqlen_k ? band_.query_range({key, key + 1}) : Range{0, 0};
         },
         0.0f);
+    if constexpr (kScored) {
+      if (!hides() || sees_blocks()) return;
+      mask_squares<1, kQueryTiles>(
+          x,
+          [&](int row, int square) { return blocks_.queries_of_lane(p_.blocks, turn_ - 1, warp_key_ + row, square); },
+          0.0f);
+    }
   }
 
   // S^T -> P^T = exp(S - L), without dropout. Where the L of any query is so far from 0 that one rounding of it, or of

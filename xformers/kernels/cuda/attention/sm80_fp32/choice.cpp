@@ -23,9 +23,9 @@ const std::vector<BackwardInstance> kBuiltBackward = {
 #undef XFORMERS_INSTANCE
 };
 
-// Instances are built for no score operations and for all.
-Features features_of(int score_ops) {
-  return {.rows = RowAccess::kAny, .score_ops = score_ops == 0 ? 0 : kAllScoreOps};
+// Instances are built for no score operations, and for all and block masks.
+Features features_of(int score_ops, int keys) {
+  return {.rows = RowAccess::kAny, .score_ops = score_ops == 0 && keys == 0 ? 0 : kAllScoreOps};
 }
 
 int64_t key_tiles(const AttentionBwdParams& p, const BackwardInstance& instance) {
@@ -44,7 +44,7 @@ std::optional<ForwardPlan> plan_forward(const AttentionFwdParams& p, const FwdFa
       kBuiltForward, p.shape, {DType::kFloat32}, facts.device.smem_per_block,
       [](const ForwardInstance& each) { return fwd_policy(each.head_dim, true).smem_bytes(); }, reasons);
   if (reasons.any()) return {};
-  return ForwardPlan{.instance = instance, .features = features_of(facts.score_ops)};
+  return ForwardPlan{.instance = instance, .features = features_of(facts.score_ops, facts.keys)};
 }
 
 void run_forward(const AttentionFwdParams& p, const FwdFacts& facts, const ForwardPlan& plan, const Stream& stream) {
@@ -59,8 +59,9 @@ std::optional<BackwardPlan> plan_backward(const AttentionBwdParams& p, const Bwd
       kBuiltBackward, p.shape, {DType::kFloat32}, facts.device.smem_per_block,
       [](const BackwardInstance& each) { return bwd_policy(each.head_dim, true).smem_bytes(); }, reasons);
   if (p.dbias_shared && p.deterministic) reasons.add("the gradient of a shared bias in a fixed order");
+  if (p.blocks.present() && p.deterministic) reasons.add("sums over a block mask in a fixed order");
   if (reasons.any()) return {};
-  BackwardPlan plan{.instance = instance, .features = features_of(facts.score_ops & ~kSignedScaleOp)};
+  BackwardPlan plan{.instance = instance, .features = features_of(facts.score_ops & ~kSignedScaleOp, facts.keys)};
   plan.query_blocks = max_tiles(p.shape.seqlen_q, p.seq, bwd_policy(instance->head_dim, true).block_m);
   plan.workspace =
       2 * statistics_bytes(p) + slope_part_bytes(p, key_tiles(p, *instance)) + turns_bytes(p, plan.query_blocks);

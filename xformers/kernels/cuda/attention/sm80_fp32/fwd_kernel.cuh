@@ -28,8 +28,9 @@ class Forward : ForwardRows<kPolicy> {
   float *ratios_q_, *ratios_k_, *ratios_v_;
 
  public:
-  __device__ __forceinline__ Forward(const FwdArgs& args, FwdPlace& place, unsigned char* smem)
-      : Rows(args, place, reinterpret_cast<float*>(smem + kPolicy.rows_offset())) {
+  __device__ __forceinline__ Forward(const FwdArgs& args, FwdPlace& place, unsigned char* smem,
+                                     typename Rows::Blocks& blocks)
+      : Rows(args, place, reinterpret_cast<float*>(smem + kPolicy.rows_offset()), blocks) {
     smem_q_ = shared_address(smem);
     smem_k_ = smem_q_ + 4 * kDim * kRows;
     smem_v_ = smem_k_ + 4 * kDim * kKeys;
@@ -39,8 +40,9 @@ class Forward : ForwardRows<kPolicy> {
   }
 
   __device__ __forceinline__ void run() {
-    const int first_key = place_.keys.begin / kKeys * kKeys;
-    if (!place_.keys.empty()) {
+    int first_key = place_.keys.begin / kKeys * kKeys;
+    if (this->hides()) first_key = this->key_of_turn(0);
+    if (!place_.keys.empty() && (!this->hides() || first_key < place_.keys.end)) {
       KeyTile tile_k, tile_v;
       load_q();
       copy_async_commit();
@@ -49,10 +51,12 @@ class Forward : ForwardRows<kPolicy> {
       copy_async_wait<1>();
       if (QTile().split(smem_q_, ratios_q_)) place_.unusual_q = true;
 #pragma unroll 1
-      for (int key = first_key; key < place_.keys.end; key += kKeys) {
+      for (int key = first_key, next; key < place_.keys.end; key = next) {
         copy_async_wait<0>();
         const bool unusual_k =
             __syncthreads_or(tile_k.split(smem_k_, ratios_k_));  // K is there; everybody is done with V
+        next = key + kKeys;
+        if (this->hides()) next = this->next_turn();
         load_keys(smem_v_, place_.v, p_.v, key, p_.shape.head_dim_v);
         copy_async_commit();
         Scores scores;
@@ -61,12 +65,13 @@ class Forward : ForwardRows<kPolicy> {
         copy_async_wait<0>();
         const bool unusual_v =
             __syncthreads_or(tile_v.split(smem_v_, ratios_v_));  // V is there; everybody is done with K
-        if (key + kKeys < place_.keys.end) {
-          load_keys(smem_k_, place_.k, p_.k, key + kKeys, p_.shape.head_dim);
+        if (next < place_.keys.end) {
+          load_keys(smem_k_, place_.k, p_.k, next, p_.shape.head_dim);
           copy_async_commit();
         }
         if constexpr (kScored) this->modify_scores(scores, key);
         if (key < place_.full.begin || key + kKeys > place_.full.end) this->mask(scores, key);
+        if (this->hides()) this->mask_blocks(scores);
         this->softmax(scores);
         if constexpr (kScored) {
           if (p_.dropout.p > 0) this->drop(scores, key);
@@ -193,11 +198,18 @@ __global__ void __launch_bounds__(fwd_policy(kHeadDim, kScored).threads(), fwd_p
   constexpr FwdPolicy kPolicy = fwd_policy(kHeadDim, kScored);
   extern __shared__ __align__(128) unsigned char smem[];
   __shared__ FwdPlace place;
+  __shared__ typename ForwardRows<kPolicy>::Blocks blocks;
   const HeadTile tile = fwd_tile<kPolicy.block_m()>(args);
   if (tile.rows <= 0) return;
   if (threadIdx.x == 0) place = fwd_place(args, tile);
   __syncthreads();
-  Forward<kPolicy> forward(args, place, smem);
+  if constexpr (kScored) {
+    if (args.p.blocks.present()) {
+      blocks.begin(args.p.blocks, {place.tile, args.packed_heads}, blocks_with(place.keys, kPolicy.block_n));
+      __syncthreads();
+    }
+  }
+  Forward<kPolicy> forward(args, place, smem, blocks);
   forward.run();
 }
 

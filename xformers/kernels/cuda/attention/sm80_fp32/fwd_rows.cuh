@@ -2,16 +2,24 @@
 // A lane holds rows lane / 4 and + 8 of each row tile.
 #pragma once
 
+#include "xformers/kernels/cuda/attention/block_rows.cuh"
 #include "xformers/kernels/cuda/attention/dropout.cuh"
 #include "xformers/kernels/cuda/attention/epilogue.cuh"
+#include "xformers/kernels/cuda/attention/key_walk.cuh"
 #include "xformers/kernels/cuda/attention/score_mods.cuh"
 #include "xformers/kernels/cuda/attention/sm80_fp32/places.cuh"
 #include "xformers/kernels/cuda/attention/sm80_fp32/policy.h"
 
 namespace xformers::cuda::sm80_fp32 {
 
+struct NoBlocks {};
+
 template <FwdPolicy kPolicy>
 class ForwardRows {
+ public:
+  // What a block mask leaves, in shared memory; instances without score operations take none.
+  using Blocks = std::conditional_t<kPolicy.scored, BlockRows<kPolicy.block_m(), kPolicy.block_n>, NoBlocks>;
+
  protected:
   static constexpr int kDim = kPolicy.head_dim, kKeys = kPolicy.block_n;
   static constexpr int kRowTiles = kPolicy.row_tiles, kKeyTiles = kKeys / 8, kDimTiles = kDim / 8;
@@ -29,9 +37,17 @@ class ForwardRows {
   // [2 row_tiles][threads], in shared memory, since it seldom changes: of the rows that each lane holds, a score near
   // the running maximum, as unit() counts. The four lanes of a row have the same number.
   float* row_max_;
+  Blocks& blocks_;
+  int turn_ = 0;  // of a block mask's walk
 
-  __device__ __forceinline__ ForwardRows(const FwdArgs& args, FwdPlace& place, float* row_max)
-      : args_(args), p_(args.p), place_(place), tile_(place.tile), band_(place.band), row_max_(row_max) {
+  __device__ __forceinline__ ForwardRows(const FwdArgs& args, FwdPlace& place, float* row_max, Blocks& blocks)
+      : args_(args),
+        p_(args.p),
+        place_(place),
+        tile_(place.tile),
+        band_(place.band),
+        row_max_(row_max),
+        blocks_(blocks) {
     for_each_row<kRowTiles>([&](int r, int half) { row_max_of(r, half) = -INFINITY; });
   }
 
@@ -113,6 +129,29 @@ class ForwardRows {
     const int first = warp_row();
     cuda::mask<kRowTiles, kKeyTiles>(scores, key,
                                      [&](int row) { return visible_keys(band_, rows().query_of(first + row)); });
+  }
+
+  __device__ __forceinline__ bool hides() const { return kScored && p_.blocks.present(); }
+  // The first key of a step; at or behind the last key: there is none.
+  __device__ __forceinline__ int key_of_turn(int turn) const {
+    if constexpr (kScored) return blocks_.walk.at(turn).index * kKeys;
+    return 0;
+  }
+  // That of the step behind this one. Behind a barrier, which comes after all have done the step before.
+  __device__ __forceinline__ int next_turn() {
+    if constexpr (kScored) {
+      if (threadIdx.x < 32) blocks_.walk.find(p_.blocks, turn_ + 2);
+    }
+    return key_of_turn(++turn_);
+  }
+  // Of the step before which next_turn() was asked.
+  __device__ __forceinline__ void mask_blocks(Scores& scores) {
+    if constexpr (kScored) {
+      constexpr int kRows = 16 * kRowTiles;
+      const int first = thread_again() / 32 * kRows;
+      if (blocks_.template seen_by<kRows>(first, turn_ - 1).is_full(0, kKeys / kSquare)) return;
+      blocks_.template hide<kRowTiles, kKeyTiles>(scores, p_.blocks, turn_ - 1, first, 0);
+    }
   }
 
   // Scores become probabilities relative to row_max.

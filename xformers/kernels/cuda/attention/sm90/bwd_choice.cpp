@@ -52,9 +52,9 @@ std::optional<BackwardPlan> plan_backward(const AttentionBwdParams& p, const Bwd
       kBuilt, p.shape, {DType::kBFloat16, DType::kFloat16}, facts.device.smem_per_block,
       [](const BackwardInstance&) { return kSmemBytes; }, reasons);
   if (facts.score_ops & (kBiasOp | kDropoutOp)) reasons.add("bias or dropout");
+  if (facts.keys & kBlockedKeys) reasons.add("a block mask");
   if (facts.score_ops & kSoftcapOp) reasons.add("softcap");
   if (facts.score_ops & kAlibiOp) reasons.add("alibi_slopes");
-  if (p.blocks.present()) reasons.add("a block mask");
   // Tiles that differ are taken as blocks come free, ahead of their time: those that others wait for may come late.
   if (p.deterministic && (p.seq.packed() || facts.banded)) {
     reasons.add("deterministic sums under a mask or of packed sequences");

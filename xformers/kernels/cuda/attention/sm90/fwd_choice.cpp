@@ -71,7 +71,6 @@ std::optional<ForwardPlan> plan_forward(const AttentionFwdParams& p, const FwdFa
     reasons.add("page_size is ", p.seq.pages.page_size, ", expected a multiple of 8");
   }
   if (p.seq.paged() && p.seq.cu_seqlens_k) reasons.add("keys that may begin inside of a page");
-  if (p.blocks.present()) reasons.add("a block mask");
   if (reasons.any()) return {};
   ForwardPlan plan{.instance = instance, .features = features};
   plan.policy = choose_policy(*instance, scored, p, facts);
