@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -134,17 +135,23 @@ def report_of(options: argparse.Namespace) -> Iterator[Report]:
 
 
 def seconds_of(sides: Mapping[str, Callable[[], object]], samples: int) -> dict[str, Seconds]:
-    """Median seconds of each side; one sample of each per round, in rotating order, of as many calls as take 2 ms."""
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    calls = {}
-    for name, side in sides.items():
+    """Median seconds of each side, in turns, after one call."""
+    for side in sides.values():
         side()
-        calls[name] = max(1, min(1000, int(2e-3 / max(_sample(side, 1), 1e-7))))
-    names = list(sides)
-    for sample in range(samples):
+    return in_turns({name: partial(_sample, side) for name, side in sides.items()}, samples)
+
+
+def in_turns(timers: Mapping[str, Callable[[int], float]], samples: int, least: float = 0.0) -> dict[str, Seconds]:
+    """Of timers that give the seconds of a call, measured over a number of them: one sample of each per round, in
+    rotating order, of as many calls as take 2 ms, until each has `samples` of them and `least` seconds in all."""
+    calls = {name: max(1, min(1000, int(2e-3 / max(timer(1), 1e-7)))) for name, timer in timers.items()}
+    times: dict[str, list[float]] = {name: [] for name in timers}
+    names = list(timers)
+    while any(len(t) < samples or sum(t) * calls[name] < least for name, t in times.items()):
+        turn = len(times[names[0]])
         for i in range(len(names)):
-            name = names[(i + sample) % len(names)]
-            times[name].append(_sample(sides[name], calls[name]))
+            name = names[(i + turn) % len(names)]
+            times[name].append(timers[name](calls[name]))
     return {name: Seconds.of(values) for name, values in times.items()}
 
 
