@@ -20,9 +20,18 @@ from .fmha import (
 )
 from .fmha.attn_bias import AttentionBias, BlockSparseMask, LowerTriangularMask
 from .indexing import index_select_cat, scaled_index_add
+from .ipc import init_ipc
 from .linear_attention import linear_attention
+from .modpar_layers import ColumnParallelLinear, RowParallelLinear
 from .rmsnorm import RMSNorm, rms_norm, rms_norm_add
 from .rope_padded import rope_padded
+from .seqpar import sequence_parallel_leading_matmul, sequence_parallel_trailing_matmul
+from .sequence_parallel_fused_ops import (
+    fused_allgather_and_anything,
+    fused_allgather_and_linear,
+    fused_anything_and_reducescatter,
+    fused_linear_and_reducescatter,
+)
 from .sp24 import Sparse24Tensor, sparsify24, sparsify24_like
 from .swiglu_op import (
     SwiGLU,
@@ -45,6 +54,7 @@ __all__ = [
     "AttentionOp",
     "AttentionOpBase",
     "BlockSparseMask",
+    "ColumnParallelLinear",
     "LowerTriangularMask",
     "MemoryEfficientAttentionCkOp",
     "MemoryEfficientAttentionCutlassFwdFlashBwOp",
@@ -52,6 +62,7 @@ __all__ = [
     "MemoryEfficientAttentionFlashAttentionOp",
     "MemoryEfficientAttentionSplitKCkOp",
     "RMSNorm",
+    "RowParallelLinear",
     "Sparse24Tensor",
     "SwiGLU",
     "SwiGLUEagerOp",
@@ -60,8 +71,13 @@ __all__ = [
     "SwiGLUOpDispatch",
     "SwiGLUPackedFusedOp",
     "fmha",
+    "fused_allgather_and_anything",
+    "fused_allgather_and_linear",
+    "fused_anything_and_reducescatter",
+    "fused_linear_and_reducescatter",
     "get_stack_strides",
     "index_select_cat",
+    "init_ipc",
     "linear_attention",
     "masked_matmul",
     "memory_efficient_attention",
@@ -74,6 +90,8 @@ __all__ = [
     "rms_norm_add",
     "rope_padded",
     "scaled_index_add",
+    "sequence_parallel_leading_matmul",
+    "sequence_parallel_trailing_matmul",
     "sparsify24",
     "sparsify24_like",
     "stack_or_none",
