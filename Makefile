@@ -1,6 +1,6 @@
 # Every command sets itself up: system packages (as root), .venv, build. The logic is in scripts/.
 .DEFAULT_GOAL := help
-.PHONY: help demo generate test bench asan wheel format lint clean
+.PHONY: help demo generate test bench report asan wheel format lint clean
 
 help:    ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -12,6 +12,8 @@ test:    ## build everything and run all tests
 	@scripts/test.sh
 bench:   ## attention and the operators around it against PyTorch's, JSON in build/bench
 	@scripts/bench.sh $(ARGS)
+report:  ## all benchmarks, also the Python ones, as one page beside stored results (ARGS="--names mlp swiglu")
+	@scripts/report.sh $(ARGS)
 asan:    ## the C++ tests under AddressSanitizer and UBSan
 	@scripts/asan.sh
 wheel:   ## build the Python wheel into build/dist (CUDA=1: with the CUDA kernels)
