@@ -22,7 +22,7 @@ def main_of(name):
 def test_upstream_s_are_there():
     wanted = {"core", "sddmm", "indexing", "swiglu", "tiled_matmul", "sp24", "multi_head_dispatch", "mlp", "revnet",
               "nystrom_utils", "encoder", "pytorch_transformer", "vit", "blocksparse", "softmax", "layernorm",
-              "dropout", "fused_linear"}  # fmt: skip
+              "dropout", "fused_linear", "sequence_parallel_fused"}  # fmt: skip
     assert {f"benchmark_{name}" for name in wanted} <= set(NAMES)
 
 

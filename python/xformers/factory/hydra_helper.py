@@ -20,7 +20,7 @@ def _readable(config: type, structured: Any, error: type[Exception]) -> type:
         return config
     hints = typing.get_type_hints(config)
     fields: list[Any] = []
-    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+    for field in dataclasses.fields(config):  # type: ignore[arg-type,unused-ignore]
         known = reads(dataclasses.make_dataclass("One", [(field.name, hints[field.name])]))
         default = [] if field.default is dataclasses.MISSING else [field.default]
         fields.append((field.name, hints[field.name] if known else Any, *default))
