@@ -24,3 +24,14 @@ TEST(ParallelExample, AGroupThatIsNotThereIsAnError) {
               std::string::npos);
   }
 }
+
+// [example]
+#include "xformers/ops/context_parallel/context_parallel.h"
+
+at::Tensor causal_over_ranks(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, int64_t seqlen,
+                             int64_t ranks, const std::string& group) {
+  const xformers::parallel::ContextProblem problem{
+      .seqlen = seqlen, .ranks = ranks, .window_right = 0, .layout = xformers::parallel::Layout::kZigzag};
+  return std::get<0>(xformers::ops::context_parallel_attention_with_lse(q, k, v, problem, group));
+}
+// [example]

@@ -134,26 +134,24 @@ def report_of(options: argparse.Namespace) -> Iterator[Report]:
         raise SystemExit(1)
 
 
-def seconds_of(sides: Mapping[str, Callable[[], object]], samples: int, calls: int | None = None) -> dict[str, Seconds]:
-    """Median seconds of each side, in turns, after one call. `calls` of a sample, where it must not depend on time."""
+def seconds_of(sides: Mapping[str, Callable[[], object]], samples: int) -> dict[str, Seconds]:
+    """Median seconds of each side, in turns, after one call."""
     for side in sides.values():
         side()
-    return in_turns({name: partial(_sample, side) for name, side in sides.items()}, samples, calls=calls)
+    return in_turns({name: partial(_sample, side) for name, side in sides.items()}, samples)
 
 
-def in_turns(
-    timers: Mapping[str, Callable[[int], float]], samples: int, least: float = 0.0, calls: int | None = None
-) -> dict[str, Seconds]:
+def in_turns(timers: Mapping[str, Callable[[int], float]], samples: int, least: float = 0.0) -> dict[str, Seconds]:
     """Of timers that give the seconds of a call, measured over a number of them: one sample of each per round, in
-    rotating order, of `calls` or as many as take 2 ms, until each has `samples` of them and `least` seconds in all."""
-    counts = {name: calls or max(1, min(1000, int(2e-3 / max(timer(1), 1e-7)))) for name, timer in timers.items()}
+    rotating order, of as many calls as take 2 ms, until each has `samples` of them and `least` seconds in all."""
+    calls = {name: max(1, min(1000, int(2e-3 / max(timer(1), 1e-7)))) for name, timer in timers.items()}
     times: dict[str, list[float]] = {name: [] for name in timers}
     names = list(timers)
-    while any(len(t) < samples or sum(t) * counts[name] < least for name, t in times.items()):
+    while any(len(t) < samples or sum(t) * calls[name] < least for name, t in times.items()):
         turn = len(times[names[0]])
         for i in range(len(names)):
             name = names[(i + turn) % len(names)]
-            times[name].append(timers[name](counts[name]))
+            times[name].append(timers[name](calls[name]))
     return {name: Seconds.of(values) for name, values in times.items()}
 
 

@@ -32,6 +32,7 @@ _DEFAULT = _ATTENTION | {
     "xformers.sequence_parallel_trailing_matmul_fwd.default",  # one without the other
     "xformers.column_parallel_matmul_fwd.default",
     "xformers.sum_over_ranks.default",
+    "xformers.context_parallel_attention_fwd.default",
     "xformers.mlp_forward.default",
     "xformers.experts_mlp_forward.default",
 }

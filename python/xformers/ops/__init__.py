@@ -3,6 +3,12 @@
 from . import _flops as _flops  # registers itself with PyTorch's counter
 from . import fmha
 from ._masked_matmul import masked_matmul
+from .context_parallel import (
+    ContextParallelPlan,
+    context_parallel_attention,
+    context_parallel_attention_with_lse,
+    plan_context_parallel,
+)
 from .fmha import (
     AttentionOp,
     AttentionOpBase,
@@ -55,6 +61,7 @@ __all__ = [
     "AttentionOpBase",
     "BlockSparseMask",
     "ColumnParallelLinear",
+    "ContextParallelPlan",
     "LowerTriangularMask",
     "MemoryEfficientAttentionCkOp",
     "MemoryEfficientAttentionCutlassFwdFlashBwOp",
@@ -70,6 +77,8 @@ __all__ = [
     "SwiGLUOp",
     "SwiGLUOpDispatch",
     "SwiGLUPackedFusedOp",
+    "context_parallel_attention",
+    "context_parallel_attention_with_lse",
     "fmha",
     "fused_allgather_and_anything",
     "fused_allgather_and_linear",
@@ -86,6 +95,7 @@ __all__ = [
     "memory_efficient_attention_forward_requires_grad",
     "memory_efficient_attention_partial",
     "merge_attentions",
+    "plan_context_parallel",
     "rms_norm",
     "rms_norm_add",
     "rope_padded",

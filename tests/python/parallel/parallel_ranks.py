@@ -364,8 +364,8 @@ def collectives_and_gradients(group):
     (dx,) = torch.autograd.grad(out, x, parts[rank])
     assert torch.equal(dx, parts[rank])
 
-    for n in (3, 70001):  # small sums move at once, large ones in two steps; neither divides by the ranks
-        long = [randoms((n,), torch.float32, r) for r in range(ranks)]
+    for n in ((), (3,), (70001,)):  # small sums move at once, large ones in two steps; neither divides by the ranks
+        long = [randoms(n, torch.float32, r) for r in range(ranks)]
         y = long[rank].clone()
         collectives.all_reduce(y, process_group=group)
         assert torch.allclose(y, sum(long), atol=1e-5)

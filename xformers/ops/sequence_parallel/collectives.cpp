@@ -23,7 +23,9 @@ struct Collective {
   void check() const {
     const Check check(kName);
     const Group group(kName, process_group_name);
-    if (x.dim() < 1) check.fail("x", describe(x), "1 or more dimensions", "add a dimension");
+    if (x.dim() < 1 && (Kind::kGrows || Kind::kDivides)) {
+      check.fail("x", describe(x), "1 or more dimensions", "add a dimension");
+    }
     if (!Kind::kDivides) return;
     const int64_t dim = Kind::kLastDim ? x.dim() - 1 : 0;
     if (x.sym_size(dim) % group.size != 0) {
@@ -34,9 +36,10 @@ struct Collective {
   at::Tensor empty() const {
     std::vector<c10::SymInt> sizes = x.sym_sizes().vec();
     const Group group(kName, process_group_name);
-    c10::SymInt& size = Kind::kLastDim ? sizes.back() : sizes.front();
-    if (Kind::kGrows) size = size * group.size;
-    if (Kind::kDivides) size = size / group.size;
+    if (Kind::kGrows || Kind::kDivides) {
+      c10::SymInt& size = Kind::kLastDim ? sizes.back() : sizes.front();
+      size = Kind::kGrows ? size * group.size : size / group.size;
+    }
     return empty_result(sizes, x.options());
   }
 };
