@@ -37,7 +37,8 @@ void Linear24Impl::reset() {
     weight = register_parameter("weight", at::empty({options.out_features, options.in_features}));
     torch::nn::init::kaiming_uniform_(weight, std::sqrt(5.0));
   }
-  bias = register_parameter("bias", options.bias ? at::empty({options.out_features}) : at::Tensor(), !frozen());
+  bias = register_parameter("bias", options.bias ? at::empty({options.out_features}) : at::Tensor(),
+                            options.bias && !frozen());
   if (!bias.defined()) return;
   const double bound = options.in_features > 0 ? 1 / std::sqrt(static_cast<double>(options.in_features)) : 0;
   torch::nn::init::uniform_(bias, -bound, bound);

@@ -19,8 +19,8 @@ struct Linear24Options {
   std::string backend = "cutlass";   // "cusparselt": multiples of 128
 };
 
-// x [..., in_features] times a weight that is sparsified in every forward, to [..., out_features]. Its state dict is that
-// of torch::nn::Linear. Unknown names in the options: c10::Error.
+// x [..., in_features] times a weight that is sparsified in every forward, to [..., out_features]. Its state dict is
+// that of torch::nn::Linear. Unknown names in the options: c10::Error.
 class Linear24Impl : public torch::nn::Cloneable<Linear24Impl>, public TensorLayer {
  public:
   explicit Linear24Impl(const Linear24Options& options);

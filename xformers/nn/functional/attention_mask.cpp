@@ -12,6 +12,10 @@ namespace {
 
 constexpr double kHidden = -std::numeric_limits<double>::infinity();
 
+at::Tensor additive_mask_by_name(const at::Tensor& mask, std::optional<at::ScalarType> dtype) {
+  return additive_mask(mask, dtype.value_or(at::kFloat));
+}
+
 at::Tensor causal_mask_by_name(c10::SymInt seq_len, c10::SymInt to_seq_len, std::optional<at::ScalarType> dtype,
                                std::optional<at::Device> device) {
   return causal_mask(seq_len, to_seq_len, at::TensorOptions().dtype(dtype).device(device));
@@ -97,11 +101,11 @@ Masks AttentionMask::masks(int64_t seqlen_q, int64_t seqlen_k) const {
 
 TORCH_LIBRARY_FRAGMENT(xformers, m) {
   const std::vector<at::Tag> tags = {at::Tag::pt2_compliant_tag};
-  m.def("additive_mask(Tensor mask, ScalarType dtype=float) -> Tensor", tags);
-  m.def(
-      "causal_mask(SymInt seq_len, SymInt to_seq_len, *, ScalarType? dtype=None, Device? device=None) -> Tensor", tags);
+  m.def("additive_mask(Tensor mask, ScalarType? dtype=None) -> Tensor", tags);
+  m.def("causal_mask(SymInt seq_len, SymInt to_seq_len, *, ScalarType? dtype=None, Device? device=None) -> Tensor",
+        tags);
 }
 TORCH_LIBRARY_IMPL(xformers, CompositeImplicitAutograd, m) {
-  m.impl("additive_mask", xformers::nn::functional::additive_mask);
+  m.impl("additive_mask", xformers::nn::functional::additive_mask_by_name);
   m.impl("causal_mask", xformers::nn::functional::causal_mask_by_name);
 }
