@@ -29,15 +29,22 @@ python scripts/gtest.py "$reports/gtest.xml" "${programs[@]}" || status=1
 say "Python tests"
 python -m pytest -q -n "$(nproc)" --dist worksteal -m "not wall_clock" --durations=5 --junitxml="$reports/pytest.xml" \
   --ignore tests/install tests || status=1
-models=$PWD/.venv/models-$(cksum <requirements-models.txt | cut -d' ' -f1)  # a folder of its own: no other test finds them
-if [[ -d $models ]] || { python -m pip install --disable-pip-version-check --target "$models.new" -r requirements-models.txt \
-  >"$LOGS/packages-of-models.log" 2>&1 && mv "$models.new" "$models"; }; then
-  say "Python tests with the modules of real models"
-  PYTHONPATH="$models:$PYTHONPATH" python -m pytest -q --junitxml="$reports/models.xml" tests/python/test_transformers.py tests/python/test_llama_of_transformers.py || status=1
-else
-  say "Python tests with the modules of real models: left out, because requirements-models.txt could not be installed" \
-    "($LOGS/packages-of-models.log)"
-fi
+# with_packages <name> <words> <tests...>   tests that need the packages of requirements-<name>.txt, which lie in a folder of
+# their own: no other test finds them.
+with_packages() {
+  local name=$1 words=$2 folder
+  folder=$PWD/.venv/$name-$(cksum <"requirements-$name.txt" | cut -d' ' -f1)
+  shift 2
+  if [[ -d $folder ]] || { python -m pip install --disable-pip-version-check --target "$folder.new" -r "requirements-$name.txt" \
+    >"$LOGS/packages-of-$name.log" 2>&1 && mv "$folder.new" "$folder"; }; then
+    say "Python tests $words"
+    PYTHONPATH="$folder:$PYTHONPATH" python -m pytest -q --junitxml="$reports/$name.xml" "$@" || status=1
+  else
+    say "Python tests $words: left out, because requirements-$name.txt could not be installed ($LOGS/packages-of-$name.log)"
+  fi
+}
+with_packages models "with the modules of real models" tests/python/test_transformers.py tests/python/test_llama_of_transformers.py
+with_packages examples "with Hydra" tests/examples/test_build_model.py tests/python/test_hydra.py
 say "Installation tests, one after the other: each builds with all processors, most in the same build/wheel"
 python -m pytest -q --durations=5 --junitxml="$reports/install.xml" tests/install || status=1
 say "Python tests that measure time, alone on the machine, with threads that wait as they do for users"

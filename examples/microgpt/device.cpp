@@ -30,6 +30,10 @@ std::string why_no_gpu() {
 }  // namespace
 
 void choose_device(ComputeOptions& compute) {
+  if (compute.sparse24 != "none") {
+    if (compute.device == "cuda") throw Error("--sparse24: there are no kernels for GPUs yet.  Fix: --device cpu");
+    compute.device = "cpu";
+  }
   if (compute.device != "cpu") {
     const std::string problem = why_no_gpu();
     if (compute.device == "cuda" && !problem.empty()) throw Error("--device cuda: " + problem + ".  Fix: --device cpu");

@@ -32,8 +32,9 @@ at::Tensor rotate(const at::Tensor& x, const at::Tensor& rotation) {
 
 }  // namespace
 
-Block::Block(const ModelOptions& options, const CausalAttention& attention)
+Block::Block(const ModelOptions& options, const CausalAttention& attention, const FeedForward& feed_forward)
     : attention_(attention),
+      feed_forward_(feed_forward),
       heads_(options.heads),
       dropout_(options.dropout),
       attention_norm_(register_module("attention_norm", layer_norm(options.dim))),
@@ -55,7 +56,7 @@ at::Tensor Block::forward(const at::Tensor& x, const at::Tensor& rotation) {
     return dropout_ > 0 ? at::dropout(branch, dropout_, is_training()) : branch;
   };
   const at::Tensor h = x + drop(attend(attention_norm_(x), rotation));
-  return h + drop(down_(at::gelu(up_(feed_forward_norm_(h)), "tanh")));
+  return h + drop(feed_forward_(feed_forward_norm_(h), up_->weight, down_->weight));
 }
 
 Gpt::Gpt(const ModelOptions& options, const ComputeOptions& compute)
@@ -65,8 +66,10 @@ Gpt::Gpt(const ModelOptions& options, const ComputeOptions& compute)
       head_(register_module("head", matrix(options.dim, kVocabulary))),
       rotation_(rotations(options)) {
   const CausalAttention attention(attention_kind(compute.attention), options.context, compute.block);
+  const FeedForward feed_forward(compute.sparse24);
   for (int64_t i = 0; i < options.layers; ++i) {
-    blocks_.push_back(register_module("block" + std::to_string(i), std::make_shared<Block>(options, attention)));
+    blocks_.push_back(
+        register_module("block" + std::to_string(i), std::make_shared<Block>(options, attention, feed_forward)));
   }
   // Branches write into the residual stream, 2 per block: smaller, so that its size does not grow with depth.
   torch::NoGradGuard no_grad;

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "examples/microgpt/attention.h"
+#include "examples/microgpt/feed_forward.h"
 #include "examples/microgpt/options.h"
 
 namespace microgpt {
@@ -18,7 +19,7 @@ inline constexpr int64_t kVocabulary = 256;  // a token is a byte
 // x + attention(norm(x)), then x + feed_forward(norm(x)).
 class Block : public torch::nn::Module {
  public:
-  Block(const ModelOptions& options, const CausalAttention& attention);
+  Block(const ModelOptions& options, const CausalAttention& attention, const FeedForward& feed_forward);
   // x [batch, seqlen, dim]; rotation [seqlen, 1, 1, head_dim / 2], complex.
   at::Tensor forward(const at::Tensor& x, const at::Tensor& rotation);
 
@@ -26,6 +27,7 @@ class Block : public torch::nn::Module {
   at::Tensor attend(const at::Tensor& x, const at::Tensor& rotation);
 
   CausalAttention attention_;
+  FeedForward feed_forward_;
   int64_t heads_;
   double dropout_;
   torch::nn::LayerNorm attention_norm_, feed_forward_norm_;

@@ -60,6 +60,12 @@ void add_compute(CLI::App& app, ComputeOptions& compute, bool with_attention) {
             CLI::IsMember({"ours", "sdpa", "flash", "cudnn", "efficient", "vanilla", "bigbird", "longformer", "fixed"}))
         ->group(group);
     number(app, group, "--block", compute.block, 16, 1024, "Positions in a block of bigbird, longformer and fixed");
+    app.add_option("--sparse24", compute.sparse24, "What of the feed-forward layers is 2:4 sparse, on the CPU")
+        ->capture_default_str()
+        ->type_name("NAME")
+        ->check(CLI::IsMember({"none", "weights", "activations"}))
+        ->take_last()
+        ->group(group);
   }
   app.add_option("--device", compute.device, "auto: the GPU where there is one that xformers has kernels for")
       ->capture_default_str()

@@ -27,6 +27,7 @@ struct ComputeOptions {
   int64_t block = 32;              // of attentions over blocks
   std::string device = "auto";     // auto, cpu, cuda
   std::string dtype = "auto";      // auto, float32, bfloat16 (autocast)
+  std::string sparse24 = "none";   // of the feed-forward layers: a name in feed_forward.h
   int threads = 0;                 // 0: one per core
   bool checkpoint_blocks = false;  // blocks keep their inputs alone, and run again in backward
 };

@@ -74,6 +74,9 @@ void Run::start() {
                   options_.model.layers, options_.model.dim, options_.model.heads, options_.model.context,
                   static_cast<double>(trainer_.model()->num_parameters()) / 1e6, options_.compute.attention,
                   options_.compute.device, options_.compute.dtype));
+  if (options_.compute.sparse24 != "none") {
+    progress_.message(fmt::format("feed-forward layers: 2:4 sparse {}", options_.compute.sparse24));
+  }
   if (options_.compute.checkpoint_blocks) {
     const Batch batch = dataset_.train_batch(options_.batch, options_.seed, /*step=*/0);
     const auto all = static_cast<double>(trainer_.step_bytes(batch, false));
@@ -146,6 +149,7 @@ void Run::report(const std::string& sample) {
   const ModelOptions& model = options_.model;
   const nlohmann::json json = {{"program", "microgpt train"},
                                {"attention", options_.compute.attention},
+                               {"sparse24", options_.compute.sparse24},
                                {"device", options_.compute.device},
                                {"dtype", options_.compute.dtype},
                                {"threads", at::get_num_threads()},

@@ -21,7 +21,8 @@ def get_features_status() -> dict[str, str]:
         status = "available" if contract["AVAILABLE"] else f"unavailable ({contract['NOT_BUILT']})"
         features[f"{contract['OPERATOR_CATEGORY']}.{contract['NAME']}"] = status
     for op in OPERATORS_REGISTRY:
-        status = "available" if op.is_available() else "unavailable (not part of this build)"
+        why_not = getattr(op, "NOT_AVAILABLE", "not part of this build")
+        status = "available" if op.is_available() else f"unavailable ({why_not})"
         features.setdefault(f"{op.OPERATOR_CATEGORY}.{op.NAME}", status)
     features["swiglu.fused.p.cpp"] = "available" if hasattr(torch.ops.xformers, "swiglu_packedw") else "not built"
     return features

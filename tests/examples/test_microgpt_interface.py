@@ -51,6 +51,8 @@ def test_help(microgpt):
         (("train", "--attention", "theirs"), "theirs not in {ours,sdpa,flash,cudnn,efficient,vanilla,"),
         (("train", "--dim", 100, "--heads", 3), "--dim 100 over --heads 3"),
         (("train", "--resume", "--overwrite", "--checkpoint", "x"), "--overwrite"),
+        (("train", "--sparse24", "both"), "both not in {none,weights,activations}"),
+        (("train", "--sparse24", "weights", "--device", "cuda"), "no kernels for GPUs yet.  Fix: --device cpu"),
         (("train", "--device", "tpu"), "tpu not in {auto,cpu,cuda}"),
         (("sample",), "--checkpoint"),
         (("compare", "--heads", 3), "--heads 3"),

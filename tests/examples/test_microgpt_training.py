@@ -2,6 +2,8 @@
 
 import json
 import math
+import random
+import string
 import sys
 import sysconfig
 from collections import Counter
@@ -79,6 +81,28 @@ def test_attention_over_blocks(microgpt, train, tmp_path, name):
         whole = (*train, "--context", 128, "--block", 32, "--steps", 4)
         curves = [losses(report_of(microgpt, tmp_path / x, *whole, "--attention", x)) for x in ("ours", name)]
         assert curves[0] == pytest.approx(curves[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["weights", "activations"])
+def test_sparse24(microgpt, train, tmp_path, name):
+    """It learns nearly as the dense model does, whose numbers it begins with; what it saved goes on where it was."""
+    dense = losses(report_of(microgpt, tmp_path / "dense", *train, "--steps", 12))
+    saved = (*train, "--sparse24", name, "--checkpoint", tmp_path / "model", "--sample-bytes", 20)
+    report = report_of(microgpt, tmp_path / "sparse", *saved, "--steps", 12)
+    sparse = losses(report)
+    assert report["sparse24"] == name
+    assert sparse[0] - sparse[-1] > 0.5
+    assert sparse != dense and sparse == pytest.approx(dense, rel=0.02)
+    wrote = ("sample", "--checkpoint", tmp_path / "model", "--bytes", 20)
+    assert microgpt.succeeds(*wrote, "--sparse24", name).strip() == report["sample"].strip()
+
+
+def test_sparse_activations_do_not_see_the_future(microgpt, text, tmp_path):
+    """Bits per byte of text whose next byte is random: 8 for a model that cannot look ahead, however it is trained."""
+    noise = tmp_path / "noise"
+    noise.write_text("".join(random.Random(0).choices(string.ascii_letters[:16], k=20_000)))
+    arguments = ("train", "--text", noise, *TINY, "--steps", 60, "--lr", 0.02, "--sparse24", "activations")
+    assert losses(report_of(microgpt, tmp_path / "report", *arguments))[-1] > 3.9
 
 
 def test_bfloat16(microgpt, train, tmp_path):

@@ -161,6 +161,47 @@ TEST(Components, Reversible) {
   EXPECT_THROW(sequence->forward(at::ones({3, 7}, at::kDouble)), Error);
 }
 
+// Layers that take x and further tensors, or x alone.
+struct GatedImpl : torch::nn::Module {
+  GatedImpl() : weight(register_parameter("weight", at::randn({4, 4}, at::kDouble))) {}
+  at::Tensor forward(const at::Tensor& x, const std::vector<at::Tensor>& arguments) {
+    at::Tensor out = at::tanh(x.matmul(weight));
+    for (const at::Tensor& t : arguments) out = out * t;
+    return out;
+  }
+  at::Tensor weight;
+};
+TORCH_MODULE(Gated);
+
+TEST(Components, ReversibleWithFurtherArguments) {
+  const Gated f, g;
+  ReversibleSequence sequence(std::vector<ReversibleSequenceImpl::Pair>{{reversible_layer(f), reversible_layer(g)},
+                                                                        {reversible_layer(g), reversible_layer(f)}});
+  const at::Tensor x = at::randn({3, 8}, at::kDouble).requires_grad_(),
+                   source = at::randn({3, 1}, at::kDouble).requires_grad_(), fixed = at::randn({1, 4}, at::kDouble);
+  const std::vector<at::Tensor> leaves{x, source, f->weight, g->weight}, none;
+  for (const ReversibleRoute route : {ReversibleRoute{}, ReversibleRoute{true, true}, ReversibleRoute{false, true}}) {
+    const std::vector<at::Tensor> arguments{source.exp(), fixed};  // one of them made by what goes before
+    const auto &of_f = route.f ? arguments : none, &of_g = route.g ? arguments : none;
+    at::Tensor y = x;
+    for (const auto& [one, other] : {std::pair{f, g}, std::pair{g, f}}) {
+      const auto halves = y.chunk(2, -1);
+      const at::Tensor y1 = halves[0] + one.ptr()->forward(halves[1], of_f);
+      y = at::cat({y1, halves[1] + other.ptr()->forward(y1, of_g)}, -1);
+    }
+    const at::Tensor out = sequence->forward(x, arguments, route);
+    EXPECT_TRUE(at::allclose(out, y));
+    const auto got = torch::autograd::grad({out.sin().sum()}, leaves, {}, /*retain_graph=*/true),
+               expected = torch::autograd::grad({y.sin().sum()}, leaves);
+    for (size_t i = 0; i < leaves.size(); ++i) EXPECT_TRUE(at::allclose(got[i], expected[i], 0, 1e-10)) << i;
+  }
+  torch::nn::Linear alone(4, 4);
+  alone->to(at::kDouble);
+  ReversibleSequence other(std::vector<ReversibleSequenceImpl::Pair>{{reversible_layer(f), reversible_layer(alone)}});
+  EXPECT_EQ(other->forward(x, {source}).sizes(), x.sizes());
+  EXPECT_THROW(other->forward(x, {source}, {.f = true, .g = true}), Error);
+}
+
 // A weight that forward has cast without gradients must not be found again when backward repeats the layer.
 TEST(Components, ReversibleWithinAutocast) {
   torch::nn::Linear f(4, 4), g(4, 4);

@@ -22,9 +22,10 @@ def one_batch(q, k, v, log_decay, state, causal, normalize):
     since_start, to_end = 1.0, 1.0
     if log_decay is not None:
         # [i, j]: the sum over j < t <= i, of which no part is a difference.
-        n = torch.arange(weights.shape[-1])
-        between = ((n > n[:, None]) & (n <= n[:, None, None])).to(q.dtype)
-        between = torch.einsum("ijt,bht->bhij", between, log_decay)
+        n, rows = torch.arange(weights.shape[-1]), [torch.zeros_like(log_decay, dtype=torch.float64)]
+        for i, g in enumerate(log_decay.double().unbind(-1)):
+            rows.append(torch.where(n < i, rows[-1] + g[..., None], 0.0))
+        between = torch.stack(rows[1:], -2).to(q.dtype)
         weights = weights * between.exp()
         total = log_decay.cumsum(-1)
         since_start, to_end = total.exp()[..., None], between[..., -1, :].exp()[..., None]

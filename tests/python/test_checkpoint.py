@@ -8,7 +8,7 @@ import random
 
 import pytest
 import torch
-from test_modules import INPUTS, MODULES, attention_inputs
+from test_modules import INPUTS, MODULES, attention_inputs, group_of_one  # noqa: F401  (a fixture)
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode

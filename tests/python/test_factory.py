@@ -7,7 +7,10 @@ import pickle
 import pytest
 import torch
 from xformers.components import NormalizationType, PostNorm, PreNorm, Residual
+from xformers.components.attention import ATTENTION_REGISTRY
+from xformers.components.feedforward import FEEDFORWARD_REGISTRY
 from xformers.components.feedforward.mlp import MlpConfig
+from xformers.components.positional_embedding import POSITION_EMBEDDING_REGISTRY
 from xformers.components.reversible import ReversibleSequence
 from xformers.factory import (
     xFormer,
@@ -463,12 +466,32 @@ def test_bad_json(text, message):
         torch.ops.xformers.xformer_weights(text, 0)
 
 
+ONLY_PYTHON = {  # what takes Python objects, and what C++ has no need of
+    "compositional": {"in_proj_container"},
+    "favor": {"feature_map"},  # a name of upstream's, beside feature_map_type
+    "nystrom": {"landmark_pooling", "v_skip_connection"},
+    "scaled_dot_product": {"seq_len", "to_seq_len"},
+    "Conv2DFeedforward": {"act_layer"},  # a name of upstream's, beside activation
+    "MixtureOfExperts": {"expert_constructor", "group"},
+    "sine": {"seq_len"},
+}
+ONLY_CPP = {"Conv2DFeedforward": {"bias"}}
+
+
 def test_both_languages_name_the_same():
-    """What C++ reads, Python lists; names of users' classes and of Python's alone aside."""
+    """The same names with the same options, but for those above; users' classes aside."""
     cpp, python = json.loads(torch.ops.xformers.xformer_components()), components()
-    for kind, names in cpp.items():
-        assert set(names) <= set(python[kind]), kind
-        for name, options in names.items():
-            shared = {"bias", "num_heads", "dim_model", "dim_head", "dim_features", "causal"}  # filled in
-            assert set(options) <= set(python[kind][name]) | shared, (kind, name)
-    assert set(cpp["feedforward"]) == {"MLP", "FusedMLP", "Conv2DFeedforward", "MixtureOfExperts"}
+    registries = {
+        "attention": ATTENTION_REGISTRY,
+        "feedforward": FEEDFORWARD_REGISTRY,
+        "positional_embedding": POSITION_EMBEDDING_REGISTRY,
+    }
+    assert set(cpp) == set(python) == set(registries)
+    for kind, registry in registries.items():
+        ours = {name for name, item in registry.items() if item.constructor.__module__.startswith("xformers.")}
+        assert set(cpp[kind]) == ours <= set(python[kind]), kind
+        for name in ours:
+            here = set(python[kind][name]) - {"name"} - ONLY_PYTHON.get(name, set())
+            assert set(cpp[kind][name]) - ONLY_CPP.get(name, set()) == here, (kind, name)
+    named = {*cpp["attention"], *cpp["feedforward"], *cpp["positional_embedding"]}
+    assert {*ONLY_PYTHON, *ONLY_CPP} <= named

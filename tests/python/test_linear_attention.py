@@ -230,11 +230,70 @@ def test_any_strides():
     assert torch.equal(linear_attention(**arguments | shared), linear_attention(**arguments | copied))
 
 
+@pytest.fixture
+def three_threads():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(threads)
+
+
+def one_head(arguments):
+    """Fewer heads than threads: these share the tokens, in parts of four chunks or more."""
+    cut = {n: t[:1, :, :1] for n, t in arguments.items() if n in ("q", "k", "v", "log_decay")}
+    if "state" in arguments:
+        cut["state"] = arguments["state"][: len(arguments.get("cu_seqlens", "ab")) - 1, :1]
+    return arguments | cut
+
+
+@pytest.mark.usefixtures("three_threads")
+@pytest.mark.parametrize("options", [(), ("state",), ("causal",), ("causal", "decay", "state")], ids="+".join)
+@pytest.mark.parametrize("kind", OMEGA)
+def test_threads_share_a_head(kind, options):
+    arguments = one_head(problem(kind, 800, **dict.fromkeys(options, True)))
+    check(arguments)
+    if "causal" in options:
+        before = linear_attention(**arguments)
+        assert torch.equal(linear_attention(**arguments), before)  # bits, with the same threads
+        arguments["v"][:, 700:] = -9.0
+        assert torch.equal(linear_attention(**arguments)[:, :700], before[:, :700])
+    else:
+        check(one_head(problem(kind, 70, keys=900, **dict.fromkeys(options, True))))
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_threads_share_packed_sequences():
+    """Sequences of 3 tokens and of none have parts without tokens."""
+    torch.set_num_threads(9)
+    check(one_head(problem("paired", packed=(0, 3, 3, 1600), causal=True, decay=True, state=True)))
+    check(one_head(problem("paired", packed=(0, 3, 3, 1600), state=True)))
+
+
+@pytest.mark.usefixtures("three_threads")
+@pytest.mark.parametrize("name", ["q", "k", "v"])
+def test_nan_and_threads_that_share_a_head(name):
+    """out and dq come of tokens before; of a query, dk and dv of later ones know nothing."""
+    arguments = one_head(problem("exp", 800, causal=True, decay=True))
+    results = []
+    for value in (1.0, torch.nan):
+        arguments[name][:, 300] = value
+        leaves = [arguments[n].detach().requires_grad_() for n in ("q", "k", "v")]
+        out = linear_attention(**arguments | dict(zip(("q", "k", "v"), leaves, strict=True)))
+        results.append([out, *torch.autograd.grad(out.sum(), leaves)])
+    good, bad = results
+    assert all(bool(t.isfinite().all()) for t in good)
+    torch.testing.assert_close([t[:, :300] for t in bad[:2]], [t[:, :300] for t in good[:2]], rtol=1e-4, atol=1e-5)
+    if name == "q":
+        torch.testing.assert_close([t[:, 301:] for t in bad[2:]], [t[:, 301:] for t in good[2:]], rtol=1e-4, atol=1e-5)
+    assert bool(bad[0][:, 300].isnan().any())
+
+
 def test_same_bits_with_any_number_of_threads():
-    arguments = problem("exp", 150, causal=True, decay=True)
+    """Where there is a head for each."""
+    arguments = problem("exp", 600, causal=True, decay=True)
     threads, outs = torch.get_num_threads(), []
     try:
-        for count in (1, 2, 3):
+        for count in (1, 2, BATCH * HEADS):
             torch.set_num_threads(count)
             outs.append(linear_attention(**arguments))
     finally:

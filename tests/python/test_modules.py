@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+import torch.distributed as dist
 from xformers.checkpoint import selective_checkpoint_wrapper
 from xformers.components import (
     Activation,
@@ -46,7 +47,25 @@ from xformers.ops.sp24 import MLP24, Linear24
 from xformers.ops.swiglu_op import SwiGLUOp
 from xformers.triton import FusedDropoutBias, FusedLayerNorm, FusedLinear
 
-from xformers.ops import RMSNorm, SwiGLU, SwiGLUEagerOp, SwiGLUFusedOp, SwiGLUPackedFusedOp, fmha
+from xformers.ops import (
+    ColumnParallelLinear,
+    RMSNorm,
+    RowParallelLinear,
+    SwiGLU,
+    SwiGLUEagerOp,
+    SwiGLUFusedOp,
+    SwiGLUPackedFusedOp,
+    fmha,
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def group_of_one(tmp_path_factory):
+    """For the modules that need a process group."""
+    store = tmp_path_factory.mktemp("group") / "store"
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
 
 
 def stack(kind):
@@ -63,6 +82,8 @@ MODULES = {
     "Linear24": lambda: Linear24(32, 24),
     "MLP24": lambda: MLP24(32, 24),
     "SwiGLU, apart": lambda: SwiGLU(32, 24, _pack_weights=False),
+    "ColumnParallelLinear": lambda: ColumnParallelLinear(32, 24, process_group=dist.group.WORLD),
+    "RowParallelLinear": lambda: RowParallelLinear(32, 24, process_group=dist.group.WORLD),
     "FusedLayerNorm": lambda: FusedLayerNorm(32),
     "FusedLinear": lambda: FusedLinear(32, 24, bias=True, activation="gelu"),
     "FusedDropoutBias": lambda: FusedDropoutBias(0.1, 32, "relu"),

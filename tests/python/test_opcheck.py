@@ -38,7 +38,7 @@ def options_of(name):
         "plain": {},
         "causal": dict(window_right=0),
         "local": dict(window_left=2, window_right=1, bottom_right=True),
-        "dropout": dict(p=0.3, philox_state=torch.tensor([1, 2], device="cpu")),
+        "dropout": dict(p=0.3, philox_state=torch.tensor([1, 2])),
         "lse": dict(need_lse=True, scale=0.5),
         "packed": dict(cu_seqlens_q=ends[0], cu_seqlens_k=ends[1], window_right=0),
         "padded": dict(cu_seqlens_q=ends[0], cu_seqlens_k=ends[1], seqused_k=int32(1, 4)),

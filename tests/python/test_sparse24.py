@@ -3,7 +3,9 @@
 import copy
 import io
 import itertools
+import json
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -541,6 +543,19 @@ def test_linear24(algo):
     assert sum(t.numel() * t.element_size() for t in (half.packed, half.meta)) <= 0.57 * dense_bytes
     layer.freeze()
     assert torch.equal(layer(x), out) and "weight" not in layer.state_dict()
+
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "cases" / "linear24_examples.json"
+
+
+@pytest.mark.parametrize("row", range(4))
+def test_both_languages_agree(row):
+    """With numbers that tests/ops/linear24_test.cpp reads too."""
+    example = json.loads(EXAMPLES.read_text())[row]
+    sizes = {"Linear24": (6, 5), "MLP24": (6, 8, 3)}[example["module"]]
+    module = {"Linear24": Linear24, "MLP24": MLP24}[example["module"]](*sizes, **example["options"])
+    module.load_state_dict({name: torch.tensor(values) for name, values in example["state"].items()})
+    assert torch.allclose(module(torch.tensor(example["x"])), torch.tensor(example["out"]), 1e-4, 1e-5)
 
 
 @pytest.mark.parametrize("sparsity", ["weights", "activations"])

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from test_factory import attention_config, decoder, encoder
+from test_factory import decoder, encoder
 from xformers.factory import weight_init as module
 from xformers.factory import xFormer, xFormerWeightInit
 from xformers.helpers.hierarchical_configs import BasicLayerConfig, get_hierarchical_configuration
@@ -149,24 +149,3 @@ def test_hierarchical_generation(style, capsys):
 def test_stringified_styles():
     (config,) = get_hierarchical_configuration(STAGES[1:2], residual_norm_style="ResidualNormStyle.Pre")
     assert config["residual_norm_style"] == "pre" and xFormer(config | {"position_encoding_config": None})
-
-
-def test_hydra():
-    pytest.importorskip("hydra")
-    from hydra.core.config_store import ConfigStore
-    from xformers.factory.hydra_helper import import_xformer_config_schema
-
-    import_xformer_config_schema()
-    assert "MLP_schema.yaml" in ConfigStore.instance().repo["xformers"]["ff"]
-
-
-def test_without_hydra():
-    pytest.importorskip("sys")
-    try:
-        import hydra  # noqa: F401
-    except ImportError:
-        from xformers.factory.hydra_helper import import_xformer_config_schema
-
-        with pytest.raises(ImportError, match="pip install hydra-core"):
-            import_xformer_config_schema()
-    assert attention_config()["num_heads"] == 4

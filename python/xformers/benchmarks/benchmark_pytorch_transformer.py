@@ -4,8 +4,9 @@ import torch
 from torch import nn
 
 from xformers.factory import xFormer
+from xformers.helpers.training import program
 
-from ._sides import bytes_kept, parser_of, print_row, seconds_of, training_step
+from ._sides import bytes_kept, parser_of, report_of, seconds_of, training_step
 
 
 def ours(dim: int, heads: int, layers: int, dropout: float) -> nn.Module:
@@ -37,20 +38,21 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--dropout", type=float, default=0.1)
     options = parser.parse_args(arguments)
-    factory = {"device": options.device, "dtype": getattr(torch, options.dtype)}
-    batch, seqlen, dim, heads, layers = options.batch, 257, 384, 6, options.layers
-    if options.smoke:
-        batch, seqlen, dim, layers = 2, 9, 48, 2
-    layer = nn.TransformerEncoderLayer(dim, heads, 4 * dim, options.dropout, batch_first=True)
-    sides = {
-        "ours": ours(dim, heads, layers, options.dropout).to(**factory),
-        "eager": nn.TransformerEncoder(layer, layers, enable_nested_tensor=False).to(**factory),
-    }
-    x = torch.randn(batch, seqlen, dim, requires_grad=True, **factory)
-    times = seconds_of({k: training_step(m, x) for k, m in sides.items()}, options.samples)
-    kept = {k: bytes_kept(m, x) for k, m in sides.items()}
-    print_row(f"{layers} layers, {batch} x {seqlen} x {dim}", times, kept)
+    with report_of(options) as report:
+        factory = {"device": options.device, "dtype": getattr(torch, options.dtype)}
+        batch, seqlen, dim, heads, layers = options.batch, 257, 384, 6, options.layers
+        if options.smoke:
+            batch, seqlen, dim, layers = 2, 9, 48, 2
+        layer = nn.TransformerEncoderLayer(dim, heads, 4 * dim, options.dropout, batch_first=True)
+        sides = {
+            "ours": ours(dim, heads, layers, options.dropout).to(**factory),
+            "eager": nn.TransformerEncoder(layer, layers, enable_nested_tensor=False).to(**factory),
+        }
+        x = torch.randn(batch, seqlen, dim, requires_grad=True, **factory)
+        times = seconds_of({k: training_step(m, x) for k, m in sides.items()}, options.samples)
+        kept = {k: bytes_kept(m, x) for k, m in sides.items()}
+        report.row(f"{layers} layers, {batch} x {seqlen} x {dim}", times, kept)
 
 
 if __name__ == "__main__":
-    main()
+    program(main)

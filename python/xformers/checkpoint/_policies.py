@@ -28,6 +28,11 @@ _DEFAULT = _ATTENTION | {
     "xformers.dual_gemm_silu_identity_mul.default",
     "xformers.gemm_fused_operand_sum.default",
     "xformers.tiled_matmul_grids.default",
+    "xformers.sequence_parallel_leading_matmul_fwd.default",  # these hide collectives, which ranks must not run again
+    "xformers.sequence_parallel_trailing_matmul_fwd.default",  # one without the other
+    "xformers.column_parallel_matmul_fwd.default",
+    "xformers.sum_over_ranks.default",
+    "xformers.context_parallel_attention_fwd.default",
     "xformers.mlp_forward.default",
     "xformers.experts_mlp_forward.default",
 }

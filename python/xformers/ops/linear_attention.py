@@ -2,41 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, overload
-
 import torch
 
 
-@overload
-def linear_attention(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    omega: torch.Tensor | None = None,
-    *,
-    paired: bool = False,
-    log_decay: torch.Tensor | None = None,
-    state: torch.Tensor | None = None,
-    cu_seqlens: torch.Tensor | None = None,
-    causal: bool = False,
-    normalize: bool = True,
-    return_state: Literal[False] = False,
-) -> torch.Tensor: ...
-@overload
-def linear_attention(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    omega: torch.Tensor | None = None,
-    *,
-    paired: bool = False,
-    log_decay: torch.Tensor | None = None,
-    state: torch.Tensor | None = None,
-    cu_seqlens: torch.Tensor | None = None,
-    causal: bool = False,
-    normalize: bool = True,
-    return_state: Literal[True],
-) -> tuple[torch.Tensor, torch.Tensor]: ...
 def linear_attention(
     q: torch.Tensor,
     k: torch.Tensor,

@@ -212,7 +212,8 @@ xFormerImpl::xFormerImpl(const ModelConfig& config) {
       }
       if (first) reversible_embeddings_ = embeddings.layers();
       const auto one_input = [](const WrappedLayer& inner) {
-        return ReversibleLayer{inner.module, [call = inner.call](const at::Tensor& x) { return call({x}); }};
+        return ReversibleLayer{inner.module,
+                               [call = inner.call](const at::Tensor& x, const auto&) { return call({x}); }};
       };
       const WrappedLayer attention = wrapped(
           stack, 1, attention_layer(stack.path + ".multi_head_config", stack.self_attention, /*masks=*/nullptr));

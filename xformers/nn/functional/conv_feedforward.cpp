@@ -9,7 +9,7 @@
 #include "xformers/ops/bias_act_dropout/bias_act_dropout_op.h"
 #include "xformers/ops/common/check.h"
 
-namespace xformers::nn {
+namespace xformers::nn::functional {
 
 at::Tensor conv2d_feedforward(const at::Tensor& x, const ConvFeedforwardWeights& weights, Activation activation,
                               double p) {
@@ -38,7 +38,7 @@ at::Tensor conv2d_feedforward_by_name(const at::Tensor& x, const at::Tensor& in,
 }
 
 }  // namespace
-}  // namespace xformers::nn
+}  // namespace xformers::nn::functional
 
 TORCH_LIBRARY_FRAGMENT(xformers, m) {
   m.def(
@@ -47,8 +47,8 @@ TORCH_LIBRARY_FRAGMENT(xformers, m) {
       {at::Tag::pt2_compliant_tag});
 }
 TORCH_LIBRARY_IMPL(xformers, CompositeImplicitAutograd, m) {
-  m.impl("conv2d_feedforward", xformers::nn::conv2d_feedforward_by_name);
+  m.impl("conv2d_feedforward", xformers::nn::functional::conv2d_feedforward_by_name);
 }
 TORCH_LIBRARY_IMPL(xformers, FuncTorchVmapMode, m) {
-  m.impl("conv2d_feedforward", xformers::nn::conv2d_feedforward_by_name);
+  m.impl("conv2d_feedforward", xformers::nn::functional::conv2d_feedforward_by_name);
 }

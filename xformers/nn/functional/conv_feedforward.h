@@ -7,7 +7,7 @@
 
 #include "xformers/kernels/base/activation.h"
 
-namespace xformers::nn {
+namespace xformers::nn::functional {
 
 // The parameters of its three convolutions, with the shapes that torch.nn.Conv2d gives them.
 struct ConvFeedforwardWeights {
@@ -26,4 +26,10 @@ struct ConvFeedforwardWeights {
 at::Tensor conv2d_feedforward(const at::Tensor& x, const ConvFeedforwardWeights& weights, Activation activation,
                               double p = 0);
 
+}  // namespace xformers::nn::functional
+
+// Their names outside of this folder.
+namespace xformers::nn {
+using functional::conv2d_feedforward;
+using functional::ConvFeedforwardWeights;
 }  // namespace xformers::nn

@@ -16,7 +16,7 @@
 #include "xformers/ops/bias_act_dropout/bias_act_dropout.h"
 #include "xformers/ops/common/check.h"
 
-namespace xformers::nn {
+namespace xformers::nn::functional {
 namespace {
 
 using ops::Check;
@@ -113,7 +113,7 @@ at::Tensor grid_to_tokens(const at::Tensor& x) {
   return x.permute({0, 2, 3, 1}).flatten(1, 2);
 }
 
-}  // namespace xformers::nn
+}  // namespace xformers::nn::functional
 
 TORCH_LIBRARY_FRAGMENT(xformers, m) {
   const std::vector<at::Tag> tags = {at::Tag::pt2_compliant_tag};
@@ -125,11 +125,13 @@ TORCH_LIBRARY_FRAGMENT(xformers, m) {
   m.def("grid_to_tokens(Tensor x) -> Tensor", tags);
 }
 TORCH_LIBRARY_IMPL(xformers, CompositeImplicitAutograd, m) {
-  m.impl("sine_embedding", xformers::nn::sine_embedding);
-  m.impl("vocab_embedding", xformers::nn::vocab_embedding);
-  m.impl("learnable_embedding", xformers::nn::learnable_embedding);
-  m.impl("simplicial_embedding", xformers::nn::simplicial_embedding);
-  m.impl("tokens_to_grid", xformers::nn::tokens_to_grid);
-  m.impl("grid_to_tokens", xformers::nn::grid_to_tokens);
+  m.impl("sine_embedding", xformers::nn::functional::sine_embedding);
+  m.impl("vocab_embedding", xformers::nn::functional::vocab_embedding);
+  m.impl("learnable_embedding", xformers::nn::functional::learnable_embedding);
+  m.impl("simplicial_embedding", xformers::nn::functional::simplicial_embedding);
+  m.impl("tokens_to_grid", xformers::nn::functional::tokens_to_grid);
+  m.impl("grid_to_tokens", xformers::nn::functional::grid_to_tokens);
 }
-TORCH_LIBRARY_IMPL(xformers, FuncTorchVmapMode, m) { m.impl("vocab_embedding", xformers::nn::vocab_embedding); }
+TORCH_LIBRARY_IMPL(xformers, FuncTorchVmapMode, m) {
+  m.impl("vocab_embedding", xformers::nn::functional::vocab_embedding);
+}

@@ -8,7 +8,7 @@
 
 #include "xformers/kernels/base/error.h"
 
-namespace xformers::nn {
+namespace xformers::nn::functional {
 
 // x [batch, seqlen, dim_model], or [batch, seqlen] (integers too), which gets a last dimension and broadcasts, plus
 // pe[s, d] = sin (even d) or cos (odd d) of s 10000^(-2 floor(d / 2) / dim_model), computed in fp64. From "Attention Is
@@ -36,4 +36,16 @@ at::Tensor grid_to_tokens(const at::Tensor& x);
 at::Tensor grid_of(const char* where, const at::Tensor& tokens);
 int64_t grid_side(const char* where, const at::Tensor& tokens);
 
+}  // namespace xformers::nn::functional
+
+// Their names outside of this folder.
+namespace xformers::nn {
+using functional::grid_of;
+using functional::grid_side;
+using functional::grid_to_tokens;
+using functional::learnable_embedding;
+using functional::simplicial_embedding;
+using functional::sine_embedding;
+using functional::tokens_to_grid;
+using functional::vocab_embedding;
 }  // namespace xformers::nn

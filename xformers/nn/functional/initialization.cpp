@@ -9,7 +9,7 @@
 
 #include "xformers/ops/common/check.h"
 
-namespace xformers::nn {
+namespace xformers::nn::functional {
 namespace {
 
 constexpr std::array<const char*, 4> kSchemes = {"timm", "vit", "moco", "small"};
@@ -98,7 +98,7 @@ std::vector<bool> init_weights_by_name(at::TensorList weights, const c10::List<s
 }
 
 }  // namespace
-}  // namespace xformers::nn
+}  // namespace xformers::nn::functional
 
 TORCH_LIBRARY_FRAGMENT(xformers, m) {
   m.def(
@@ -108,7 +108,8 @@ TORCH_LIBRARY_FRAGMENT(xformers, m) {
          const c10::List<std::string>& kinds, const c10::List<std::string>& names, std::string_view scheme, double gain,
          bool deepnorm) {
         c10::List<bool> filled;
-        for (bool one : xformers::nn::init_weights_by_name(weights, biases, kinds, names, scheme, gain, deepnorm)) {
+        for (bool one :
+             xformers::nn::functional::init_weights_by_name(weights, biases, kinds, names, scheme, gain, deepnorm)) {
           filled.push_back(one);
         }
         return filled;

@@ -8,7 +8,7 @@
 
 #include "xformers/kernels/base/error.h"
 
-namespace xformers::nn {
+namespace xformers::nn::functional {
 
 enum class WeightInit { kTimm, kViT, kMoco, kSmall };
 WeightInit to_weight_init(const std::string& name);  // "timm", "vit", "moco", "small"
@@ -31,4 +31,12 @@ struct WeightRow {
 // A feed-forward is a layer with `wrap_ff` in its name that does not end in "norm", or with `feedforward`.
 std::vector<bool> init_weights_(const std::vector<WeightRow>& rows, WeightInit scheme, double gain, bool deepnorm);
 
+}  // namespace xformers::nn::functional
+
+// Their names outside of this folder.
+namespace xformers::nn {
+using functional::init_weights_;
+using functional::to_weight_init;
+using functional::WeightInit;
+using functional::WeightRow;
 }  // namespace xformers::nn

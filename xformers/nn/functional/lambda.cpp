@@ -2,7 +2,9 @@
 
 #include <ATen/ops/cat.h>
 #include <ATen/ops/matmul.h>
+#include <ATen/ops/mul.h>
 #include <ATen/ops/softmax.h>
+#include <ATen/ops/sum.h>
 #include <ATen/ops/zeros.h>
 
 #include "xformers/nn/functional/attend.h"
@@ -40,7 +42,8 @@ at::Tensor lambda_layer(const LambdaArgs& args) {
                                                    args.rel_pos_emb.to(heads.q.scalar_type())}));
   }
   const at::Tensor sums = column_sums(args.rel_pos_emb, longest, seqlen).to(heads.q.scalar_type());
-  const at::Tensor weights = at::matmul(heads.q.unsqueeze(-2), sums.unsqueeze(1).unsqueeze(-1)).squeeze(-1);
+  // No product of matrices: that would copy the sums for every batch element and head, and keep the copy.
+  const at::Tensor weights = at::mul(heads.q, sums.unsqueeze(1)).sum({-1}, /*keepdim=*/true);
   return heads.restore(mixed.addcmul(weights.to(mixed.scalar_type()), heads.v.to(mixed.scalar_type())));
 }
 

@@ -9,7 +9,7 @@
 
 #include "xformers/ops/common/check.h"
 
-namespace xformers::nn {
+namespace xformers::nn::functional {
 
 at::Tensor add_residual(const at::Tensor& update, const at::Tensor& x, double scale) {
   return at::add(update, x, scale);
@@ -29,14 +29,16 @@ DeepNormCoefficients deepnorm_coefficients(int64_t encoder_layers, int64_t decod
   return {0.81 * joint, 0.87 / joint, std::pow(3 * m, 0.25), std::pow(12 * m, -0.25)};
 }
 
-}  // namespace xformers::nn
+}  // namespace xformers::nn::functional
 
 TORCH_LIBRARY_FRAGMENT(xformers, m) {
   m.def("add_residual(Tensor update, Tensor x, float scale=1.0) -> Tensor", {at::Tag::pt2_compliant_tag});
   m.def("deepnorm_coefficients(int encoder_layers, int decoder_layers) -> (float, float, float, float)",
         [](int64_t encoder_layers, int64_t decoder_layers) {
-          const auto c = xformers::nn::deepnorm_coefficients(encoder_layers, decoder_layers);
+          const auto c = xformers::nn::functional::deepnorm_coefficients(encoder_layers, decoder_layers);
           return std::tuple{c.encoder_alpha, c.encoder_beta, c.decoder_alpha, c.decoder_beta};
         });
 }
-TORCH_LIBRARY_IMPL(xformers, CompositeImplicitAutograd, m) { m.impl("add_residual", xformers::nn::add_residual); }
+TORCH_LIBRARY_IMPL(xformers, CompositeImplicitAutograd, m) {
+  m.impl("add_residual", xformers::nn::functional::add_residual);
+}

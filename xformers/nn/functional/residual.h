@@ -3,7 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 
-namespace xformers::nn {
+namespace xformers::nn::functional {
 
 // update + scale x, in one pass.
 at::Tensor add_residual(const at::Tensor& update, const at::Tensor& x, double scale = 1);
@@ -18,4 +18,11 @@ struct DeepNormCoefficients {
 };
 DeepNormCoefficients deepnorm_coefficients(int64_t encoder_layers, int64_t decoder_layers);
 
+}  // namespace xformers::nn::functional
+
+// Their names outside of this folder.
+namespace xformers::nn {
+using functional::add_residual;
+using functional::deepnorm_coefficients;
+using functional::DeepNormCoefficients;
 }  // namespace xformers::nn

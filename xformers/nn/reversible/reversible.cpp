@@ -17,60 +17,84 @@ namespace {
 using torch::autograd::variable_list;
 using Pair = ReversibleSequenceImpl::Pair;
 
-// The whole stack as one node: of x, then of the parameters.
+const std::vector<at::Tensor> kNone;
+
+// The whole stack as one node: of x, then of the parameters, then of the further arguments.
 class ReversibleNode : public torch::autograd::Node {
  public:
-  ReversibleNode(std::vector<Pair> pairs, int64_t split_dim, std::vector<at::Tensor> parameters, at::Device device)
-      : pairs_(std::move(pairs)), split_dim_(split_dim), parameters_(std::move(parameters)), device_(device) {}
+  ReversibleNode(std::vector<Pair> pairs, int64_t split_dim, std::vector<at::Tensor> parameters, ReversibleRoute route,
+                 at::Device device)
+      : pairs_(std::move(pairs)),
+        split_dim_(split_dim),
+        parameters_(std::move(parameters)),
+        route_(route),
+        device_(device) {}
 
   std::string name() const override { return "XformersReversibleBackward"; }
-  void release_variables() override { output_.reset_data(); }
+  void release_variables() override {
+    output_.reset_data();
+    arguments_.clear();
+  }
 
-  at::Tensor run(at::Tensor x) {
+  at::Tensor run(at::Tensor x, const std::vector<at::Tensor>& arguments) {
     const at::NoGradGuard no_grad;
     const AsBefore without_cache(autocast_);
     for (const auto& [f, g] : pairs_) {
       const std::vector<at::Tensor> halves = x.chunk(2, split_dim_);
       random_.push_back(RandomState::of(device_));
-      const at::Tensor y1 = halves[0] + f.call(halves[1]);
+      const at::Tensor y1 = halves[0] + f.call(halves[1], route_.f ? arguments : kNone);
       random_.push_back(RandomState::of(device_));
-      x = at::cat({y1, halves[1] + g.call(y1)}, split_dim_);
+      x = at::cat({y1, halves[1] + g.call(y1, route_.g ? arguments : kNone)}, split_dim_);
     }
     return x;
   }
-  void save(const at::Tensor& output) { output_ = torch::autograd::SavedVariable(output, /*is_output=*/true); }
+  void save(const at::Tensor& output, const std::vector<at::Tensor>& arguments) {
+    output_ = torch::autograd::SavedVariable(output, /*is_output=*/true);
+    for (const at::Tensor& argument : arguments) arguments_.emplace_back(argument, /*is_output=*/false);
+  }
 
   variable_list apply(variable_list&& grads) override {
     at::Tensor y = output_.unpack(shared_from_this()).detach(), dy = grads[0];
     std::map<c10::TensorImpl*, at::Tensor> found;
+    std::vector<at::Tensor> arguments;  // leaves of their own, whose gradients go on to whatever made them
+    for (const torch::autograd::SavedVariable& saved : arguments_) {
+      const at::Tensor argument = saved.unpack();
+      arguments.push_back(argument.detach().set_requires_grad(argument.requires_grad()));
+    }
+    const auto &of_f = route_.f ? arguments : kNone, &of_g = route_.g ? arguments : kNone;
     for (size_t i = pairs_.size(); i-- > 0;) {
       const std::vector<at::Tensor> ys = y.chunk(2, split_dim_), dys = dy.chunk(2, split_dim_);
-      const auto [x2, dx1] = undo(pairs_[i].second, random_[2 * i + 1], ys[0], ys[1], dys[0], dys[1], found);
-      const auto [x1, dx2] = undo(pairs_[i].first, random_[2 * i], x2, ys[0], dys[1], dx1, found);
+      const auto [x2, dx1] = undo(pairs_[i].second, random_[2 * i + 1], ys[0], of_g, ys[1], dys[0], dys[1], found);
+      const auto [x1, dx2] = undo(pairs_[i].first, random_[2 * i], x2, of_f, ys[0], dys[1], dx1, found);
       y = at::cat({x1, x2}, split_dim_);
       dy = at::cat({dx1, dx2}, split_dim_);
     }
     variable_list result{dy};
     for (const at::Tensor& parameter : parameters_) result.push_back(found[parameter.unsafeGetTensorImpl()]);
+    for (const at::Tensor& argument : arguments) result.push_back(found[argument.unsafeGetTensorImpl()]);
     return result;
   }
 
  private:
-  // Of result = old + layer(given): old, and the gradient of given (d_given is what it has from elsewhere).
+  // Of result = old + layer(given, arguments): old, and the gradient of given (d_given is what it has from elsewhere).
   std::pair<at::Tensor, at::Tensor> undo(const ReversibleLayer& layer, const RandomState& random,
-                                         const at::Tensor& given_arg, const at::Tensor& result,
-                                         const at::Tensor& d_given, const at::Tensor& d_result,
+                                         const at::Tensor& given_arg, const std::vector<at::Tensor>& arguments,
+                                         const at::Tensor& result, const at::Tensor& d_given,
+                                         const at::Tensor& d_result,
                                          std::map<c10::TensorImpl*, at::Tensor>& found) const {
     const at::AutoGradMode with_grad(true);
     const at::Tensor given = given_arg.detach().requires_grad_();
     at::Tensor update;
     {
       const AsBefore as_before(autocast_, random);
-      update = layer.call(given);
+      update = layer.call(given, arguments);
     }
     variable_list leaves{given};
     for (const at::Tensor& parameter : layer.module->parameters()) {
       if (parameter.requires_grad()) leaves.push_back(parameter);
+    }
+    for (const at::Tensor& argument : arguments) {
+      if (argument.requires_grad()) leaves.push_back(argument);
     }
     const variable_list grads = torch::autograd::grad({update}, leaves, {d_result.to(update.scalar_type())},
                                                       /*retain_graph=*/false, /*create_graph=*/false,
@@ -87,10 +111,12 @@ class ReversibleNode : public torch::autograd::Node {
   std::vector<Pair> pairs_;
   int64_t split_dim_;
   std::vector<at::Tensor> parameters_;
+  ReversibleRoute route_;
   at::Device device_;
   AutocastState autocast_ = AutocastState::now();
   std::vector<RandomState> random_;  // before each f and each g
   torch::autograd::SavedVariable output_;
+  std::vector<torch::autograd::SavedVariable> arguments_;
 };
 
 }  // namespace
@@ -108,7 +134,8 @@ ReversibleSequenceImpl::ReversibleSequenceImpl(std::vector<Pair> pairs, int64_t 
   }
 }
 
-at::Tensor ReversibleSequenceImpl::forward(const at::Tensor& x) {
+at::Tensor ReversibleSequenceImpl::forward(const at::Tensor& x, const std::vector<at::Tensor>& arguments,
+                                           ReversibleRoute route) {
   if (x.size(split_dim_) % 2 != 0) {
     ops::Check("ReversibleSequence")
         .fail("x", ops::describe(x), "an even size along dimension " + std::to_string(split_dim_),
@@ -119,13 +146,14 @@ at::Tensor ReversibleSequenceImpl::forward(const at::Tensor& x) {
   for (const at::Tensor& parameter : parameters()) {
     if (parameter.requires_grad() && seen.insert(parameter.unsafeGetTensorImpl()).second) leaves.push_back(parameter);
   }
-  const std::shared_ptr<ReversibleNode> node(new ReversibleNode(pairs_, split_dim_, leaves, x.device()),
+  const std::shared_ptr<ReversibleNode> node(new ReversibleNode(pairs_, split_dim_, leaves, route, x.device()),
                                              torch::autograd::deleteNode);
-  at::Tensor out = node->run(x);
+  at::Tensor out = node->run(x, arguments);
+  leaves.insert(leaves.end(), arguments.begin(), arguments.end());
   if (pairs_.empty() || !torch::autograd::compute_requires_grad(x, at::TensorList(leaves))) return out;
   node->set_next_edges(torch::autograd::collect_next_edges(x, at::TensorList(leaves)));
   torch::autograd::set_history(out, node);
-  node->save(out);
+  node->save(out, arguments);
   return out;
 }
 

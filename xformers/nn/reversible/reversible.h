@@ -6,20 +6,39 @@
 #include <functional>
 #include <vector>
 
+#include "xformers/ops/common/check.h"
+
 namespace xformers::nn {
 
-// One layer of a pair: its parameters are those of `module`, whose forward `call` runs.
+// One layer of a pair: its parameters are those of `module`, whose forward `call` runs, on x and what else the sequence
+// was called with (nothing where that goes to the other layer).
 struct ReversibleLayer {
   std::shared_ptr<torch::nn::Module> module;
-  std::function<at::Tensor(const at::Tensor&)> call;
+  std::function<at::Tensor(const at::Tensor& x, const std::vector<at::Tensor>& arguments)> call;
 };
 
-// Any module whose forward takes a tensor and gives one like it.
+// Any module whose forward takes a tensor, or a tensor and further ones in a vector, and gives one like the first.
 template <class Module>
 ReversibleLayer reversible_layer(const torch::nn::ModuleHolder<Module>& module) {
   const std::shared_ptr<Module> layer = module.ptr();
-  return {layer, [layer](const at::Tensor& x) { return layer->forward(x); }};
+  return {layer, [layer](const at::Tensor& x, const std::vector<at::Tensor>& arguments) -> at::Tensor {
+            if constexpr (requires { layer->forward(x, arguments); }) {
+              return layer->forward(x, arguments);
+            } else {
+              if (!arguments.empty()) {
+                ops::Check("ReversibleSequence")
+                    .fail("arguments", std::to_string(arguments.size()) + " tensors", "none",
+                          "this layer takes x alone: route them to the other one");
+              }
+              return layer->forward(x);
+            }
+          }};
 }
+
+// Which layers of a pair take the further arguments.
+struct ReversibleRoute {
+  bool f = true, g = false;
+};
 
 // Of pairs (f, g), on the halves (x1, x2) of x along split_dim: y1 = x1 + f(x2), y2 = x2 + g(y1). Backward computes x2
 // = y2 - g(y1), x1 = y1 - f(x2); random numbers, as of dropout, repeat in it. Gradients are those of the stored form up
@@ -31,7 +50,9 @@ class ReversibleSequenceImpl : public torch::nn::Module {
   using Pair = std::pair<ReversibleLayer, ReversibleLayer>;
   explicit ReversibleSequenceImpl(std::vector<Pair> pairs, int64_t split_dim = -1);
 
-  at::Tensor forward(const at::Tensor& x);  // with an even size along split_dim
+  // x with an even size along split_dim. arguments reach the layers that `route` names; those that require gradients
+  // get them.
+  at::Tensor forward(const at::Tensor& x, const std::vector<at::Tensor>& arguments = {}, ReversibleRoute route = {});
 
  private:
   std::vector<Pair> pairs_;

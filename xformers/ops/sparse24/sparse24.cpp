@@ -65,6 +65,12 @@ Activation to_sparse24_activation(const char* where, std::string_view activation
                   R"(one of "relu", "squared_relu", "gelu", "gelu_exact", or "swiglu" with an x2)", "");
 }
 
+void check_sparse24_gradient(const char* where, std::string_view gradient) {
+  if (gradient == "24dense" || gradient == "24sparse" || gradient == "ste") return;
+  Check(where).fail("gradient", "\"" + std::string(gradient) + "\"", R"("24dense", "24sparse" or "ste")",
+                    "it says what becomes of the weight's");
+}
+
 PackedPair empty_packed(const at::Tensor& like, const c10::SymInt& rows, const c10::SymInt& cols,
                         Sparse24Backend backend) {
   if (backend == Sparse24Backend::kCusparselt) {
@@ -283,10 +289,7 @@ void Sparse24Linear::check() const {
   to_sparse24_rule(kName, algorithm);
   check_linear(kName, "x", x, weight, bias);
   check_sparse24_input(kName, weight, to_sparse24_backend(kName, backend), /*any_stride=*/true);
-  if (gradient != "24dense" && gradient != "24sparse" && gradient != "ste") {
-    ops::Check(kName).fail("gradient", "\"" + std::string(gradient) + "\"", R"("24dense", "24sparse" or "ste")",
-                           "it says what becomes of the weight's");
-  }
+  check_sparse24_gradient(kName, gradient);
 }
 at::Tensor Sparse24Linear::empty() const { return empty_linear(x, weight); }
 void Sparse24ActivatedLinear::check() const {
@@ -300,6 +303,11 @@ at::Tensor Sparse24ActivatedLinear::empty() const { return empty_linear(z, weigh
 Sparse24Matrix sparsify24(const at::Tensor& x, std::string_view algorithm, std::string_view backend) {
   const auto [packed, meta, packed_t, meta_t, masks] = call(Sparse24SparsifyBothWays{x, algorithm, backend});
   return {packed, meta, packed_t, meta_t, masks, x.size(0), x.size(1)};
+}
+
+Sparse24Matrix sparsify24_one_way(const at::Tensor& x, std::string_view algorithm, std::string_view backend) {
+  const auto [packed, meta] = call(Sparse24Sparsify{x, algorithm, backend});
+  return {.packed = packed, .meta = meta, .rows = x.size(0), .cols = x.size(1)};
 }
 
 at::Tensor to_dense(const Sparse24Matrix& matrix, std::string_view backend) {
@@ -318,6 +326,25 @@ at::Tensor sparse24_matmul(const Sparse24Matrix& matrix, const at::Tensor& b, st
 at::Tensor sparse24_linear(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias,
                            std::string_view algorithm, std::string_view gradient, std::string_view backend) {
   return call(Sparse24Linear{x, weight, bias, algorithm, gradient, backend});
+}
+
+at::Tensor sparse24_linear(const at::Tensor& x, const Sparse24Matrix& weight, const OptionalTensor& bias,
+                           std::string_view backend) {
+  const Check check("sparse24_linear");
+  if (x.dim() < 1) check.fail("x", describe(x), "at least one dimension", "pass [..., in]");
+  check.equal("x.size(-1)", x.size(-1), weight.cols, "it is the number of the packed weight's columns");
+  std::vector<int64_t> sizes = x.sizes().vec();
+  const int64_t rows = c10::multiply_integers(sizes.begin(), sizes.end() - 1);
+  sizes.back() = weight.rows;
+  return call(Sparse24Product{.packed = weight.packed,
+                              .meta = weight.meta,
+                              .b = x.reshape({rows, weight.cols}).t(),
+                              .rows = weight.rows,
+                              .cols = weight.cols,
+                              .bias = bias,
+                              .transpose_result = true,
+                              .backend = backend})
+      .view(sizes);
 }
 
 at::Tensor sparse24_activated_linear(const at::Tensor& z, const at::Tensor& weight, const OptionalTensor& bias,

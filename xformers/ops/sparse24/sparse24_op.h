@@ -11,6 +11,7 @@ Sparse24Rule to_sparse24_rule(const char* where, std::string_view algorithm);
 enum class Sparse24Backend { kCutlass, kCusparselt };
 Sparse24Backend to_sparse24_backend(const char* where, std::string_view backend);
 Activation to_sparse24_activation(const char* where, std::string_view activation, bool gated);
+void check_sparse24_gradient(const char* where, std::string_view gradient);
 
 // A RuntimeError in the house form: "<where>: <got>, expected <expected>.  Fix: <fix>."
 [[noreturn]] void refuse_sparse24(const char* where, const std::string& got, const std::string& expected,

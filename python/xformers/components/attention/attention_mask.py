@@ -17,7 +17,7 @@ class AttentionMask:
         is_causal: whether no query sees a later key.
 
     AssertionError for a mask that is not floating or requires a gradient. A causal mask of `make_causal` has values
-    only once somebody reads them; attention needs none.
+    only once somebody reads them; attention needs none. In C++: xformers::nn::AttentionMask.
     """
 
     is_sparse = False
@@ -38,7 +38,7 @@ class AttentionMask:
     def from_bool(cls: type[Self], x: torch.Tensor) -> Self:
         """True attends. AssertionError for anything but bool."""
         assert x.dtype == torch.bool, f"AttentionMask.from_bool: x is {x.dtype}, expected bool.  Fix: compare it first."
-        return cls(torch.zeros(x.shape, device=x.device).masked_fill(~x, -torch.inf))
+        return cls(torch.ops.xformers.additive_mask(x))
 
     @classmethod
     def from_multiplicative(cls: type[Self], x: torch.Tensor) -> Self:
@@ -71,9 +71,9 @@ class AttentionMask:
     def values(self) -> torch.Tensor:
         """What is added to the scores."""
         if self._values is None:
-            hidden = torch.ones(self._shape, dtype=torch.bool, device=self._device).triu(1)
-            self._values = torch.zeros(self._shape, dtype=self._dtype, device=self._device)
-            self._values.masked_fill_(hidden, -torch.inf)
+            self._values = torch.ops.xformers.causal_mask(
+                self.seq_len, self.to_seq_len, dtype=self._dtype, device=self._device
+            )
         return self._values
 
     def _is_band(self, seqlen_q: int, seqlen_k: int) -> bool:

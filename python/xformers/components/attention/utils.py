@@ -17,7 +17,7 @@ def reshape_key_padding_mask(key_padding_mask: torch.Tensor, batched_dim: int) -
 def bool_mask_to_additive(mask: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """0 where the mask is True, -inf elsewhere. AssertionError for anything but bool."""
     assert mask.dtype == torch.bool, f"mask is {mask.dtype}, expected bool.  Fix: it is added as it is."
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, -torch.inf)
+    return torch.ops.xformers.additive_mask(mask, dtype)
 
 
 def maybe_merge_masks(

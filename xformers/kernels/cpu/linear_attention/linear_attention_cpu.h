@@ -1,4 +1,5 @@
-// Linear attention on the CPU. Results do not depend on the number of threads.
+// Linear attention on the CPU. Results depend on the number of threads only where there are fewer heads of sequences
+// than threads: their tokens are then cut into parts, whose states are added up.
 #pragma once
 
 #include "xformers/kernels/cpu/base/parallel_for.h"

@@ -1,5 +1,5 @@
-// Linear attention of one sequence and head per task, in chunks of 64 tokens, features feature-major. Compiled once per
-// instruction set.
+// Linear attention of one sequence and head per task, or of a part of its tokens where there are fewer than threads
+// (parts-inl.h), in chunks of 64 tokens, features feature-major. Compiled once per instruction set.
 //
 //   causal forward, per chunk:  q', k' from x and omega;  out = q'^T S,  A^T = k'^T q' (j <= i),  out += A v,  S += k'
 //   v causal backward, forwards:  dq' = S g^T,  dA^T = v g^T (j <= i),  dq' += k' dA^T;  dq through omega;  S += k' v
@@ -13,7 +13,7 @@
 #include "xformers/kernels/cpu/base/scratch.h"
 #include "xformers/kernels/cpu/linear_attention/features-inl.h"
 #include "xformers/kernels/cpu/linear_attention/linear_attention_cpu.h"
-#include "xformers/kernels/cpu/linear_attention/state-inl.h"
+#include "xformers/kernels/cpu/linear_attention/parts-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace xformers::cpu::XFORMERS_ISA_NAMESPACE {
@@ -29,9 +29,19 @@ Span span_of(const LinearAttentionShape& shape, int64_t sequence) {
   return {0, begin, count, count};
 }
 
-// What both passes have of one sequence and head.
+// What both passes have of one sequence and head, or of a part of its tokens.
 template <class C>
 class Head {
+ public:
+  void begin(int64_t sequence_and_head, Part part) {
+    index_ = sequence_and_head;
+    head_ = index_ % shape_.num_heads;
+    span_ = span_of(shape_, index_ / shape_.num_heads);
+    part_ = part;
+    state_index_ = index_ * shape_.num_features * shape_.state_width();
+    begin_state(in_.state);
+  }
+
  protected:
   Head(const LinearAttentionShape& shape, const LinearAttentionInputs& in)
       : shape_(shape),
@@ -53,12 +63,10 @@ class Head {
     for (ptrdiff_t i = 0; totals_ && i < kTokens; ++i) totals_[i] = 0;
   }
 
-  void begin(int64_t sequence, int64_t head) {
-    span_ = span_of(shape_, sequence);
-    head_ = head;
-    state_index_ = (sequence * shape_.num_heads + head) * shape_.num_features * shape_.state_width();
-    shift_ = shifts() && !in_.state ? -static_cast<C>(__builtin_inf()) : C(0);
-    state_.load(in_.state ? static_cast<const C*>(in_.state) + state_index_ : nullptr);
+  // From what came before, or nothing.
+  void begin_state(const void* before) {
+    shift_ = shifts() && !before ? -static_cast<C>(__builtin_inf()) : C(0);
+    state_.load(before ? static_cast<const C*>(before) + state_index_ : nullptr);
   }
 
   // Whether features of keys are divided by a factor that they share.
@@ -76,12 +84,16 @@ class Head {
 
   template <class Fn>
   void for_each_chunk(int64_t count, const Fn& fn) const {
-    for (int64_t first = 0; first < count; first += kTokens) fn(tokens(first, min_of(kTokens, count - first)));
+    const int64_t end = part_.end(count);
+    for (int64_t first = part_.begin(count); first < end; first += kTokens) {
+      fn(tokens(first, min_of(kTokens, end - first)));
+    }
   }
   template <class Fn>
   void for_each_chunk_backwards(int64_t count, const Fn& fn) const {
-    for (int64_t first = round_up(count, kTokens) - kTokens; first >= 0; first -= kTokens) {
-      fn(tokens(first, min_of(kTokens, count - first)));
+    const int64_t begin = part_.begin(count), end = part_.end(count);
+    for (int64_t first = round_up(end, kTokens) - kTokens; first >= begin; first -= kTokens) {
+      fn(tokens(first, min_of(kTokens, end - first)));
     }
   }
 
@@ -129,7 +141,7 @@ class Head {
     state_.add(k_, v_, decay_.out, t);
   }
 
-  // The state of all keys.
+  // The state of all keys, not causal.
   HWY_NOINLINE void sum_keys() {
     for_each_chunk(span_.keys, [&](const TokenRange& t) {
       if (shifts()) {
@@ -143,6 +155,33 @@ class Head {
     });
   }
 
+  // The state that a part's keys add, in s(part).
+  HWY_NOINLINE void sum_part(const PartStates<C>& states) {
+    if (!part_.first()) begin_state(nullptr);
+    const PartState<C> sum = states.s(index_, part_.index);
+    *sum.decay = 1;
+    if (shape_.causal) {
+      for_each_chunk(span_.keys, [&](const TokenRange& t) {
+        features_.keys(in_.k, t, 0, k_);
+        load_values(t);
+        load_decay(t);
+        update_state(t);
+        *sum.decay *= decay_.all;
+      });
+    } else {
+      sum_keys();
+    }
+    *sum.shift = shift_;
+    sum.state.copy(state_);
+  }
+  // Goes on from s(part - 1), joined; not causal: from s(0), which has all keys.
+  HWY_NOINLINE void take_state(const PartStates<C>& states) {
+    if (shape_.causal && part_.first()) return;
+    const PartState<C> from = states.s(index_, shape_.causal ? part_.index - 1 : 0);
+    state_.copy(from.state);
+    shift_ = *from.shift;
+  }
+
   const LinearAttentionShape& shape_;
   const LinearAttentionInputs& in_;
   Features<C> features_;
@@ -153,17 +192,21 @@ class Head {
   C *v_ = nullptr, *rows_ = nullptr;          // [kTokens, width]
   C *weights_ = nullptr, *totals_ = nullptr;  // [kTokens, kTokens], [kTokens]
   Span span_{};
-  int64_t head_ = 0, state_index_ = 0;
+  Part part_;
+  int64_t index_ = 0, head_ = 0, state_index_ = 0;
   C shift_ = 0;
 };
 
 template <class C>
 class ForwardHead : Head<C> {
   using Base = Head<C>;
-  using Base::decay_, Base::features_, Base::in_, Base::k_, Base::q_, Base::rows_, Base::shape_, Base::span_,
-      Base::state_, Base::totals_, Base::v_, Base::weights_, Base::width_;
+  using Base::decay_, Base::features_, Base::in_, Base::k_, Base::part_, Base::q_, Base::rows_, Base::shape_,
+      Base::span_, Base::state_, Base::totals_, Base::v_, Base::weights_, Base::width_;
 
  public:
+  using Base::begin;
+  static constexpr int kPhases = 2;  // of a head in parts
+
   explicit ForwardHead(const LinearAttentionFwdParams& params) : Base(params.shape, params.in), p_(params) {}
   size_t lay_out(void* memory) {
     Arena arena(memory);
@@ -171,25 +214,40 @@ class ForwardHead : Head<C> {
     return arena.bytes();
   }
 
-  void run(int64_t sequence, int64_t head) {
-    Base::begin(sequence, head);
+  void run() {
+    if (!shape_.causal) Base::sum_keys();
+    write_rows();
+  }
+
+  void run_phase(int phase, const PartStates<C>& states) {
+    if (phase == 0) return Base::sum_part(states);
+    Base::take_state(states);
+    write_rows();
+  }
+  static void join(int phase, const LinearAttentionFwdParams& p, const PartStates<C>& states, int64_t head) {
+    if (phase == 0) p.shape.causal ? join_onwards(states, head) : join_keys(states, head);
+  }
+
+ private:
+  // From the state before these tokens; not causal: of all keys.
+  void write_rows() {
     if (shape_.causal) {
       Base::for_each_chunk(span_.queries, [&](const TokenRange& t) {
         if (Base::finite(t)) return causal_chunk(t);
         for (ptrdiff_t i = 0; i < t.count; ++i) causal_chunk({t.batch, t.head, t.begin + i, 1});
       });
     } else {
-      Base::sum_keys();
       Base::for_each_chunk(span_.queries, [&](const TokenRange& t) {
         features_.queries(in_.q, t, q_);
         state_.read(q_, t, rows_, totals_);
         finish(t);
       });
     }
-    if (p_.final_state) state_.store(static_cast<C*>(p_.final_state) + Base::state_index_, Base::shift_factor(1));
+    if (p_.final_state && part_.last()) {
+      state_.store(static_cast<C*>(p_.final_state) + Base::state_index_, Base::shift_factor(1));
+    }
   }
 
- private:
   HWY_NOINLINE void causal_chunk(const TokenRange& t) {
     features_.keys(in_.k, t, 0, k_);
     features_.queries(in_.q, t, q_);
@@ -231,10 +289,13 @@ class ForwardHead : Head<C> {
 template <class C>
 class BackwardHead : Head<C> {
   using Base = Head<C>;
-  using Base::decay_, Base::features_, Base::in_, Base::k_, Base::q_, Base::rows_, Base::shape_, Base::span_,
-      Base::state_, Base::totals_, Base::v_, Base::weights_, Base::width_;
+  using Base::decay_, Base::features_, Base::in_, Base::index_, Base::k_, Base::part_, Base::q_, Base::rows_,
+      Base::shape_, Base::span_, Base::state_, Base::totals_, Base::v_, Base::weights_, Base::width_;
 
  public:
+  using Base::begin;
+  static constexpr int kPhases = 3;  // of a head in parts
+
   explicit BackwardHead(const LinearAttentionBwdParams& params) : Base(params.shape, params.in), p_(params) {}
   size_t lay_out(void* memory) {
     Arena arena(memory);
@@ -249,45 +310,134 @@ class BackwardHead : Head<C> {
     return arena.bytes();
   }
 
-  void run(int64_t sequence, int64_t head) {
-    Base::begin(sequence, head);
+  void run() {
     if (shape_.causal) {
-      Base::for_each_chunk(span_.queries, [&](const TokenRange& t) {
-        whole_or_single(t, false, [&](const TokenRange& part) { causal_queries(part); });
-      });
-    } else {
-      Base::sum_keys();
+      begin_gradient(p_.dfinal_state);
+      return causal_tokens();
     }
-    // D starts as what the final state's gradient asks, in the units of S.
-    const C* const dfinal = p_.dfinal_state ? static_cast<const C*>(p_.dfinal_state) + Base::state_index_ : nullptr;
-    dstate_.load(dfinal, Base::shift_factor(1));
-    decay_gradient_ = 0;
+    Base::sum_keys();
+    begin_gradient(p_.dfinal_state);
+    all_queries();
+    all_keys();
+  }
+
+  // Causal: S and D of each part; the part; the gradients of decays. Else: S, the queries, the keys.
+  void run_phase(int phase, const PartStates<C>& states) {
+    if (phase == 0) {
+      Base::sum_part(states);
+      if (shape_.causal) sum_gradient(states);
+      return;
+    }
+    if (shape_.causal && phase == 2) {
+      if (p_.dlog_decay) add_to_decays(*states.d(index_, part_.index).sum);
+      return;
+    }
+    Base::take_state(states);
     if (shape_.causal) {
-      if (p_.dlog_decay && dfinal) decay_gradient_ = inner_product(state_, dstate_);
-      Base::for_each_chunk_backwards(span_.keys, [&](const TokenRange& t) {
-        whole_or_single(t, true, [&](const TokenRange& part) { causal_keys(part); });
-      });
+      begin_gradient(part_.last() ? p_.dfinal_state : nullptr);
+      if (!part_.last()) dstate_.copy(states.d(index_, part_.index + 1).state);
+      causal_tokens();
+      *states.d(index_, part_.index).sum = decay_gradient_;
+    } else if (phase == 1) {
+      begin_gradient(part_.first() ? p_.dfinal_state : nullptr);
+      all_queries();
+      states.d(index_, part_.index).state.copy(dstate_);
     } else {
-      Base::for_each_chunk(span_.queries, [&](const TokenRange& t) {
-        features_.queries(in_.q, t, q_);
-        load_gradient(t);
-        state_.gradient(gt_, totals_, t, df_);
-        store_query_gradient(t);
-        dstate_.add(q_, g_, totals_, t);
-      });
-      Base::for_each_chunk(span_.keys, [&](const TokenRange& t) {
-        features_.keys(in_.k, t, Base::shift_, k_);
-        load_values_both_ways(t);
-        dstate_.gradient(vt_, decay_.out, t, df_);
-        dstate_.read(k_, t, rows_, nullptr);
-        store_tokens(shape_.dtype, p_.dv, t, shape_.head_dim_v, rows_, [](ptrdiff_t) { return C(1); });
-        features_.gradient(k_, df_, t, true, sums_, p_.dk);
-      });
+      dstate_.copy(states.d(index_, 0).state);
+      all_keys();
     }
-    if (p_.dstate) dstate_.store(static_cast<C*>(p_.dstate) + Base::state_index_, Base::shift_factor(-1));
+  }
+  static void join(int phase, const LinearAttentionBwdParams& p, const PartStates<C>& states, int64_t head) {
+    if (phase == 0) {
+      if (!p.shape.causal) return join_keys(states, head);
+      join_onwards(states, head);
+      join_backwards(states, head);
+    } else if (phase == 1) {
+      p.shape.causal ? join_decays(states, head) : join_queries(states, head);
+    }
   }
 
  private:
+  // D starts as what the final state's gradient asks, in the units of S.
+  void begin_gradient(const void* dfinal) {
+    dstate_.load(dfinal ? static_cast<const C*>(dfinal) + Base::state_index_ : nullptr, Base::shift_factor(1));
+    decay_gradient_ = 0;
+  }
+
+  // From the state before these tokens and D behind them.
+  void causal_tokens() {
+    Base::for_each_chunk(span_.queries, [&](const TokenRange& t) {
+      whole_or_single(t, false, [&](const TokenRange& part) { causal_queries(part); });
+    });
+    if (p_.dlog_decay && p_.dfinal_state && part_.last()) decay_gradient_ = inner_product(state_, dstate_);
+    Base::for_each_chunk_backwards(span_.keys, [&](const TokenRange& t) {
+      whole_or_single(t, true, [&](const TokenRange& part) { causal_keys(part); });
+    });
+    store_state_gradient();
+  }
+  // dq, and D, from the state of all keys.
+  void all_queries() {
+    Base::for_each_chunk(span_.queries, [&](const TokenRange& t) {
+      features_.queries(in_.q, t, q_);
+      load_gradient(t);
+      state_.gradient(gt_, totals_, t, df_);
+      store_query_gradient(t);
+      dstate_.add(q_, g_, totals_, t);
+    });
+  }
+  // dk and dv, from D of all queries.
+  void all_keys() {
+    Base::for_each_chunk(span_.keys, [&](const TokenRange& t) {
+      features_.keys(in_.k, t, Base::shift_, k_);
+      load_values_both_ways(t);
+      dstate_.gradient(vt_, decay_.out, t, df_);
+      dstate_.read(k_, t, rows_, nullptr);
+      store_tokens(shape_.dtype, p_.dv, t, shape_.head_dim_v, rows_, [](ptrdiff_t) { return C(1); });
+      features_.gradient(k_, df_, t, true, sums_, p_.dk);
+    });
+    store_state_gradient();
+  }
+  void store_state_gradient() const {
+    if (p_.dstate && part_.first()) {
+      dstate_.store(static_cast<C*>(p_.dstate) + Base::state_index_, Base::shift_factor(-1));
+    }
+  }
+
+  // What a part asks of the state before it, in d(part).
+  HWY_NOINLINE void sum_gradient(const PartStates<C>& states) {
+    begin_gradient(part_.last() ? p_.dfinal_state : nullptr);
+    Base::for_each_chunk_backwards(span_.queries, [&](const TokenRange& t) {
+      features_.queries(in_.q, t, q_);
+      Base::load_decay(t);
+      load_gradient(t);
+      update_gradient(t);
+    });
+    const PartState<C> sum = states.d(index_, part_.index);
+    sum.state.copy(dstate_);
+    *sum.decay = *states.s(index_, part_.index).decay;
+  }
+  // D takes in q_, g_ and totals_ (which decay).
+  HWY_NOINLINE void update_gradient(const TokenRange& t) {
+    if (decay_.there) {
+      dstate_.scale(decay_.all);
+      for (ptrdiff_t i = 0; i < t.count; ++i) {
+        scale_row(g_ + i * width_, decay_.in[i], width_);
+        totals_[i] *= decay_.in[i];
+      }
+    }
+    dstate_.add(q_, g_, totals_, t);
+  }
+  // The gradients of a part's decays also have what later parts ask.
+  HWY_NOINLINE void add_to_decays(double later) const {
+    C* const rows = static_cast<C*>(p_.dlog_decay);
+    Base::for_each_chunk(span_.queries, [&](const TokenRange& t) {
+      C* const to = rows + Base::number_at(t, shape_.seqlen_q);
+      for (ptrdiff_t i = 0; i < t.count; ++i) {
+        to[i * shape_.num_heads] = static_cast<C>(to[i * shape_.num_heads] + later);
+      }
+    });
+  }
+
   // fn on the chunk; on each of its tokens, in the order of the pass, where a number is not finite.
   template <class Fn>
   void whole_or_single(const TokenRange& t, bool backwards, const Fn& fn) {
@@ -415,14 +565,7 @@ class BackwardHead : Head<C> {
         to[i * shape_.num_heads] = static_cast<C>(decay_gradient_);
       }
     }
-    if (decay_.there) {
-      dstate_.scale(decay_.all);
-      for (ptrdiff_t i = 0; i < t.count; ++i) {
-        scale_row(g_ + i * width_, decay_.in[i], width_);
-        totals_[i] *= decay_.in[i];
-      }
-    }
-    dstate_.add(q_, g_, totals_, t);
+    update_gradient(t);
   }
 
   // Of rows i that are computed up to their tile's end: += totals_[i], times decay; 0 behind column i.
@@ -451,29 +594,39 @@ class BackwardHead : Head<C> {
   double decay_gradient_ = 0;
 };
 
-// Every sequence and head is one task.
-template <class Pass, class Params>
+// Every sequence and head is a task, or every part of one.
+template <class C, class Pass, class Params>
 void run_heads(const Params& p, const Threads& threads) {
   const size_t bytes = Pass(p).lay_out(nullptr);
-  const int64_t heads = p.shape.num_heads;
-  const ThreadScratch scratch(bytes * threads.num_threads);
-  for_each_task(threads, p.shape.num_sequences * heads, [&](int64_t task, int worker) {
-    Pass pass(p);
-    pass.lay_out(scratch.data() + worker * bytes);
-    pass.run(task / heads, task % heads);
-  });
+  const int64_t heads = p.shape.num_sequences * p.shape.num_heads, parts = parts_of(p.shape, threads);
+  PartStates<C> states(p.shape, parts);
+  const ThreadScratch scratch(bytes * threads.num_threads + states.bytes());
+  states.place(scratch.data() + bytes * threads.num_threads);
+  const auto for_each_part = [&](const auto& fn) {
+    for_each_task(threads, heads * parts, [&](int64_t task, int worker) {
+      Pass pass(p);
+      pass.lay_out(scratch.data() + worker * bytes);
+      pass.begin(task / parts, {task % parts, parts});
+      fn(pass);
+    });
+  };
+  if (parts == 1) return for_each_part([](Pass& pass) { pass.run(); });
+  for (int phase = 0; phase < Pass::kPhases; ++phase) {
+    for_each_part([&](Pass& pass) { pass.run_phase(phase, states); });
+    for_each_task(threads, heads, [&](int64_t head, int) { Pass::join(phase, p, states, head); });
+  }
 }
 
 }  // namespace
 
 void linear_attention_forward(const LinearAttentionFwdParams& p, const Threads& threads) {
-  p.shape.dtype == DType::kFloat64 ? run_heads<ForwardHead<double>>(p, threads)
-                                   : run_heads<ForwardHead<float>>(p, threads);
+  p.shape.dtype == DType::kFloat64 ? run_heads<double, ForwardHead<double>>(p, threads)
+                                   : run_heads<float, ForwardHead<float>>(p, threads);
 }
 
 void linear_attention_backward(const LinearAttentionBwdParams& p, const Threads& threads) {
-  p.shape.dtype == DType::kFloat64 ? run_heads<BackwardHead<double>>(p, threads)
-                                   : run_heads<BackwardHead<float>>(p, threads);
+  p.shape.dtype == DType::kFloat64 ? run_heads<double, BackwardHead<double>>(p, threads)
+                                   : run_heads<float, BackwardHead<float>>(p, threads);
 }
 
 }  // namespace xformers::cpu::XFORMERS_ISA_NAMESPACE

@@ -67,6 +67,15 @@ struct LinearState {
     }
   }
 
+  HWY_NOINLINE void copy(const LinearState& from) const {
+    for (ptrdiff_t i = 0; i < features * width; ++i) values[i] = from.values[i];
+    for (ptrdiff_t i = 0; i < features; ++i) sums[i] = from.sums[i];
+  }
+  HWY_NOINLINE void add_scaled(const LinearState& other, C factor) const {
+    add_row(values, other.values, factor, features * width);
+    for (ptrdiff_t i = 0; i < features; ++i) sums[i] += factor * other.sums[i];
+  }
+
   // values += f rows, sums += f weights;  f [m, kTokens], rows [tokens, width], weights [kTokens].
   HWY_NOINLINE void add(const C* f, const C* rows, const C* weights, const TokenRange& tokens) {
     product<C>(values, width, {f, kTokens, 1}, rows, width, features, width, tokens.count, true);

@@ -1,0 +1,1 @@
+"""Parts of xformers.benchmarks.report."""
