@@ -27,7 +27,7 @@ check() {  # tool
   local shard status=0 running=() logs=() start=$SECONDS of_tool=$filter
   # A warp of the Hopper backward reads (or writes) row statistics, syncs, and lets one lane arrive at the barrier for
   # all: racecheck takes that as said of this lane's accesses alone.
-  [[ $1 != racecheck || $filter == *-* ]] || of_tool="$filter-*bwd_sm90*"
+  [[ $1 != racecheck || $filter == *-* ]] || of_tool="$filter-*bwd_sm90*:*HopperBackward*"
   for ((shard = 0; shard < shards; ++shard)); do
     logs+=("$out/$1-$shard.log")
     GTEST_TOTAL_SHARDS=$shards GTEST_SHARD_INDEX=$shard "$sanitizer" --tool "$1" --error-exitcode 99 --print-limit 20 \

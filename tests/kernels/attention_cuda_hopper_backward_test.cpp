@@ -18,7 +18,7 @@ std::vector<std::string> edges() {
   std::vector<std::string> texts;
   const std::vector<int> queries = {1, 63, 64, 65, 127, 128, 129, 321}, keys = {0, 1, 63, 65, 127, 128, 129, 400};
   const std::vector<std::string> dims = {"d64",  "d96",  "d128",       "d192,dv128", "d192", "d256", "d72", "d80",
-                                         "d160", "d200", "d200,dv120", "d100,dv200", "d40",  "d136", "d248"},
+                                         "d160", "d200", "d200,dv120", "d104,dv200", "d40",  "d136", "d248"},
                                  bands = {"", ",causal", ",causal_br", ",band40_0", ",band10_200"};
   size_t i = 0;
   for (int q : queries) {
@@ -36,7 +36,7 @@ std::vector<std::string> edges() {
 std::vector<std::string> of_each_dim(const std::vector<std::string>& rests) {
   std::vector<std::string> texts;
   for (const char* dtype : {"bf16", "fp16"}) {
-    for (const char* dims : {"d64", "d96", "d128", "d192,dv128", "d192", "d256", "d100,dv104"}) {
+    for (const char* dims : {"d64", "d96", "d128", "d192,dv128", "d192", "d256", "d112,dv104"}) {
       for (const std::string& rest : rests)
         texts.push_back(std::string("attention:") + dtype + "," + dims + "," + rest);
     }

@@ -36,17 +36,4 @@ __device__ __forceinline__ void fence_shared_for_async() {
   asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
 }
 
-// to[0 ... bytes / 4) += numbers in shared memory, both at units of 16 bytes, by the copy engine. By one thread, after
-// fence_shared_for_async() of those that wrote them.
-__device__ __forceinline__ void add_copied(float* to, uint32_t from, int bytes) {
-  asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;\n" ::"l"(
-                   reinterpret_cast<uint64_t>(to)),
-               "r"(from), "r"(bytes)
-               : "memory");
-}
-// Of what this thread has sent off so far: nothing more of it is read from shared memory; all of it has arrived.
-__device__ __forceinline__ void commit_sums() { asm volatile("cp.async.bulk.commit_group;\n" ::: "memory"); }
-__device__ __forceinline__ void await_sums_read() { asm volatile("cp.async.bulk.wait_group.read 0;\n" ::: "memory"); }
-__device__ __forceinline__ void await_sums_added() { asm volatile("cp.async.bulk.wait_group 0;\n" ::: "memory"); }
-
 }  // namespace xformers::cuda

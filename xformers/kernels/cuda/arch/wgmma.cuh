@@ -65,22 +65,20 @@ namespace detail {
 using cute::SM90::GMMA::Major;
 using cute::SM90::GMMA::ScaleOut;
 
-// CUTLASS's atoms for N columns: both operands in shared memory (Ss), b alone with rows that are summed over (St), both
-// so (Tt), or a in registers (Rs).
+// CUTLASS's atoms for N columns: both operands in shared memory (Ss), or both with rows that are summed over (Tt), or a
+// in registers (Rs).
 template <class T, int kN>
 struct Atoms;
 #define XFORMERS_WGMMA(N)                                                              \
   template <>                                                                          \
   struct Atoms<__nv_bfloat16, N> {                                                     \
     using Ss = cute::SM90::GMMA::MMA_64x##N##x16_F32BF16BF16_SS<Major::K, Major::K>;   \
-    using St = cute::SM90::GMMA::MMA_64x##N##x16_F32BF16BF16_SS<Major::K, Major::MN>;  \
     using Tt = cute::SM90::GMMA::MMA_64x##N##x16_F32BF16BF16_SS<Major::MN, Major::MN>; \
     using Rs = cute::SM90::GMMA::MMA_64x##N##x16_F32BF16BF16_RS<Major::K, Major::MN>;  \
   };                                                                                   \
   template <>                                                                          \
   struct Atoms<__half, N> {                                                            \
     using Ss = cute::SM90::GMMA::MMA_64x##N##x16_F32F16F16_SS<Major::K, Major::K>;     \
-    using St = cute::SM90::GMMA::MMA_64x##N##x16_F32F16F16_SS<Major::K, Major::MN>;    \
     using Tt = cute::SM90::GMMA::MMA_64x##N##x16_F32F16F16_SS<Major::MN, Major::MN>;   \
     using Rs = cute::SM90::GMMA::MMA_64x##N##x16_F32F16F16_RS<Major::K, Major::MN>;    \
   };
@@ -104,15 +102,6 @@ __device__ __forceinline__ void multiply_ss(float (&acc)[1][kTiles][4], uint64_t
   using Atom = typename detail::Atoms<T, kTiles * 8>::Ss;
   [&]<size_t... i>(std::index_sequence<i...>) {
     Atom::fma(a, b, acc[0][i / 4][i % 4]..., fresh ? detail::ScaleOut::Zero : detail::ScaleOut::One);
-  }(std::make_index_sequence<kTiles * 4>());
-}
-
-// acc += a b: rows of a, 16 elements of each, and 16 rows of b are what is summed over.
-template <class T, int kTiles>
-__device__ __forceinline__ void multiply_st(float (&acc)[1][kTiles][4], uint64_t a, uint64_t b) {
-  using Atom = typename detail::Atoms<T, kTiles * 8>::St;
-  [&]<size_t... i>(std::index_sequence<i...>) {
-    Atom::fma(a, b, acc[0][i / 4][i % 4]..., detail::ScaleOut::One);
   }(std::make_index_sequence<kTiles * 4>());
 }
 

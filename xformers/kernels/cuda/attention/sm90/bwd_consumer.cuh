@@ -81,20 +81,8 @@ class BwdConsumer {
     clear_rows_behind<kBlockN, kPolicy.head_dim>(memory_.k[k_.index()], work().tile.rows);
     wait_full(memory_.barriers.v_full[v_.index()], v_.parity());
     find_range();
-    if constexpr (kPolicy.ahead) {
-      const int last = work().blocks.end - 1;
-      Scores p;
-      issue_scores(p, work().blocks.begin);
-      wgmma::wait<0>();
-      wgmma::hold(p);
-      finish_scores(p, work().blocks.begin);
 #pragma unroll 1
-      for (int block = work().blocks.begin; block < last; ++block) step_ahead<true>(p, acc_dk, acc_dv, block);
-      step_ahead<false>(p, acc_dk, acc_dv, last);
-    } else {
-#pragma unroll 1
-      for (int block = work().blocks.begin; block < work().blocks.end; ++block) step(acc_dk, acc_dv, block);
-    }
+    for (int block = work().blocks.begin; block < work().blocks.end; ++block) step(acc_dk, acc_dv, block);
     if (ds_factor_ != 1) multiply_all_by(acc_dk, 1 / ds_factor_);
     ds_factor_ = 1;
     arrive_warp(memory_.barriers.k_empty[k_.index()]);
@@ -162,66 +150,6 @@ class BwdConsumer {
     wgmma::wait<0>();
     wgmma::hold(acc_dk[kPieces - 1]);
     arrive_warp(memory_.barriers.q_empty[piece.index()]);
-    dout_.advance(), ds_.advance();
-  }
-
-  // The same for P of this step, which is there; the next step's is made while dQ and dK run.
-  template <bool kNext>
-  __device__ __forceinline__ void step_ahead(Scores& p, DkSums& acc_dk, DvSums& acc_dv, int block) {
-    static_assert(kPieces == 1);
-    const Stage<kPolicy.q_stages> now = q_;
-    Scores dp;
-    wait_for_dout(block);
-    wgmma::begin();
-    issue_by_dims<kPolicy.head_dim_v>(dp, memory_.v[v_.index()], memory_.dout[dout_.index()], true);
-    wgmma::commit();
-    if constexpr (kPolicy.has_dv()) {
-      Packed packed;
-      pack_all(packed, p);
-      issue_by_queries(acc_dv, packed, memory_.dout[dout_.index()]);
-      wgmma::wait<1>();
-    } else {
-      wgmma::wait<0>();
-    }
-    wgmma::hold(dp);
-    differentiate(dp, p, now.index());
-    if (!sees_all(block)) hide(dp, block);
-    if (kMayOverflow<T> && may_overflow_) bring_into_range(dp, acc_dk);
-    Packed ds;
-    pack_all(ds, dp);
-    if constexpr (kPolicy.ds_stages == 1) wait_empty(memory_.barriers.ds_empty, ds_.parity());
-    store_ds(ds);
-    if constexpr (kPolicy.has_dv()) {
-      wgmma::wait<0>();
-      wgmma::hold(acc_dv);
-    }
-    arrive_warp(memory_.barriers.dout_empty[dout_.index()]);
-    if (args_.turns) await_sums();
-    sync_threads(kBoth, 256);
-    if (threadIdx.x == 128) end_turn(block - 1);
-    q_.advance();
-    if constexpr (kNext) issue_scores(p, block + 1);
-    DqSums dq;
-    issue_dq(dq);
-    if constexpr (kPolicy.ds_read) {
-      issue_dk(acc_dk[0], memory_.q[now.index()]);
-    } else {
-      issue_by_queries(acc_dk[0], ds, memory_.q[now.index()]);
-    }
-    if constexpr (kNext) {
-      wgmma::wait<2>();
-      wgmma::hold(p);
-      finish_scores(p, block + 1);
-    }
-    wgmma::wait<1>();
-    wgmma::hold(dq);
-    if constexpr (kPolicy.ds_stages == 1) arrive_warp(memory_.barriers.ds_empty);
-    if (kMayOverflow<T> && ds_factor_ != 1) multiply(dq, 1 / ds_factor_);
-    if (args_.turns) wait_full(memory_.barriers.turn[now.index()], now.parity());
-    add_dq(args_.dq_sum + (work().dq_block + block) * kOrder.block(), dq);
-    wgmma::wait<0>();
-    wgmma::hold(acc_dk[0]);
-    arrive_warp(memory_.barriers.q_empty[now.index()]);
     dout_.advance(), ds_.advance();
   }
 
@@ -296,10 +224,7 @@ class BwdConsumer {
   }
 
   // What this thread has added to dq_sum is there.
-  __device__ __forceinline__ void await_sums() const {
-    if constexpr (kPolicy.dq_copied) await_sums_added();
-    __threadfence();
-  }
+  __device__ __forceinline__ void await_sums() const { __threadfence(); }
   // All of the tile's sums of dq are there.
   __device__ __forceinline__ void finish_dq() const {
     await_sums();
@@ -338,19 +263,6 @@ class BwdConsumer {
     }
     wgmma::commit();
   }
-  // The same for dS as it lies in shared memory.
-  template <int kTiles>
-  __device__ __forceinline__ void issue_dk(Fragment<1, kTiles>& acc, const unsigned char* queries) {
-    const wgmma::Operand a(shared_address(memory_.ds[ds_.index()]) + consumer_ * 64 * 128),
-        b(shared_address(queries), kBlockM);
-    wgmma::begin();
-#pragma unroll
-    for (int query = 0; query < kBlockM; query += 16) {
-      const int panel = query / wgmma::kPanel, within = query % wgmma::kPanel * 2;
-      wgmma::multiply_st<T, kTiles>(acc, a.at(panel * kBlockN * 128 + within), b.at(query * 128));
-    }
-    wgmma::commit();
-  }
   // This warpgroup's part of [queries, dims], summed over the keys of both.
   __device__ __forceinline__ void issue_dq(DqSums& dq) {
     constexpr int kPanelBytes = kBlockN * 128, kPanels = kPolicy.dq_dims() / wgmma::kPanel;
@@ -386,7 +298,6 @@ class BwdConsumer {
                   kHalf = kTiles - kWhole;
     // Behind head_dim are zeros.
     constexpr int kZeros = (kPolicy.dq_dims() - kPolicy.head_dim) / 8;
-    if constexpr (kPolicy.dq_copied) return copy_dq(to, dq);
     to += (threadIdx.x - 128) * 4;
 #pragma unroll
     for (int d = 0; d < kTiles; ++d) {
@@ -395,26 +306,6 @@ class BwdConsumer {
       const int at = kHalf == 0 || consumer_ == 0 ? d : d < kWhole ? d + kHalf : d - kWhole;
       add_global_4(to + at * kNext, dq[0][d][0], dq[0][d][1], dq[0][d][2], dq[0][d][3]);
     }
-  }
-
-  // Every warp has its own part of the block in shared memory, from where it is added tile by tile.
-  __device__ __forceinline__ void copy_dq(float* to, const DqSums& dq) const {
-    constexpr int kTiles = kOrder.dim_tiles(), kNext = kOrder.of_thread(0, 1);
-    static_assert(kTiles <= 32 && (kPolicy.dq_dims() == 64 || kPolicy.dq_dims() % 128 == 0));
-    const int thread = threadIdx.x - 128, lane = thread % 32;
-    const uint32_t mine = shared_address(memory_.dq[0]) + thread / 32 * 32 * 16;
-    await_sums_read();  // of the step before
-    __syncwarp();
-#pragma unroll
-    for (int d = 0; d < kTiles; ++d) {
-      store_shared_16(mine + d * kNext * 4 + lane * 16, {__float_as_uint(dq[0][d][0]), __float_as_uint(dq[0][d][1]),
-                                                         __float_as_uint(dq[0][d][2]), __float_as_uint(dq[0][d][3])});
-    }
-    fence_shared_for_async();
-    __syncwarp();
-    const int zeros = consumer_ == 1 ? (kPolicy.dq_dims() - kPolicy.head_dim) / 8 : 0;
-    if (lane < kTiles - zeros) add_copied(to + thread / 32 * 128 + lane * kNext, mine + lane * kNext * 4, 512);
-    commit_sums();
   }
 
   // Scores -> P, as if nothing were masked. Where scores are large, the difference to lse is taken first, of numbers as

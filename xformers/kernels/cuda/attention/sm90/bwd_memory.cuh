@@ -28,8 +28,6 @@ struct BwdMemory {
   TileRing<kQStages, kPolicy.q_bytes()> q;
   TileRing<kDoutStages, kPolicy.dout_bytes()> dout;
   [[no_unique_address]] TileRing<kPolicy.has_dk() ? kPolicy.ds_stages : 0, kPolicy.ds_bytes()> ds;  // [keys, queries]
-  // Of dq_sum, in its order: what the copy engine is to add.
-  [[no_unique_address]] TileRing<kPolicy.dq_copied ? 1 : 0, kPolicy.block_m * kPolicy.dq_dims() * 4> dq;
   // Of Q's rows: delta; lse in units of log2(e), or, where any is large, natural and with what it was rounded by. Rows
   // that see no key, or are none, have +inf. They are where (the first piece of) Q is in its ring.
   bool large[kQStages];

@@ -16,10 +16,7 @@ struct BwdPolicy {
   int registers;             // of a thread that multiplies; those of one that copies have what is left of 168 each
   BwdSums sums = BwdSums::kAll;
   int q_stages = 2, dout_stages = 2, k_stages = 2, v_stages = 2, ds_stages = 2;
-  int q_pieces = 1;        // stages that Q of a step takes, with a part of the dims each: freed one by one
-  bool dq_copied = false;  // sums of dq leave through shared memory, by the copy engine; else from registers
-  bool ahead = false;      // P of the next step is made while dQ and dK run
-  bool ds_read = false;    // ahead: dK's dS comes from shared memory, not from registers
+  int q_pieces = 1;  // stages that Q of a step takes, with a part of the dims each: freed one by one
 
   static constexpr int kConsumers = 2, kBlockN = 64 * kConsumers;
 
@@ -42,7 +39,7 @@ struct BwdPolicy {
 // Those of a pair of head dims side by side.
 inline constexpr BwdPolicy kBwdPolicies[] = {
     {.head_dim = 64, .head_dim_v = 64, .block_m = 128, .registers = 240},
-    {.head_dim = 96, .head_dim_v = 96, .block_m = 64, .registers = 232, .ahead = true},
+    {.head_dim = 96, .head_dim_v = 96, .block_m = 64, .registers = 232},
     {.head_dim = 128, .head_dim_v = 128, .block_m = 64, .registers = 232},
     {.head_dim = 192, .head_dim_v = 128, .block_m = 64, .registers = 232, .sums = BwdSums::kDv},
     {.head_dim = 192,
@@ -51,8 +48,7 @@ inline constexpr BwdPolicy kBwdPolicies[] = {
      .registers = 232,
      .sums = BwdSums::kDkDq,
      .k_stages = 1,
-     .ds_stages = 1,
-     .ahead = true},
+     .ds_stages = 1},
     {.head_dim = 192, .head_dim_v = 192, .block_m = 64, .registers = 232, .sums = BwdSums::kDv},
     {.head_dim = 192,
      .head_dim_v = 192,
@@ -61,8 +57,7 @@ inline constexpr BwdPolicy kBwdPolicies[] = {
      .sums = BwdSums::kDkDq,
      .k_stages = 1,
      .v_stages = 1,
-     .ds_stages = 1,
-     .ahead = true},
+     .ds_stages = 1},
     {.head_dim = 256, .head_dim_v = 256, .block_m = 64, .registers = 232, .sums = BwdSums::kDv, .k_stages = 1},
     // 224 KiB of tiles: a step's Q is two of three stages.
     {.head_dim = 256,
