@@ -178,7 +178,9 @@ def check_attention(fn, query, key, value, bias=None, tensor_bias=None, scale=No
     generator = torch.Generator().manual_seed(1)
     # No gradient comes in for the lse of a row that sees no key.
     incoming = [
-        torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.dtype).masked_fill(x == -torch.inf, 0.0)
+        torch.randn(x.shape, generator=generator, dtype=torch.float64, device="cpu")
+        .to(x)
+        .masked_fill(x == -torch.inf, 0.0)
         for x in outputs
     ]
     grads = torch.autograd.grad(outputs, list(leaves.values()), incoming) if leaves else ()

@@ -7,7 +7,7 @@ import torch
 from attention_inputs import qkv, random
 from attention_reference import check_attention
 from devices import on_each_device  # noqa: F401  (every test runs on each)
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.library import opcheck
@@ -124,7 +124,7 @@ def test_from_mask_is_exactly_its_mask(nq, nk, size, shape, density, seed):
     given_mask = random_layout((*shape, nq, nk), density, seed)
     mask = BlockSparseMask.from_mask(given_mask, size)
     full = given_mask.reshape((1,) * (2 - len(shape)) + given_mask.shape).expand(2, 2, nq, nk)
-    assert torch.equal(mask.materialize((2, 2, nq, nk)) == 0, full)
+    assert torch.equal(mask.materialize((2, 2, nq, nk), device=None) == 0, full)
     check_attention(
         lambda q, k, v, _: memory_efficient_attention(q, k, v, mask), *qkv(2, nq, nk, (2,)), bias=hidden(full)
     )
@@ -234,7 +234,7 @@ def test_from_flex(size, device):
     mask = BlockSparseMask.from_flex(flex)
     q, k = torch.arange(150)[:, None], torch.arange(170)[None, :]
     expected = torch.stack([sees(0, h, q, k) for h in range(2)])[None]
-    assert torch.equal(mask.materialize((1, 2, 150, 170)) == 0, expected)
+    assert torch.equal(mask.materialize((1, 2, 150, 170), device=None) == 0, expected)
     check_attention(
         lambda q, k, v, _: memory_efficient_attention(q, k, v, mask), *qkv(1, 150, 170, (2,)), bias=hidden(expected)
     )
@@ -242,7 +242,8 @@ def test_from_flex(size, device):
 
 def test_sparse_tensors_are_masks():
     mask = random_layout((2, 50, 60), 0.3)
-    assert torch.equal(BlockSparseMask.from_mask(mask.to_sparse(), 16).materialize((2, 50, 60)) == 0, mask)
+    built = BlockSparseMask.from_mask(mask.to_sparse(), 16)
+    assert torch.equal(built.materialize((2, 50, 60), device=None) == 0, mask)
 
 
 def test_bands_and_biases_share_the_lists():
@@ -475,7 +476,7 @@ def test_not_beside_packed_or_paged_keys():
         forward(*qkv(1, 5, 5, requires_grad=False), cu_seqlens_q=offsets, cu_seqlens_k=offsets, **options)
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_lists_that_lie_are_refused(device, data):
     """The operator reads no memory that is not there, whatever its lists hold."""

@@ -127,7 +127,7 @@ void launch_softmax_of_blocks(DType dtype, BlockSoftmaxArgs args, const Stream& 
   with_vectors(dtype, vectors, [&]<class T, int kVec>() {
     args.by_vectors = Divisor<uint32_t>(layout.block / kVec);
     args.plan = plan_ragged_rows(layout.nnz * (layout.block / kVec) / block_rows,
-                                 backward ? kRaggedBackwardItems : kRaggedItems);
+                                 backward ? kRaggedBackwardItems : kRaggedItems, /*most=*/kRaggedThreads);
     launch_rows(backward ? block_softmax_gradients<T, kVec> : block_softmax_rows<T, kVec>, args.plan,
                 args.batch * block_rows * layout.block, args, where);
   });

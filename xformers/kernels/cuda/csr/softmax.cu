@@ -92,7 +92,7 @@ void launch_softmax_of_values(DType dtype, CsrSoftmaxArgs args, const Stream& wh
   args.rows = Divisor<int64_t>(args.pattern.rows);
   with_vectors(dtype, is_aligned(args.in) && is_aligned(args.dout) && is_aligned(args.out), [&]<class T, int kVec>() {
     args.plan = plan_ragged_rows(args.pattern.nnz / args.pattern.rows / kVec + 1,
-                                 backward ? kRaggedBackwardItems : kRaggedItems);
+                                 backward ? kRaggedBackwardItems : kRaggedItems, /*most=*/32);
     launch_rows(backward ? csr_softmax_gradients<T, kVec> : csr_softmax_rows<T, kVec>, args.plan,
                 args.batch * args.pattern.rows, args, where);
   });

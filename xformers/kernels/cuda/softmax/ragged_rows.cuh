@@ -11,8 +11,8 @@
 //   row.numbers(v, C (&y)[kVec], C (&dy)[kVec])             // backward: 0 where there is none
 //   row.write(v, const C (&y)[kVec])                        // what there is of vector v
 //
-// A group of threads, of up to the block, takes a row, kRaggedItems vectors of it per thread in registers. Rows that are
-// longer than that are taken by the whole block, one after the other, and read twice.
+// A group of threads takes a row, kRaggedItems vectors of it per thread in registers. Rows that are longer than that
+// are taken by the whole block, one after the other, and read twice.
 #pragma once
 
 #include <algorithm>
@@ -25,9 +25,10 @@ namespace xformers::cuda {
 constexpr int kRaggedThreads = 256;
 constexpr int kRaggedItems = 4, kRaggedBackwardItems = 2;  // vectors per thread; backward: of both inputs
 
-// For rows of about so many vectors, half of what fits, so that longer ones than most still do.
-inline RowPlan plan_ragged_rows(int64_t vectors, int items) {
-  const int64_t threads = std::clamp<int64_t>((2 * vectors + items - 1) / items, 2, kRaggedThreads);
+// For rows of about so many vectors, half of what fits, so that longer ones than most still do. most: threads of a
+// group, of which more than a warp's 32 meet at barriers of the block.
+inline RowPlan plan_ragged_rows(int64_t vectors, int items, int most) {
+  const int64_t threads = std::clamp<int64_t>((2 * vectors + items - 1) / items, 2, most);
   RowPlan plan;
   plan.shift = std::bit_width(static_cast<uint64_t>(threads - 1));
   plan.group = 1 << plan.shift;

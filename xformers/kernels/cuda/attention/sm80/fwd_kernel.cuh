@@ -57,25 +57,25 @@ __device__ __forceinline__ void accumulate_step(typename WarpPart<kPolicy>::Outp
       }
       if (i == kThen) meanwhile();
     }
-    return;
-  }
-  typename WarpPart<kPolicy>::Probabilities probabilities;
+  } else {
+    typename WarpPart<kPolicy>::Probabilities probabilities;
 #pragma unroll
-  for (int i = 0; i < kPolicy.warp_keys(); i += 16) to_probabilities<T, kPolicy>(probabilities[i / 16], s, i / 16);
-  if (kPolicy.features.may(kDropoutOp) && args.p.dropout.p > 0) {
+    for (int i = 0; i < kPolicy.warp_keys(); i += 16) to_probabilities<T, kPolicy>(probabilities[i / 16], s, i / 16);
+    if (kPolicy.features.may(kDropoutOp) && args.p.dropout.p > 0) {
 #pragma unroll
-    for (int i = 0; i < kPolicy.warp_keys(); i += 32) {
-      drop<kPolicy.row_tiles>(&probabilities[i / 16], tile.philox, args.drop_rule, tile.stream_head,
-                              tile.first + warp.row, key + i);
-      if constexpr (kAlone) {  // the draws of the next 32 keys fill the gaps between these products
-        if (shown(i / 16)) accumulate<T, kPolicy>(out, probabilities[i / 16], v, i);
-        if (shown(i / 16 + 1)) accumulate<T, kPolicy>(out, probabilities[i / 16 + 1], v, i + 16);
-        if (i == 0) meanwhile();
+      for (int i = 0; i < kPolicy.warp_keys(); i += 32) {
+        drop<kPolicy.row_tiles>(&probabilities[i / 16], tile.philox, args.drop_rule, tile.stream_head,
+                                tile.first + warp.row, key + i);
+        if constexpr (kAlone) {  // the draws of the next 32 keys fill the gaps between these products
+          if (shown(i / 16)) accumulate<T, kPolicy>(out, probabilities[i / 16], v, i);
+          if (shown(i / 16 + 1)) accumulate<T, kPolicy>(out, probabilities[i / 16 + 1], v, i + 16);
+          if (i == 0) meanwhile();
+        }
       }
+      if constexpr (kAlone) return;
     }
-    if constexpr (kAlone) return;
+    accumulate_all<T, kPolicy>(out, probabilities, v, memory.shared_scores, warp, meanwhile, shown);
   }
-  accumulate_all<T, kPolicy>(out, probabilities, v, memory.shared_scores, warp, meanwhile, shown);
 }
 
 template <FwdPolicy kPolicy>
