@@ -91,7 +91,7 @@ INSTANTIATE_TEST_SUITE_P(
     CudaBlocksBeside, AttentionCases,
     cases(each(all_of({"b2,q100,k150,h4,g2,kv2,d64", "b2,q100,k150,h4,g2,kv2,d128", "b2,q100,k150,h4,g2,kv2,d256"},
                       {"bias,p0.2", "alibi,softcap5", "padded,bias@odd", "sinks,dlse,bias_blocks", "scale-0.3",
-                       "wide,splits3", "amp30"}),
+                       "wide,splits3", "amp8"}),
                {"blocks16x48_30@bits", "blocks64x64_40@groups", "blocks16x16_40"}, {"bf16", "fp16", "fp32"})),
     test_name);
 
