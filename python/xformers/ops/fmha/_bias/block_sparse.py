@@ -36,8 +36,8 @@ class BlockSparseMask(AttentionBias):
     Raises: ValueError for other sizes and, when attention is called, for a layout that does not cover the inputs.
     NotImplementedError for packed and paged keys.
 
-    Of tensors on a GPU lists are made there, and the host waits for nothing: numbers out of range, here and in the other
-    constructors, are then clamped instead of refused.
+    Of tensors on a GPU lists are made there, and the host waits for nothing: numbers out of range, here and in the
+    other constructors, are then clamped instead of refused.
     """
 
     block_size: tuple[int, int]
