@@ -545,13 +545,13 @@ def test_linear24(algo):
     assert torch.equal(layer(x), out) and "weight" not in layer.state_dict()
 
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "cases" / "linear24_examples.json"
+LINEAR24_EXAMPLES = Path(__file__).resolve().parents[1] / "cases" / "linear24_examples.json"
 
 
 @pytest.mark.parametrize("row", range(4))
 def test_both_languages_agree(row):
     """With numbers that tests/ops/linear24_test.cpp reads too."""
-    example = json.loads(EXAMPLES.read_text())[row]
+    example = json.loads(LINEAR24_EXAMPLES.read_text())[row]
     sizes = {"Linear24": (6, 5), "MLP24": (6, 8, 3)}[example["module"]]
     module = {"Linear24": Linear24, "MLP24": MLP24}[example["module"]](*sizes, **example["options"])
     module.load_state_dict({name: torch.tensor(values) for name, values in example["state"].items()})
