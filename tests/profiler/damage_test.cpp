@@ -1,12 +1,15 @@
 // Traces that are cut off anywhere, or hold nonsense anywhere: read as far as they go, with one sentence, without harm.
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <random>
+#include <stdexcept>
 #include <string>
 
 #include "xformers/ops/attention/attention_cost.h"
 #include "xformers/profiler/analysis.h"
 #include "xformers/profiler/c_api.h"
+#include "xformers/profiler/ranks.h"
 
 namespace xformers::profiler {
 namespace {
@@ -78,6 +81,19 @@ TEST(CApi, AnswersEveryRequest) {
     char* reply = xformers_profiler_call(request);
     EXPECT_PRED_FORMAT2(testing::IsSubstring, "\"error\"", reply) << request;
     xformers_profiler_free(reply);
+  }
+}
+
+// What one of them throws, be it on the calling thread, reaches the caller when all have ended.
+TEST(Parallel, ThrowsTheFirstExceptionAtTheEnd) {
+  for (size_t threads : {1, 4}) {
+    std::atomic<int> called{0};
+    const auto body = [&](size_t i) {
+      ++called;
+      if (i % 5 == 0) throw std::runtime_error("damaged");
+    };
+    EXPECT_THROW(for_each_parallel(16, threads, body), std::runtime_error);
+    EXPECT_EQ(called, 16);
   }
 }
 

@@ -4,7 +4,9 @@
 #include <atomic>
 #include <cmath>
 #include <cstdio>
+#include <exception>
 #include <map>
+#include <mutex>
 #include <numeric>
 #include <thread>
 #include <unordered_map>
@@ -122,13 +124,24 @@ size_t default_threads() { return std::max(std::thread::hardware_concurrency(), 
 
 void for_each_parallel(size_t count, size_t threads, const std::function<void(size_t)>& body) {
   std::atomic<size_t> next{0};
+  std::mutex one_at_a_time;
+  std::exception_ptr first;
   const auto work = [&] {
-    for (size_t i = next++; i < count; i = next++) body(i);
+    for (size_t i = next++; i < count; i = next++) {
+      try {
+        body(i);
+      } catch (...) {
+        const std::lock_guard lock(one_at_a_time);
+        if (!first) first = std::current_exception();
+      }
+    }
   };
-  std::vector<std::thread> others;
-  for (size_t i = 1; i < std::min(threads, count); ++i) others.emplace_back(work);
-  work();
-  for (std::thread& other : others) other.join();
+  {
+    std::vector<std::jthread> others;  // joined at the end, whatever happens
+    for (size_t i = 1; i < std::min(threads, count); ++i) others.emplace_back(work);
+    work();
+  }
+  if (first) std::rethrow_exception(first);
 }
 
 RankTimes rank_times(const fs::path& trace) {

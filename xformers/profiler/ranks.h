@@ -14,7 +14,7 @@ namespace xformers::profiler {
 // any where it holds none itself. Empty where there are none.
 std::vector<std::filesystem::path> find_traces(const std::filesystem::path& folder);
 
-// Calls body(index) for all indices below count, on so many threads.
+// Calls body(index) for all indices below count, on so many threads. Throws the first exception of them, at the end.
 void for_each_parallel(size_t count, size_t threads, const std::function<void(size_t)>& body);
 size_t default_threads();
 

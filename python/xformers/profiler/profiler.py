@@ -166,7 +166,7 @@ class PyTorchProfiler:
 
 
 def _write_facts(trace: Path, facts: dict[str, Any]) -> None:
-    """What the report can't know from the trace, beside it."""
+    """What the report can't know from the trace, beside it; whole at once: other ranks may be reading it."""
     if _has_gpu():
         major, minor = torch.cuda.get_device_capability()
         facts.update(device=torch.cuda.get_device_name(), major=major, minor=minor)
@@ -174,8 +174,10 @@ def _write_facts(trace: Path, facts: dict[str, Any]) -> None:
         facts.update(device="CPU", major=0, minor=0)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         facts["rank"] = torch.distributed.get_rank()
-    name = trace.name.removesuffix(".pt.trace.json.gz") + ".facts.json"
-    trace.with_name(name).write_text(json.dumps(facts))
+    path = trace.with_name(trace.name.removesuffix(".pt.trace.json.gz") + ".facts.json")
+    beside = path.with_suffix(".part")
+    beside.write_text(json.dumps(facts))
+    beside.replace(path)
 
 
 class PyTorchProfiler_CUDAOnly(PyTorchProfiler):
