@@ -109,6 +109,29 @@ def test_gradient_of_packed_weights_is_not_copied():
         assert w1w2.grad.shape == w1w2.shape
 
 
+@pytest.mark.parametrize("holds", [False, True])
+@pytest.mark.parametrize("op", [SwiGLUPackedFusedOp, SwiGLUFusedOp], ids=lambda op: op.NAME)
+def test_backward_of_what_hooks_return_is_in_place(op, holds):
+    """As checkpointing does; but not where their owner looks at it afterwards, or at a view."""
+    leaves, held = [random((9, 24), requires_grad=True), *parameters(SHAPES[0], torch.float32)], []
+
+    def unpack(t):
+        if t.dim() < 3:  # weights that lie side by side are one product
+            return t
+        t = t.clone()
+        if holds:
+            held.append((t[:1], t.clone()[:1]))
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, unpack):
+        out = call(op, *leaves)
+    with torch.profiler.profile(acc_events=True) as profile:
+        got = torch.autograd.grad(out.sum(), leaves)
+    assert ("xformers::swiglu_backward_" in {event.name for event in profile.events()}) == (not holds)
+    assert all(torch.equal(view, before) for view, before in held)
+    assert all(map(torch.equal, got, torch.autograd.grad(call(op, *leaves).sum(), leaves)))
+
+
 @pytest.mark.parametrize("op", [SwiGLUPackedFusedOp, SwiGLUFusedOp], ids=lambda op: op.NAME)
 def test_last_backward_is_in_place(op):
     """The gradient of x1x2 takes its memory, but not while another backward pass may come or somebody else holds it."""

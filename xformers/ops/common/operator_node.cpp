@@ -31,6 +31,16 @@ bool for_each_tensor(GradientNode::Field field, const Fn& fn) {
   return true;
 }
 
+// Held by the caller's reference alone. What was once seen by Python has a wrapper, which counts as an owner for as
+// long as there is another one, also when Python has let go of it (what hooks of saved tensors return, for example).
+template <class Target>
+bool is_held_once(size_t owners, const Target& target) {
+  if constexpr (requires { target.pyobj_slot()->has_unique_reference(); }) {
+    if (owners == 2) return target.pyobj_slot()->has_unique_reference();
+  }
+  return owners == 1;
+}
+
 }  // namespace
 
 void GradientNode::save_tensors() {
@@ -181,6 +191,12 @@ void check_inplace(const at::Tensor& input, bool requires_grad) {
 void written_inplace(const at::Tensor& input, const std::shared_ptr<torch::autograd::Node>& node) {
   torch::autograd::impl::bump_version(input);
   if (node) torch::autograd::rebase_history(input, node);
+}
+
+bool is_sole_owner(const at::Tensor& tensor) {
+  const at::Storage& storage = tensor.storage();
+  return is_held_once(tensor.use_count(), *tensor.unsafeGetTensorImpl()) &&
+         is_held_once(storage.use_count(), *storage.unsafeGetStorageImpl());
 }
 
 }  // namespace xformers::ops

@@ -160,6 +160,9 @@ at::Tensor with_history(at::Tensor result, const std::shared_ptr<torch::autograd
 void check_inplace(const at::Tensor& input, bool requires_grad);
 void written_inplace(const at::Tensor& input, const std::shared_ptr<torch::autograd::Node>& node);
 
+// Whether nobody else can read the memory of a tensor that the caller holds once: no other tensor of it, and no view.
+bool is_sole_owner(const at::Tensor& tensor);
+
 // Operators without gradients of their own, such as backward ones: they refuse inputs that require them.
 template <class... Ops>
 void implement_no_gradients(torch::Library& m) {

@@ -8,7 +8,7 @@ namespace {
 
 // x1x2 is the largest of what is kept: where this is its end, its gradient takes its memory.
 SwigluBackward::Result call_backward(const SwigluBackward& args, const at::Tensor& x1x2, const Wanted& wanted) {
-  const bool ours = wanted.last_use && is_eager(x1x2) && x1x2.use_count() == 1 && x1x2.storage().use_count() == 1;
+  const bool ours = wanted.last_use && is_eager(x1x2) && is_sole_owner(x1x2);
   SwigluBackward with_x1x2 = args;
   with_x1x2.x1x2 = x1x2;
   return ours && !at::GradMode::is_enabled() ? call(SwigluBackwardInplace{with_x1x2}) : call(with_x1x2);
