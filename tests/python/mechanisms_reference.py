@@ -1,14 +1,13 @@
 """The attention mechanisms as formulas, written from their papers and definitions; slow, and without any code of the
-library. q, k, v are [N, seqlen, head_dim], heads folded into N."""
+library. q, k, v are [N, seqlen, head_dim], heads folded into N. They run on the device of what they are given."""
 
+import itertools
 import math
 
 import torch
 import torch.nn.functional as F
-from devices import on_cpu
 
 
-@on_cpu
 def softmax_attention(q, k, v, keep=None, added=None):
     scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
     if added is not None:
@@ -19,35 +18,30 @@ def softmax_attention(q, k, v, keep=None, added=None):
     return torch.where(weights.isnan(), 0.0, weights) @ v
 
 
-@on_cpu
-def triangle(nq, nk):
-    return torch.ones(nq, nk, dtype=torch.bool).tril()
+def triangle(nq, nk, device="cpu"):
+    return torch.ones(nq, nk, dtype=torch.bool, device=device).tril()
 
 
-@on_cpu
 def scaled_dot_product(q, k, v, keep=None, added=None, causal=False):
     if causal:
-        band = triangle(q.shape[1], k.shape[1])
+        band = triangle(q.shape[1], k.shape[1], q.device)
         keep = band if keep is None else keep & band
     return softmax_attention(q, k, v, keep, added)
 
 
-@on_cpu
 def local(q, k, v, window, causal=False, keep=None):
-    places = torch.arange(q.shape[1])
+    places = torch.arange(q.shape[1], device=q.device)
     back = places[:, None] - places
     near = (back >= 0) & (back <= window) if causal else back.abs() <= window // 2
     return softmax_attention(q, k, v, near if keep is None else near & keep)
 
 
-@on_cpu
 def global_pattern(flags, causal=False):
     flags = flags.cpu()
     seen = flags[:, None] | flags
     return seen & triangle(*seen.shape) if causal else seen
 
 
-@on_cpu
 def under_pattern(q, k, v, pattern, keep=None):
     """Followed by zeros up to the pattern's length, which are keys; `keep` of the sequence alone."""
     seqlen, missing = q.shape[1], pattern.shape[0] - q.shape[1]
@@ -58,26 +52,23 @@ def under_pattern(q, k, v, pattern, keep=None):
     return softmax_attention(q, k, v, pattern)[:, :seqlen]
 
 
-@on_cpu
 def linformer(q, k, v, e, f):
     seqlen = k.shape[1]
     return softmax_attention(q, e[:, :seqlen] @ k, f[:, :seqlen] @ v)
 
 
-@on_cpu
 def segments(seqlen, count):
     """Slices: the first ones of seqlen // count tokens, the last ones one longer."""
     length, longer = divmod(seqlen, count)
     sizes = [length] * (count - longer) + [length + 1] * longer
-    ends = torch.tensor(sizes).cumsum(0).tolist()
+    ends = itertools.accumulate(sizes)
     return [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
 
 
-@on_cpu
 def razavi(a, steps, over_the_batch=False):
     sums = a.sum(-2)
     largest = sums.max() if over_the_batch else sums.amax(-1)[..., None, None]
-    eye = torch.eye(a.shape[-1], dtype=a.dtype)
+    eye = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
     v = a.transpose(-1, -2) / largest
     for _ in range(steps):
         av = a @ v
@@ -85,13 +76,12 @@ def razavi(a, steps, over_the_batch=False):
     return v
 
 
-@on_cpu
 def nystrom(q, k, v, count, padding=None, causal=False, razavi_steps=6, over_the_batch=False):
     """padding [N, seqlen], True where a token is there."""
     n, seqlen, dim = q.shape
-    there = torch.ones(n, seqlen, dtype=torch.bool) if padding is None else padding
+    there = torch.ones(n, seqlen, dtype=torch.bool, device=q.device) if padding is None else padding
     if seqlen <= count:
-        keep = there[:, None] & (triangle(seqlen, seqlen) if causal else True)
+        keep = there[:, None] & (triangle(seqlen, seqlen, q.device) if causal else True)
         return softmax_attention(q, k, v, keep)
 
     def means(x):
@@ -106,14 +96,13 @@ def nystrom(q, k, v, count, padding=None, causal=False, razavi_steps=6, over_the
     second = (ql @ kl.transpose(1, 2) / math.sqrt(dim)).softmax(-1)
     keep = there[:, None].expand(n, count, seqlen)
     if causal:
-        ends = torch.tensor([part.stop for part in segments(seqlen, count)])
-        keep = keep & (torch.arange(seqlen) < ends[:, None])
+        ends = torch.tensor([part.stop for part in segments(seqlen, count)], device=q.device)
+        keep = keep & (torch.arange(seqlen, device=q.device) < ends[:, None])
     third = softmax_attention(ql, k, v, keep)
     inverse = torch.linalg.pinv(second) if razavi_steps is None else razavi(second, razavi_steps, over_the_batch)
     return first @ inverse @ third
 
 
-@on_cpu
 def orthogonal_landmarks(q, count, first):
     """Greedily from the rows `first` of each of N."""
     chosen = []
@@ -128,25 +117,23 @@ def orthogonal_landmarks(q, count, first):
     return torch.stack(chosen)
 
 
-@on_cpu
 def orthoformer(q, k, v, landmarks):
     return softmax_attention(q, landmarks, softmax_attention(landmarks, k, v))
 
 
-@on_cpu
 def fourier_mix(x):
     def cosines(n):
-        return torch.outer(torch.arange(n), torch.arange(n)).double() * (2 * math.pi / n)
+        places = torch.arange(n, device=x.device)
+        return torch.outer(places, places).double() * (2 * math.pi / n)
 
     seq, dim = cosines(x.shape[-2]), cosines(x.shape[-1])
     real = torch.cos(seq).to(x.dtype) @ x @ torch.cos(dim).to(x.dtype)
     return real - torch.sin(seq).to(x.dtype) @ x @ torch.sin(dim).to(x.dtype)
 
 
-@on_cpu
 def lambda_layer(q, k, v, rel_pos_emb, paper=False):
     seqlen, longest = q.shape[1], (rel_pos_emb.shape[0] + 1) // 2
-    index = torch.arange(seqlen)
+    index = torch.arange(seqlen, device=q.device)
     e = rel_pos_emb[index[None] - index[:, None] + longest - 1]  # [i, j, dim]
     content = q @ (k.softmax(-1).transpose(1, 2) @ v)
     if paper:
@@ -154,7 +141,6 @@ def lambda_layer(q, k, v, rel_pos_emb, paper=False):
     return content + torch.einsum("bnk,ink->bn", q, e)[..., None] * v
 
 
-@on_cpu
 def pooling(x, size):
     batch, seqlen, dim = x.shape
     side = math.isqrt(seqlen)
@@ -167,7 +153,6 @@ def pooling(x, size):
     return torch.stack(rows, 1) - x
 
 
-@on_cpu
 def visual(x, w):
     """w: the tensors of a state dict."""
     batch, seqlen, dim = x.shape
@@ -184,7 +169,6 @@ def visual(x, w):
     return out.flatten(2).transpose(1, 2)
 
 
-@on_cpu
 def compositional(x, w, heads, rules, *, scale, qk_rule, nonlinear, q_compose, keep=None):
     """Self-attention of x [batch, seqlen, dim_model]; one head, rule and token after the other."""
 
@@ -228,7 +212,6 @@ def compositional(x, w, heads, rules, *, scale, qk_rule, nonlinear, q_compose, k
     return linear(torch.cat(merged, -1), "out_proj")
 
 
-@on_cpu
 def favor_features(x, omega, paired, epsilon=1e-6):
     x = x * x.shape[-1] ** -0.25
     m = omega.shape[1] * (2 if paired else 1)
@@ -237,7 +220,6 @@ def favor_features(x, omega, paired, epsilon=1e-6):
     return torch.cat([torch.exp(sign * (x @ omega) + offset) for sign in signs], -1)
 
 
-@on_cpu
 def favor(q, k, v, omega, paired, causal=False):
     weights = favor_features(q, omega, paired) @ favor_features(k, omega, paired).transpose(1, 2)
     if causal:
