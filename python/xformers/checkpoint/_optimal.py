@@ -65,9 +65,10 @@ def get_optimal_checkpoint_policy(
     """The policy_fn with which checkpointing `function(*args)` recomputes least, while it keeps at most
     `memory_budget` (0: nothing to 1: everything) of the bytes that would be kept without checkpointing.
 
-    function: runs once, with each operator repeated up to ten times; random generators and buffers stay as they were.
-    times: "measure", device time on whatever device the operators run; "estimate": from operations and bytes, on
-    tensors without data: no memory, and the same on every run. The optimum is that of a mixed-integer program (HiGHS).
+    function: runs six times; random generators and buffers stay as they were.
+    times: "measure", device time on whatever device the operators run; "estimate": from operations and bytes, in one
+    run on tensors without data: no memory, and the same every time. The optimum is that of a mixed-integer program
+    (HiGHS).
 
     The result can be pickled; its `report` says per operator time, bytes, kept or not. ValueError where the budget is
     not in [0, 1] or less than what must be kept, RuntimeError where no solver is installed (highspy, or SciPy)."""

@@ -56,7 +56,7 @@ class SelectiveCheckpointWrapper(ActivationWrapper):
     _find_policy._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     def get_policy_fn(self, *args: Any, **kwargs: Any) -> Any:
-        """The policy, found now where there is none yet: by one call of the module with every operator repeated, or,
+        """The policy, found now where there is none yet: by six calls of the module with every operator timed, or,
         with times="estimate", without computing anything. All ranks call it together."""
         self._find_policy(*args, **kwargs)
         return self.policy_fn
