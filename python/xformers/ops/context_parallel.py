@@ -10,7 +10,9 @@ import torch.distributed as dist
 from .fmha._lower import Bias, _lowered
 from .fmha.attn_bias import AttentionBias
 
-_LAYOUTS = ("contiguous", "zigzag", "documents")
+_LAYOUTS = ("contiguous", "zigzag", "documents", "striped")  # in the order of the library
+_LAYOUT, _METHOD, _TEAM_SIZE = 4, 5, 6  # of a problem as numbers
+_METHODS = ("all_gather", "ring", "ulysses", "hybrid")
 
 
 @dataclass(frozen=True)
@@ -21,15 +23,21 @@ class ContextParallelPlan:
     group_name: str
     layout: str
     method: str
+    head_ranks: int  # how many ranks share out heads: 1, all of ulysses, some of hybrid
     positions: torch.Tensor = field(compare=False)  # int64 [local seqlen]: of each local token in the sequence
     seqlens: tuple[int, ...]  # of all ranks
-    areas: tuple[int, ...]  # visible (query, key) pairs of all ranks
-    rows_received: tuple[int, ...]  # tokens whose keys and values all ranks are sent by others, forward
-    elements_received: tuple[int, ...]  # how many numbers these are
+    areas: tuple[int, ...]  # visible (query, key) pairs of all ranks, for each of their heads
+    rows_received: tuple[int, ...]  # tokens whose keys and values all ranks are sent for other queries, forward
+    elements_received: tuple[int, ...]  # how many numbers all ranks are sent, forward, with those of shared-out heads
     steps: str  # a line per rank
+    explanation: str  # a line per plan that was compared, with its predicted time; * is the one that was taken
 
     def __str__(self) -> str:
         return f"{self.method}, {self.layout}\n{self.steps}"
+
+    def explain(self) -> str:
+        """Which plans were compared, their predicted times of forward and backward, and which was taken (*)."""
+        return self.explanation
 
 
 def plan_context_parallel(
@@ -42,52 +50,65 @@ def plan_context_parallel(
     num_heads_kv: int | None = None,
     layout: str = "auto",
     method: str = "auto",
+    head_ranks: int | None = None,
 ) -> ContextParallelPlan:
     """How attention with this bias over `seqlen` tokens is spread over the ranks of a group.
 
     attn_bias: the bias of the whole problem: None, any band (causal, windows), any class of packed sequences whose keys
         are its queries.
     layout: "contiguous": a chunk for each rank; "zigzag": rank r holds chunks r and 2 ranks - 1 - r of 2 ranks;
-        "documents": pieces of documents, assigned so that visible areas balance; "auto": the one whose most loaded rank
-        has the least.
-    num_heads, head_dim, num_heads_kv: what a token's key and value hold, for the numbers of what is sent.
-    method: "all_gather", which "auto" is: the keys that somebody on a rank sees arrive at once, no others.
+        "documents": pieces of documents, assigned so that visible areas balance; "striped": tokens in turn.
+    method: "all_gather": the keys that somebody on a rank sees arrive at once, no others. "ring": those of one rank
+        after another, each while the last are used; a rank holds two chunks. "ulysses": heads for tokens, each rank
+        computes all tokens for some heads; keys and values of heads that several ranks read are sent to each.
+        "hybrid": teams of `head_ranks` neighbouring ranks as ulysses, and between them as ring or all_gather.
+    "auto": the one whose predicted time is the least; `plan.explain()` says what was compared. It knows seqlen, heads
+        and the kind of device (the group's backend), so it is the same on every rank.
+    num_heads, head_dim, num_heads_kv: of the queries; num_heads_kv of the keys, where groups share them.
     Any seqlen and number of ranks; a rank may hold nothing. ValueError with the reason for what a plan can't express:
     no mask is ever replaced by another.
     """
-    if method not in ("auto", "all_gather"):
+    for name, value, names in (("method", method, _METHODS), ("layout", layout, _LAYOUTS)):
+        if value != "auto" and value not in names:
+            raise ValueError(
+                f"plan_context_parallel: {name} is {value!r}, expected 'auto' or one of {', '.join(names)}.  "
+                "Fix: leave it out."
+            )
+    if head_ranks is not None and (method != "hybrid" or head_ranks < 1):
         raise ValueError(
-            f"plan_context_parallel: method is {method!r}, expected 'auto' or 'all_gather'.  "
-            "Fix: leave it out; ring, ulysses and hybrid are not part of this version."
-        )
-    if layout != "auto" and layout not in _LAYOUTS:
-        raise ValueError(
-            f"plan_context_parallel: layout is {layout!r}, expected 'auto' or one of {', '.join(_LAYOUTS)}.  "
-            "Fix: leave it out."
+            f"plan_context_parallel: head_ranks is {head_ranks}, expected a divisor of the ranks, with method "
+            "'hybrid'.  Fix: leave it out."
         )
     left, right, documents = _band_and_documents(attn_bias, seqlen)
     ranks, rank = process_group.size(), process_group.rank()
-    head = (seqlen, ranks, left, right)
-    index = torch.ops.xformers._context_layout([*head, 0, *documents]) if layout == "auto" else _LAYOUTS.index(layout)
-    problem = (*head, index, *documents)
-    numbers = iter(torch.ops.xformers._context_plan(problem))
-    areas, received, owned = [], [], []
+    heads = num_heads, num_heads_kv or num_heads, head_dim
+    given = ["" if value == "auto" else value for value in (layout, method)]
+    asked = [seqlen, ranks, left, right, 0, 0, 1, *documents]
+    on_gpus = "nccl" in dist.get_backend(process_group)
+    chosen, explanation = torch.ops.xformers._context_choose(asked, *given, head_ranks or 0, *heads, on_gpus)
+    numbers = iter(torch.ops.xformers._context_plan(chosen, *heads))
+    areas, received, elements, owned = [], [], [], []
     for _ in range(ranks):
         areas.append(next(numbers))
         received.append(next(numbers))
-        owned.append([(next(numbers), next(numbers)) for _ in range(next(numbers))])
-    mine = [torch.arange(begin, end) for begin, end in owned[rank]]
+        elements.append(next(numbers))
+        owned.append([(next(numbers), next(numbers), next(numbers)) for _ in range(next(numbers))])
+    mine = [torch.arange(count) * stride + begin for begin, count, stride in owned[rank]]
+    team_size, ringed = chosen[_TEAM_SIZE], bool(chosen[_METHOD])
+    taken = ("ring" if ringed else "all_gather") if team_size == 1 else "ulysses" if team_size == ranks else "hybrid"
     return ContextParallelPlan(
-        problem=problem,
+        problem=tuple(chosen),
         group_name=process_group.group_name,
-        layout=_LAYOUTS[index],
-        method="all_gather",
+        layout=_LAYOUTS[chosen[_LAYOUT]],
+        method=taken if method == "auto" else method,
+        head_ranks=team_size,
         positions=torch.cat(mine) if mine else torch.arange(0),
-        seqlens=tuple(sum(end - begin for begin, end in ranges) for ranges in owned),
+        seqlens=tuple(sum(count for _, count, _ in runs) for runs in owned),
         areas=tuple(areas),
         rows_received=tuple(received),
-        elements_received=tuple(rows * 2 * (num_heads_kv or num_heads) * head_dim for rows in received),
-        steps=torch.ops.xformers._context_plan_text(problem),
+        elements_received=tuple(elements),
+        steps=torch.ops.xformers._context_plan_text(chosen),
+        explanation=explanation,
     )
 
 

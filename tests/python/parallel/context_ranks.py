@@ -1,5 +1,6 @@
 """What ranks do in the tests of context parallelism; references are one attention over the whole sequence, in fp64."""
 
+import math
 import pickle
 
 import pytest
@@ -19,8 +20,9 @@ ab = fmha.attn_bias
 LENGTHS = [5, 0, 17, 1, 8]  # of documents
 
 
-def on(group):
-    return {"process_group": group, "num_heads": 3, "head_dim": 8}
+def on(group, heads=(3,)):
+    of_keys = {"num_heads_kv": heads[0]} if len(heads) == 2 else {}
+    return {"process_group": group, "num_heads": math.prod(heads), "head_dim": 8, **of_keys}
 
 
 def biases():
@@ -38,7 +40,7 @@ def biases():
     }
 
 
-def attention(group, name, layout, dtype=torch.float64, heads=(3,), compiled=False):
+def attention(group, name, layout, dtype=torch.float64, heads=(3,), compiled=False, **options):
     """Results, log-sum-exp and gradients are rows of those of one device."""
     bias, seqlen = biases()[name]
     batch = 1 if "packed" in name else 2
@@ -57,7 +59,7 @@ def attention(group, name, layout, dtype=torch.float64, heads=(3,), compiled=Fal
     _, expected_lse = memory_efficient_attention_forward_requires_grad(*(t.detach() for t in arguments[:3]), bias)
     grads = torch.autograd.grad(expected, whole, grad)
 
-    plan = plan_context_parallel(bias, seqlen, **on(group), layout=layout)
+    plan = plan_context_parallel(bias, seqlen, **on(group, heads), layout=layout, **options)
     assert plan == pickle.loads(pickle.dumps(plan)) and sum(plan.seqlens) == seqlen
     assert plan.seqlens[group.rank()] == len(plan.positions) and str(plan).count("rank ") == group.size()
     mine = [shard(t, plan).to(dtype).requires_grad_() for t in (q, k, v)]
@@ -76,7 +78,7 @@ def attention(group, name, layout, dtype=torch.float64, heads=(3,), compiled=Fal
         assert torch.allclose(one.double(), other[:, plan.positions], **tolerance)
 
 
-def low_precision(group):
+def low_precision(group, **options):
     """The error against fp64 is at most 1.25 times that of the same kernel on one device, and its last place."""
     bias, seqlen = ab.LowerTriangularMask(), 256
     q, k, v, grad = (randoms((1, seqlen, 2, 32), torch.bfloat16, i) for i in range(4))
@@ -87,7 +89,7 @@ def low_precision(group):
         return [out.detach(), *torch.autograd.grad(out, inputs, grad.to(dtype))]
 
     exact, one_device = results(torch.float64), results(torch.bfloat16)
-    plan = plan_context_parallel(bias, seqlen, **on(group))
+    plan = plan_context_parallel(bias, seqlen, **{**on(group), "num_heads": 2}, **options)
     mine = [shard(t, plan).requires_grad_() for t in (q, k, v)]
     out = context_parallel_attention(*mine, plan=plan)
     got = [out.detach(), *torch.autograd.grad(out, mine, shard(grad, plan))]
@@ -96,10 +98,10 @@ def low_precision(group):
         assert error <= 1.25 * (one.double() - whole).square().mean().sqrt()
 
 
-def gradient_of_lse(group):
+def gradient_of_lse(group, **options):
     bias, seqlen = ab.LowerTriangularMask(), 11
     q, k, v = (randoms((1, seqlen, 2, 4), torch.float64, i) for i in range(3))
-    plan = plan_context_parallel(bias, seqlen, **on(group))
+    plan = plan_context_parallel(bias, seqlen, **{**on(group), "num_heads": 2}, **options)
     mine = [shard(t, plan).requires_grad_() for t in (q, k, v)]
     out, lse = context_parallel_attention_with_lse(*mine, plan=plan)
     got = torch.autograd.grad(out.sum() + lse.sin().sum(), mine)
@@ -138,8 +140,19 @@ def refused(group):
     ):
         with pytest.raises(ValueError, match=message):
             plan_context_parallel(bias, seqlen, **on(group))
-    with pytest.raises(ValueError, match="method is 'ring', expected"):
-        plan_context_parallel(None, 5, **on(group), method="ring")
+    with pytest.raises(ValueError, match="method is 'gossip', expected"):
+        plan_context_parallel(None, 5, **on(group), method="gossip")
+    with pytest.raises(ValueError, match="head_ranks is 2, expected a divisor"):
+        plan_context_parallel(None, 5, **on(group), head_ranks=2)
+    few = {**on(group), "num_heads": group.size() - 1}
+    with pytest.raises(ValueError, match="method is 'ulysses', of 1 heads on 2 ranks, expected a head or more"):
+        plan_context_parallel(None, 5, **few, method="ulysses")
+    with pytest.raises(ValueError, match="num_heads is 3, expected a multiple of num_heads_kv, 2"):
+        plan_context_parallel(None, 5, **on(group), num_heads_kv=2)
+    plan = plan_context_parallel(None, 4, **on(group), method="ulysses")
+    x = torch.ones(1, 2, 1, 4)
+    with pytest.raises(ValueError, match="query is .*, expected 2 heads or more"):
+        context_parallel_attention(x, x, x, plan=plan)
     with pytest.raises(ValueError, match="layout is 'spiral', expected"):
         plan_context_parallel(None, 5, **on(group), layout="spiral")
     plan = plan_context_parallel(None, 8, **on(group))

@@ -1,142 +1,38 @@
 #include "xformers/ops/context_parallel/context_parallel.h"
 
 #include <ATen/autocast_mode.h>
+#include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 
-#include <memory>
-#include <mutex>
-
-#include "xformers/ops/attention/attention_op.h"
 #include "xformers/ops/common/operator_node.h"
-#include "xformers/ops/sequence_parallel/process_group.h"
+#include "xformers/ops/context_parallel/attend.h"
+#include "xformers/ops/context_parallel/heads.h"
+#include "xformers/ops/context_parallel/predict.h"
 
 namespace xformers::ops {
 namespace {
 
 using parallel::ContextPlan;
 using parallel::ContextProblem;
-using parallel::Piece;
+using parallel::HeadShare;
 using parallel::Range;
-using parallel::RankPlan;
+using parallel::Run;
 
 constexpr char kContext[] = "context_parallel_attention";
 
 std::vector<int64_t> integers(c10::SymIntArrayRef numbers) {
   std::vector<int64_t> result;
-  for (const c10::SymInt& number : numbers) result.push_back(number.expect_int());
+  for (const c10::SymInt& number : numbers) result.push_back(number.guard_int(__FILE__, __LINE__));
   return result;
 }
 
 std::vector<c10::SymInt> symbolic(const std::vector<int64_t>& numbers) { return {numbers.begin(), numbers.end()}; }
 
-// The last plan is kept: the layers of a model, forward and backward, ask for the same.
-std::shared_ptr<const ContextPlan> plan_of(const std::vector<int64_t>& numbers) {
-  static std::mutex mutex;
-  static auto* last = new std::shared_ptr<const ContextPlan>();
-  const ContextProblem problem = ContextProblem::from_flat(numbers);
-  const std::lock_guard<std::mutex> lock(mutex);
-  if (!*last || (*last)->problem != problem) *last = std::make_shared<const ContextPlan>(plan_context(problem));
-  return *last;
-}
-
-// A plan as one rank of a group carries it out. Rows are [tokens, ...] here, contiguous.
-struct Carrier {
-  Carrier(const char* operation, std::string_view group_name, c10::SymIntArrayRef numbers)
-      : group(operation, group_name), plan(plan_of(integers(numbers))), mine(plan->ranks.at(group.rank)) {
-    if (plan->problem.ranks != group.size) {
-      Check(operation).fail("the plan's number of ranks", std::to_string(plan->problem.ranks),
-                            std::to_string(group.size) + ", that of group '" + group.name + "'",
-                            "plan with the group that you call with");
-    }
-  }
-
-  static int64_t rows_of(const std::vector<Range>& ranges) {
-    int64_t rows = 0;
-    for (const Range& range : ranges) rows += range.size();
-    return rows;
-  }
-  // Where a token lies among those of rising or local ranges.
-  static int64_t place(const std::vector<Range>& ranges, int64_t token) {
-    int64_t before = 0;
-    for (const Range& range : ranges) {
-      if (token >= range.begin && token < range.end) return before + token - range.begin;
-      before += range.size();
-    }
-    throw Error(std::string(kContext) + ": a plan names a token that nobody holds");
-  }
-
-  std::vector<int64_t> counts(bool sending) const {
-    std::vector<int64_t> result;
-    for (int64_t r = 0; r < group.size; ++r) {
-      result.push_back(rows_of(sending ? plan->sent(group.rank, r) : plan->sent(r, group.rank)));
-    }
-    return result;
-  }
-
-  // Local rows to those that are needed here, in the order of tokens.
-  at::Tensor to_needed(const char* step, const at::Tensor& rows) const {
-    std::vector<at::Tensor> parts{rows.narrow(0, 0, 0)};
-    for (int64_t to = 0; to < group.size; ++to) {
-      for (const Range& r : plan->sent(group.rank, to))
-        parts.push_back(rows.narrow(0, place(mine.owned, r.begin), r.size()));
-    }
-    const at::Tensor arrived = exchange(step, at::cat(parts), counts(false), counts(true));
-    std::vector<int64_t> sizes = rows.sizes().vec();
-    sizes[0] = rows_of(mine.needed);
-    const at::Tensor result = at::empty(sizes, rows.options());
-    int64_t first = 0;
-    for (int64_t from = 0; from < group.size; ++from) {
-      for (const Range& r : plan->sent(from, group.rank)) {
-        result.narrow(0, place(mine.needed, r.begin), r.size()).copy_(arrived.narrow(0, first, r.size()));
-        first += r.size();
-      }
-    }
-    return result;
-  }
-
-  // The adjoint: rows of what is needed here, added up where they are owned, in the order of ranks.
-  at::Tensor from_needed(const char* step, const at::Tensor& rows) const {
-    std::vector<at::Tensor> parts{rows.narrow(0, 0, 0)};
-    for (int64_t to = 0; to < group.size; ++to) {
-      for (const Range& r : plan->sent(to, group.rank))
-        parts.push_back(rows.narrow(0, place(mine.needed, r.begin), r.size()));
-    }
-    const at::Tensor arrived = exchange(step, at::cat(parts), counts(true), counts(false));
-    std::vector<int64_t> sizes = rows.sizes().vec();
-    sizes[0] = mine.tokens();
-    const at::Tensor result = at::zeros(sizes, rows.options());
-    int64_t first = 0;
-    for (int64_t from = 0; from < group.size; ++from) {
-      for (const Range& r : plan->sent(group.rank, from)) {
-        result.narrow(0, place(mine.owned, r.begin), r.size()).add_(arrived.narrow(0, first, r.size()));
-        first += r.size();
-      }
-    }
-    return result;
-  }
-
-  at::Tensor exchange(const char* step, const at::Tensor& rows, const std::vector<int64_t>& receives,
-                      const std::vector<int64_t>& sends) const {
-    if (group.size == 1) return rows;
-    const at::Tensor arrived = group.start_exchange_rows(step, rows, receives, sends);
-    group.wait(step, arrived);
-    return arrived;
-  }
-
-  Group group;
-  std::shared_ptr<const ContextPlan> plan;
-  const RankPlan& mine;
-};
-
 int64_t local_tokens(std::string_view group_name, c10::SymIntArrayRef numbers) {
-  return Carrier(kContext, group_name, numbers).mine.tokens();
+  return Carrier(kContext, group_name, integers(numbers)).local_tokens();
 }
-
-// Keys of this rank's tokens as rows, and back.
-at::Tensor as_rows(const at::Tensor& x) { return x.transpose(0, 1).contiguous(); }
 
 void check_tokens(const Check& check, const char* name, const c10::SymInt& tokens, int64_t expected) {
   check.equal((std::string(name) + ", the number of tokens").c_str(), tokens, expected,
@@ -166,17 +62,17 @@ struct ContextAttention {
   AttentionArgs local() const {
     AttentionArgs args;
     args.query = query;
-    args.key = widened(key);
-    args.value = widened(value);
+    args.key = with_heads_of(query, key);
+    args.value = with_heads_of(query, value);
     args.scale = scale;
     args.need_lse = true;
     return args;
   }
-  at::Tensor widened(const at::Tensor& x) const {
-    if (query.dim() != 5 || x.dim() != 5 || x.sym_size(3) != 1) return x;
-    std::vector<c10::SymInt> sizes = x.sym_sizes().vec();
-    sizes[3] = query.sym_size(3);
-    return x.expand_symint(sizes);
+  HeadShare share() const {
+    const auto heads = [](const at::Tensor& x) {
+      return (x.dim() == 5 ? x.sym_size(2) * x.sym_size(3) : x.sym_size(2)).guard_int(__FILE__, __LINE__);
+    };
+    return {heads(query), heads(key), ContextProblem::from_flat(integers(problem)).team_size};
   }
   void check() const {
     const Check check(kContext);
@@ -189,6 +85,12 @@ struct ContextAttention {
     check_tokens(check, "key.size(1)", key.sym_size(1), tokens);
     check_tokens(check, "value.size(1)", value.sym_size(1), tokens);
     local().check();
+    const HeadShare heads = share();
+    if (heads.heads < heads.team_size) {
+      check.fail("query", describe(query),
+                 std::to_string(heads.team_size) + " heads or more, one for each rank of a team",
+                 "plan with method 'ring' or 'all_gather', or with a smaller head_ranks");
+    }
   }
   Result empty() const { return local().empty(); }
 };
@@ -228,80 +130,115 @@ std::string signature_of(const ContextAttention& args) {
   return text + ")";
 }
 
-// Keys and values that are needed here, [batch, needed, ...].
-std::pair<at::Tensor, at::Tensor> needed_keys(const Carrier& carrier, const ContextAttention& args) {
-  constexpr const char* kStep = "sending keys and values";
-  const at::Tensor k = carrier.to_needed(kStep, as_rows(args.key)), v = carrier.to_needed(kStep, as_rows(args.value));
-  return {args.widened(k.transpose(0, 1)), args.widened(v.transpose(0, 1))};
-}
+// A call with the heads of this rank and the tokens of its team, and results back. With teams of one rank these are the
+// same.
+class Shared {
+ public:
+  Shared(const Carrier& carrier, const ContextAttention& args)
+      : carrier_(carrier), share_(args.share()), member_(carrier.member()) {
+    for (int64_t m = 0; m < share_.team_size; ++m) {
+      queries_.push_back(share_.queries(m));
+      keys_.push_back(share_.keys(m));
+    }
+  }
 
-AttentionArgs call_of(const Carrier& carrier, const Piece& piece, const ContextAttention& args, const at::Tensor& k,
-                      const at::Tensor& v) {
-  AttentionArgs call;
-  const int64_t first = Carrier::place(carrier.mine.needed, piece.keys.begin);
-  call.query = args.query.narrow(1, Carrier::place(carrier.mine.owned, piece.queries.begin), piece.queries.size());
-  call.key = k.narrow(1, first, piece.keys.size());
-  call.value = v.narrow(1, first, piece.keys.size());
-  call.window_left = piece.window_left;
-  call.window_right = piece.window_right;
-  call.bottom_right = true;
-  call.scale = args.scale;
-  call.need_lse = true;
-  return call;
-}
+  at::Tensor queries(const at::Tensor& x) const {  // also results and their gradients
+    return is_alone() ? x : grouped(carrier_.to_heads(kThere, flat(x), queries_));
+  }
+  at::Tensor keys(const at::Tensor& x) const {
+    if (is_alone()) return x;
+    const at::Tensor mine = carrier_.to_heads(kThere, flat(x), keys_);
+    if (!is_shared()) return mine;
+    return share_.is_even(member_) ? mine.unsqueeze(3) : mine.index_select(2, heads_of_queries(mine.device()));
+  }
+  at::Tensor lse(const at::Tensor& x) const {  // [batch, heads, tokens]
+    if (is_alone()) return x;
+    const at::Tensor rows =
+        carrier_.to_heads(kThere, (x.dim() == 4 ? x.flatten(1, 2) : x).transpose(1, 2).unsqueeze(-1), queries_);
+    const at::Tensor mine = rows.squeeze(-1).transpose(1, 2);
+    return is_grouped() ? mine.unflatten(1, {keys_[member_].size(), queries_[member_].size() / keys_[member_].size()})
+                        : mine;
+  }
+
+  at::Tensor queries_back(const at::Tensor& x, const at::Tensor& like) const {
+    if (is_alone()) return x;
+    return carrier_.from_heads(kBack, flat(x), queries_, share_.heads).view(like_heads(like, x.size(-1)));
+  }
+  at::Tensor keys_back(at::Tensor x, const at::Tensor& like) const {
+    if (is_alone()) return x;
+    if (is_shared() && share_.is_even(member_)) {
+      x = x.squeeze(3);
+    } else if (is_shared()) {
+      std::vector<int64_t> sizes = x.sizes().vec();
+      sizes[2] = keys_[member_].size();
+      x = at::zeros(sizes, x.options()).index_add_(2, heads_of_queries(x.device()), x);
+    }
+    return carrier_.from_heads(kBack, x, keys_, share_.key_heads).view(like_heads(like, x.size(-1)));
+  }
+  at::Tensor lse_back(const at::Tensor& x, const at::Tensor& query) const {
+    if (is_alone()) return x;
+    const at::Tensor rows = (x.dim() == 4 ? x.flatten(1, 2) : x).transpose(1, 2).unsqueeze(-1);
+    const at::Tensor all = carrier_.from_heads(kBack, rows, queries_, share_.heads).squeeze(-1).transpose(1, 2);
+    return query.dim() == 5 ? all.unflatten(1, {query.size(2), query.size(3)}).contiguous() : all.contiguous();
+  }
+
+ private:
+  static constexpr const char* kThere = "sending heads to the ranks of a team";
+  static constexpr const char* kBack = "sending heads back to their tokens";
+
+  bool is_alone() const { return share_.team_size == 1; }
+  bool is_shared() const { return share_.heads != share_.key_heads; }
+  bool is_grouped() const { return is_shared() && share_.is_even(member_); }
+  static at::Tensor flat(const at::Tensor& x) { return x.dim() == 5 ? x.flatten(2, 3) : x; }
+  at::Tensor grouped(const at::Tensor& x) const {
+    return is_grouped() ? x.unflatten(2, {keys_[member_].size(), queries_[member_].size() / keys_[member_].size()}) : x;
+  }
+  // The key head, of those here, that each query head here reads.
+  at::Tensor heads_of_queries(const at::Device& device) const {
+    const auto options = at::TensorOptions().dtype(at::kLong).device(device);
+    return at::arange(queries_[member_].begin, queries_[member_].end, options)
+        .div(share_.heads / share_.key_heads, "floor")
+        .sub(keys_[member_].begin);
+  }
+  static std::vector<int64_t> like_heads(const at::Tensor& like, int64_t width) {
+    std::vector<int64_t> sizes = like.sizes().vec();
+    sizes.back() = width;
+    return sizes;
+  }
+
+  const Carrier& carrier_;
+  const HeadShare share_;
+  const int64_t member_;
+  std::vector<Range> queries_, keys_;
+};
 
 AttentionResult context_forward(const ContextAttention& args) {
   args.check();
-  const Carrier carrier(kContext, args.process_group_name, args.problem);
+  const Carrier carrier(kContext, args.process_group_name, integers(args.problem));
   carrier.group.check_same_call(signature_of(args), args.query.device());
-  const auto [k, v] = needed_keys(carrier, args);
-  std::vector<at::Tensor> outs, lses, lows;
-  for (const Piece& piece : carrier.mine.pieces) {
-    auto [out, lse, low] = call(call_of(carrier, piece, args, k, v));
-    outs.push_back(std::move(out));
-    lses.push_back(std::move(lse));
-    lows.push_back(std::move(low));
-  }
-  if (outs.empty()) return args.empty();
-  if (outs.size() == 1) return {outs[0], lses[0], lows[0]};
-  return {at::cat(outs, 1), at::cat(lses, -1), at::cat(lows, -1)};
+  const Shared shared(carrier, args);
+  const TeamCall team{shared.queries(args.query), shared.keys(args.key), shared.keys(args.value), args.scale};
+  const auto [out, lse, low] = attend(carrier, team);
+  return {shared.queries_back(out, args.query), shared.lse_back(lse, args.query), shared.lse_back(low, args.query)};
 }
 
-// On CPUs gradients of pieces are computed in the dtype of their sums, so that they are rounded once; GPUs round those
-// of each piece, since their kernels for wide elements take several times as long.
 ContextGradients context_backward(const ContextAttentionBackward& args) {
-  constexpr const char* kStep = "adding up the gradients of keys and values";
   args.check();
-  const Carrier carrier(kContext, args.process_group_name, args.problem);
+  const Carrier carrier(kContext, args.process_group_name, integers(args.problem));
   carrier.group.check_same_call(" backward" + signature_of(args), args.query.device());
-  const at::ScalarType sum_type = compute_dtype(args.query);
-  const auto widened = [&](const at::Tensor& t) { return t.is_cpu() ? t.to(sum_type) : t; };
-  const auto needed = needed_keys(carrier, args);
-  const at::Tensor k = widened(needed.first), v = widened(needed.second);
-  auto [dq, unused_dk, unused_dv] = args.empty();
-  const at::Tensor dk = at::zeros(k.sizes(), k.options().dtype(sum_type)),
-                   dv = at::zeros(v.sizes(), v.options().dtype(sum_type));
-  for (const Piece& piece : carrier.mine.pieces) {
-    const int64_t row = Carrier::place(carrier.mine.owned, piece.queries.begin), rows = piece.queries.size();
-    const int64_t first = Carrier::place(carrier.mine.needed, piece.keys.begin), keys = piece.keys.size();
-    AttentionGradArgs grad;
-    static_cast<AttentionArgs&>(grad) = call_of(carrier, piece, args, k, v);
-    grad.query = widened(grad.query);
-    grad.grad_out = widened(args.grad_out.narrow(1, row, rows));
-    grad.out = widened(args.out.narrow(1, row, rows));
-    grad.lse = args.lse.narrow(-1, row, rows);
-    if (args.lse_low.sizes() == args.lse.sizes()) grad.lse_low = args.lse_low.narrow(-1, row, rows);
-    if (args.grad_lse) grad.grad_lse = args.grad_lse->narrow(-1, row, rows);
-    const AttentionGradients gradients = call(grad);
-    dq.narrow(1, row, rows).copy_(std::get<0>(gradients));
-    dk.narrow(1, first, keys).add_(std::get<1>(gradients));
-    dv.narrow(1, first, keys).add_(std::get<2>(gradients));
-  }
-  const auto home = [&](at::Tensor grad, const at::Tensor& like) {
-    if (grad.dim() == 5 && like.size(3) == 1 && grad.size(3) > 1) grad = grad.sum(3, /*keepdim=*/true);
-    return carrier.from_needed(kStep, as_rows(grad)).transpose(0, 1).to(like.scalar_type()).contiguous();
+  const Shared shared(carrier, args);
+  TeamGradCall team{{shared.queries(args.query), shared.keys(args.key), shared.keys(args.value), args.scale},
+                    shared.queries(args.grad_out),
+                    shared.queries(args.out),
+                    shared.lse(args.lse),
+                    shared.lse(args.lse_low)};
+  if (args.grad_lse) team.grad_lse = shared.lse(*args.grad_lse);
+  const auto [dq, dk, dv] = attend_backward(carrier, team);
+  const auto rounded = [](const at::Tensor& grad, const at::Tensor& like) {
+    return grad.to(like.scalar_type()).contiguous();
   };
-  return {std::move(dq), home(dk, args.key), home(dv, args.value)};
+  return {shared.queries_back(dq, args.query).contiguous(), rounded(shared.keys_back(dk, args.key), args.key),
+          rounded(shared.keys_back(dv, args.value), args.value)};
 }
 
 struct ContextKept {
@@ -376,30 +313,35 @@ struct ContextRows {
   }
 };
 
+// Rows [first, first + run.count) of one, the tokens of a run of the other.
+at::Tensor tokens_of(const at::Tensor& whole, const Run& run, int64_t dim) {
+  return whole.slice(dim, run.begin, run.token(run.count - 1) + 1, run.stride);
+}
+
 template <bool kShards>
 at::Tensor move_context_rows(const ContextRows<kShards>& args) {
   args.check();
-  const Carrier carrier(args.kName, args.process_group_name, args.problem);
+  const Carrier carrier(args.kName, args.process_group_name, integers(args.problem));
+  const ContextPlan& plan = carrier.plan();
   at::Tensor out = args.empty();
+  int64_t first = 0;
   if (kShards) {
-    int64_t first = 0;
-    for (const Range& range : carrier.mine.owned) {
-      out.narrow(args.axis(), first, range.size()).copy_(args.x.narrow(args.axis(), range.begin, range.size()));
-      first += range.size();
+    for (const Run& run : plan.tokens_of(carrier.group.rank)) {
+      out.narrow(args.axis(), first, run.count).copy_(tokens_of(args.x, run, args.axis()));
+      first += run.count;
     }
     return out;
   }
   const at::Tensor rows = args.x.movedim(args.axis(), 0).contiguous();
   std::vector<int64_t> receives, sends(carrier.group.size, rows.size(0));
-  for (const RankPlan& rank : carrier.plan->ranks) receives.push_back(rank.tokens());
+  for (int64_t r = 0; r < carrier.group.size; ++r) receives.push_back(plan.rows_of(r).size());
   const at::Tensor all = carrier.exchange(
       "gathering tokens", carrier.group.size == 1 ? rows : at::cat(std::vector<at::Tensor>(carrier.group.size, rows)),
       receives, sends);
-  int64_t first = 0;
-  for (const RankPlan& rank : carrier.plan->ranks) {
-    for (const Range& range : rank.owned) {
-      out.movedim(args.axis(), 0).narrow(0, range.begin, range.size()).copy_(all.narrow(0, first, range.size()));
-      first += range.size();
+  for (int64_t r = 0; r < carrier.group.size; ++r) {
+    for (const Run& run : plan.tokens_of(r)) {
+      tokens_of(out.movedim(args.axis(), 0), run, 0).copy_(all.narrow(0, first, run.count));
+      first += run.count;
     }
   }
   return out;
@@ -448,25 +390,66 @@ std::tuple<at::Tensor, at::Tensor> context_named(const at::Tensor& query, const 
   return {out, lse};
 }
 
-// What Python's plan object shows: for every rank its tokens as pairs (begin, end) behind their number, visible area
-// and rows that it receives.
-std::vector<int64_t> describe_plan(at::IntArrayRef problem) {
-  const std::shared_ptr<const ContextPlan> plan = plan_of(problem.vec());
-  std::vector<int64_t> numbers;
-  for (size_t r = 0; r < plan->ranks.size(); ++r) {
-    const RankPlan& rank = plan->ranks[r];
-    numbers.insert(numbers.end(), {rank.area(), plan->rows_received(static_cast<int64_t>(r)),
-                                   static_cast<int64_t>(rank.owned.size())});
-    for (const Range& range : rank.owned) numbers.insert(numbers.end(), {range.begin, range.end});
+// What Python's plan object shows: for every rank its visible area, rows and numbers that it receives, and its tokens
+// as triples (begin, count, stride) behind their number.
+std::vector<int64_t> describe_plan(at::IntArrayRef numbers, int64_t heads, int64_t key_heads, int64_t head_dim) {
+  const ContextPlan plan(ContextProblem::from_flat(numbers.vec()));
+  const HeadShare share{heads, key_heads, plan.problem.team_size};
+  std::vector<int64_t> result;
+  for (int64_t t = 0; t < plan.problem.teams(); ++t) {
+    const parallel::TeamPlan team = plan.team(t);
+    for (int64_t rank = t * share.team_size; rank < (t + 1) * share.team_size; ++rank) {
+      const std::vector<Run> tokens = plan.tokens_of(rank);
+      result.insert(result.end(),
+                    {team.area(), team.rows_received(t), elements_received(plan, team, rank, share, head_dim),
+                     static_cast<int64_t>(tokens.size())});
+      for (const Run& run : tokens) result.insert(result.end(), {run.begin, run.count, run.stride});
+    }
   }
-  return numbers;
+  return result;
 }
 
-int64_t best_context_layout(at::IntArrayRef problem) {
-  return static_cast<int64_t>(best_layout(ContextProblem::from_flat(problem.vec())));
+// The plan that is chosen, as numbers, and why: an empty layout or method is any, head_ranks 0 likewise.
+std::tuple<std::vector<int64_t>, std::string> choose_plan(at::IntArrayRef numbers, std::string_view layout,
+                                                          std::string_view method, int64_t head_ranks, int64_t heads,
+                                                          int64_t key_heads, int64_t head_dim, bool is_cuda) {
+  parallel::Wish wish{layout.empty(), method.empty()};
+  wish.method = method;
+  wish.head_ranks = head_ranks;
+  if (!layout.empty()) wish.layout = parallel::layout_of(layout);
+  const parallel::Workload workload{1, heads, key_heads, head_dim, is_cuda ? 2 : 4};
+  const parallel::Chosen chosen =
+      choose_context(ContextProblem::from_flat(numbers.vec()), wish, workload, parallel::machine_of(is_cuda));
+  return {chosen.problem.flat(), chosen.explanation};
 }
 
-std::string plan_text(at::IntArrayRef problem) { return plan_of(problem.vec())->text(); }
+// (seconds, ideal, computing, bytes received, bytes of keys) of a plan, as predict.h says them; machine as its members.
+std::vector<double> predict_plan(at::IntArrayRef problem, at::IntArrayRef workload, at::ArrayRef<double> machine,
+                                 bool backward) {
+  const parallel::Workload of{workload.at(0), workload.at(1), workload.at(2), workload.at(3), workload.at(4), backward};
+  const parallel::Machine on{static_cast<int64_t>(machine.at(0)),
+                             machine.at(1),
+                             machine.at(2),
+                             machine.at(3),
+                             machine.at(4),
+                             machine.at(5),
+                             machine.at(6)};
+  const auto p = predict(ContextPlan(ContextProblem::from_flat(problem.vec())), of, on);
+  return {p.seconds, p.ideal_seconds, p.compute_seconds, p.bytes_received, p.key_bytes};
+}
+
+std::vector<double> machine_numbers(bool is_cuda) {
+  const parallel::Machine m = parallel::machine_of(is_cuda);
+  return {static_cast<double>(m.ranks_per_host),
+          m.flops,
+          m.link_bytes,
+          m.network_bytes,
+          m.link_latency,
+          m.network_latency,
+          m.call_seconds};
+}
+
+std::string plan_text(at::IntArrayRef problem) { return ContextPlan(ContextProblem::from_flat(problem.vec())).text(); }
 
 }  // namespace
 
@@ -495,8 +478,13 @@ TORCH_LIBRARY_FRAGMENT(xformers, m) {
       "context_parallel_attention(Tensor query, Tensor key, Tensor value, SymInt[] problem, str process_group_name, "
       "float? scale=None) -> (Tensor out, Tensor lse)",
       context_named);
-  m.def("_context_plan(int[] problem) -> int[]", describe_plan);
-  m.def("_context_layout(int[] problem) -> int", best_context_layout);
+  m.def("_context_plan(int[] problem, int heads, int key_heads, int head_dim) -> int[]", describe_plan);
+  m.def(
+      "_context_choose(int[] problem, str layout, str method, int head_ranks, int heads, int key_heads, int head_dim, "
+      "bool is_cuda) -> (int[], str)",
+      choose_plan);
+  m.def("_context_predict(int[] problem, int[] workload, float[] machine, bool backward) -> float[]", predict_plan);
+  m.def("_context_machine(bool is_cuda) -> float[]", machine_numbers);
   m.def("_context_plan_text(int[] problem) -> str", plan_text);
 }
 

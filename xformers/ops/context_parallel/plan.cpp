@@ -1,182 +1,178 @@
 #include "xformers/ops/context_parallel/plan.h"
 
 #include <algorithm>
-#include <numeric>
+
+#include "xformers/ops/context_parallel/layout.h"
 
 namespace xformers::parallel {
 namespace {
 
-constexpr int64_t kPiecesPerRank = 8;  // of the layout by documents: enough for areas to balance within a few percent
+constexpr size_t kNumbers = 7;  // of a flat problem, before its documents
 
-std::vector<Range> documents_of(const ContextProblem& problem) {
-  if (problem.documents.empty()) return {{0, problem.seqlen}};
-  std::vector<Range> documents;
-  for (size_t i = 0; i + 1 < problem.documents.size(); ++i) {
-    documents.push_back({problem.documents[i], problem.documents[i + 1]});
+bool rows_meet(const std::vector<KeyStep>& steps) {
+  std::vector<Range> rows;
+  for (const KeyStep& step : steps) {
+    for (const Piece& piece : step.pieces) rows.push_back(piece.rows);
   }
-  return documents;
+  std::sort(rows.begin(), rows.end(), [](const Range& a, const Range& b) { return a.begin < b.begin; });
+  for (size_t i = 1; i < rows.size(); ++i) {
+    if (rows[i].begin < rows[i - 1].end) return true;
+  }
+  return false;
 }
 
-Piece piece_of(const ContextProblem& problem, const Range& queries, const Range& document) {
-  const auto& [left, right] = std::pair{problem.window_left, problem.window_right};
-  Piece piece{queries, document};
-  if (left >= 0) piece.keys.begin = std::max(document.begin, queries.begin - std::min(left, problem.seqlen));
-  if (right >= 0) piece.keys.end = std::min(document.end, queries.end + std::min(right, problem.seqlen));
-  // The diagonal i = j of the whole lies keys.end - queries.end before the bottom-right one of the piece.
-  const int64_t beyond = piece.keys.end - queries.end;
-  if (left >= 0) piece.window_left = std::min(left, problem.seqlen) + beyond;
-  if (right >= 0) piece.window_right = std::max<int64_t>(0, std::min(right, problem.seqlen) - beyond);
-  for (int64_t i = queries.begin; i < queries.end; ++i) {
-    const int64_t first = left >= 0 ? std::max(document.begin, i - std::min(left, problem.seqlen)) : document.begin;
-    const int64_t end = right >= 0 ? std::min(document.end, i + std::min(right, problem.seqlen) + 1) : document.end;
-    piece.area += end - first;
-  }
-  return piece;
-}
-
-// Parts of a range that lie in one document each.
-std::vector<Piece> pieces_of(const ContextProblem& problem, const std::vector<Range>& documents, const Range& range) {
-  std::vector<Piece> pieces;
-  for (const Range& document : documents) {
-    const Range part{std::max(range.begin, document.begin), std::min(range.end, document.end)};
-    if (part.begin < part.end) pieces.push_back(piece_of(problem, part, document));
-  }
-  return pieces;
-}
-
-std::vector<std::vector<Range>> chunks(const ContextProblem& problem, const std::vector<Range>& documents) {
-  const int64_t ranks = problem.ranks, n = problem.seqlen;
-  std::vector<std::vector<Range>> owned(ranks);
-  const auto chunk = [&](int64_t i, int64_t count) { return Range{n * i / count, n * (i + 1) / count}; };
-  if (problem.layout == Layout::kContiguous) {
-    for (int64_t r = 0; r < ranks; ++r) owned[r] = {chunk(r, ranks)};
-  } else if (problem.layout == Layout::kZigzag) {
-    for (int64_t r = 0; r < ranks; ++r) owned[r] = {chunk(r, 2 * ranks), chunk(2 * ranks - 1 - r, 2 * ranks)};
-  } else {
-    const int64_t longest = std::max<int64_t>(1, (n + kPiecesPerRank * ranks - 1) / (kPiecesPerRank * ranks));
-    std::vector<Piece> pieces;
-    for (const Range& document : documents) {
-      const int64_t parts = (document.size() + longest - 1) / longest;
-      for (int64_t i = 0; i < parts; ++i) {
-        pieces.push_back(piece_of(
-            problem, {document.begin + document.size() * i / parts, document.begin + document.size() * (i + 1) / parts},
-            document));
-      }
-    }
-    std::stable_sort(pieces.begin(), pieces.end(), [](const Piece& a, const Piece& b) { return a.area > b.area; });
-    std::vector<int64_t> area(ranks);
-    for (const Piece& piece : pieces) {
-      const auto least = std::min_element(area.begin(), area.end());
-      *least += piece.area;
-      owned[least - area.begin()].push_back(piece.queries);
-    }
-    for (auto& ranges : owned) {
-      std::sort(ranges.begin(), ranges.end(), [](const Range& a, const Range& b) { return a.begin < b.begin; });
-    }
-  }
-  for (auto& ranges : owned) std::erase_if(ranges, [](const Range& range) { return range.size() == 0; });
-  return owned;
-}
-
-std::vector<Range> united(const std::vector<Piece>& pieces) {
-  std::vector<Range> ranges;
-  for (const Piece& piece : pieces) ranges.push_back(piece.keys);
-  std::sort(ranges.begin(), ranges.end(), [](const Range& a, const Range& b) { return a.begin < b.begin; });
-  std::vector<Range> result;
-  for (const Range& range : ranges) {
-    if (!result.empty() && range.begin <= result.back().end) {
-      result.back().end = std::max(result.back().end, range.end);
-    } else {
-      result.push_back(range);
-    }
-  }
-  return result;
+std::string text_of(const Run& run) {
+  const std::string first = std::to_string(run.begin);
+  if (run.stride == 1) return first + "-" + std::to_string(run.begin + run.count);
+  return first + "-" + std::to_string(run.token(run.count - 1) + 1) + " by " + std::to_string(run.stride);
 }
 
 }  // namespace
 
 std::vector<int64_t> ContextProblem::flat() const {
-  std::vector<int64_t> numbers{seqlen, ranks, window_left, window_right, static_cast<int64_t>(layout)};
+  std::vector<int64_t> numbers{
+      seqlen, ranks, window_left, window_right, static_cast<int64_t>(layout), static_cast<int64_t>(method), team_size};
   numbers.insert(numbers.end(), documents.begin(), documents.end());
   return numbers;
 }
 
 ContextProblem ContextProblem::from_flat(const std::vector<int64_t>& numbers) {
-  return {numbers.at(0),
-          numbers.at(1),
-          numbers.at(2),
-          numbers.at(3),
-          static_cast<Layout>(numbers.at(4)),
-          {numbers.begin() + 5, numbers.end()}};
+  ContextProblem problem{numbers.at(0), numbers.at(1), numbers.at(2), numbers.at(3),
+                         static_cast<Layout>(numbers.at(4))};
+  problem.method = static_cast<Method>(numbers.at(5));
+  problem.team_size = numbers.at(6);
+  problem.documents.assign(numbers.begin() + kNumbers, numbers.end());
+  return problem;
 }
 
-int64_t RankPlan::tokens() const {
-  return std::accumulate(owned.begin(), owned.end(), int64_t{0},
-                         [](int64_t n, const Range& r) { return n + r.size(); });
-}
-
-int64_t RankPlan::area() const {
-  return std::accumulate(pieces.begin(), pieces.end(), int64_t{0},
-                         [](int64_t n, const Piece& p) { return n + p.area; });
-}
-
-std::vector<Range> ContextPlan::sent(int64_t from, int64_t to) const {
-  std::vector<Range> result;
-  for (const Range& owned : ranks[from].owned) {
-    for (const Range& needed : ranks[to].needed) {
-      const Range both{std::max(owned.begin, needed.begin), std::min(owned.end, needed.end)};
-      if (both.begin < both.end) result.push_back(both);
-    }
+int64_t TeamPlan::area() const {
+  int64_t area = 0;
+  for (const KeyStep& step : steps) {
+    for (const Piece& piece : step.pieces) area += piece.area;
   }
-  return result;
+  return area;
 }
 
-int64_t ContextPlan::rows_received(int64_t rank) const {
+int64_t TeamPlan::calls() const {
+  int64_t calls = 0;
+  for (const KeyStep& step : steps) calls += static_cast<int64_t>(step.pieces.size());
+  return calls;
+}
+
+int64_t TeamPlan::rows_received(int64_t team) const {
   int64_t rows = 0;
-  for (int64_t from = 0; from < problem.ranks; ++from) {
-    if (from == rank) continue;
-    for (const Range& range : sent(from, rank)) rows += range.size();
+  for (const KeyStep& step : steps) {
+    for (const Transfer& arrival : step.arrivals) rows += arrival.team == team ? 0 : size_of(arrival.rows);
   }
   return rows;
 }
 
-std::string ContextPlan::text() const {
-  std::string text;
-  for (int64_t r = 0; r < problem.ranks; ++r) {
-    text += "rank " + std::to_string(r) + ": tokens";
-    for (const Range& range : ranks[r].owned)
-      text += " " + std::to_string(range.begin) + "-" + std::to_string(range.end);
-    text += ", " + std::to_string(ranks[r].pieces.size()) + " calls, visible area " + std::to_string(ranks[r].area()) +
-            ", receives " + std::to_string(rows_received(r)) + " rows\n";
+ContextPlan::ContextPlan(ContextProblem problem_arg)
+    : problem(std::move(problem_arg)), owned(owners(problem)), visibility_(visibility_of(problem)) {
+  if (problem.method != Method::kRing) return;
+  const int64_t teams = problem.teams();
+  for (int64_t distance = 1; distance < teams; ++distance) {
+    for (int64_t from = 0; from < teams; ++from) {
+      if (visible_rows(from, (from + distance) % teams).empty()) continue;
+      distances_.push_back(distance);
+      break;
+    }
   }
-  return text;
 }
 
-ContextPlan plan_context(const ContextProblem& problem) {
-  const std::vector<Range> documents = documents_of(problem);
-  ContextPlan plan{problem, {}};
-  for (std::vector<Range>& owned : chunks(problem, documents)) {
-    RankPlan rank{std::move(owned), {}, {}};
-    for (const Range& range : rank.owned) {
-      const std::vector<Piece> pieces = pieces_of(problem, documents, range);
-      rank.pieces.insert(rank.pieces.end(), pieces.begin(), pieces.end());
-    }
-    rank.needed = united(rank.pieces);
-    plan.ranks.push_back(std::move(rank));
+std::vector<Range> ContextPlan::visible_rows(int64_t from, int64_t to) const {
+  std::vector<Range> rows;
+  for (const Piece& piece : visible_pieces(visibility_, owned[to], owned[from])) rows.push_back(piece.keys);
+  return united(std::move(rows));
+}
+
+TeamPlan ContextPlan::team(int64_t team) const {
+  TeamPlan plan{owned.at(team), {}, false};
+  if (problem.method == Method::kAllGather && problem.teams() > 1) {
+    plan.steps.push_back(whole_step(team));
+  } else {
+    KeyStep& own = plan.steps.emplace_back();
+    own.keys = plan.owned;
+    own.is_local = true;
+    for (const int64_t distance : distances_) plan.steps.push_back(ring_step(team, distance));
   }
+  for (KeyStep& step : plan.steps) step.pieces = visible_pieces(visibility_, plan.owned, step.keys);
+  plan.merges = rows_meet(plan.steps);
   return plan;
 }
 
-Layout best_layout(ContextProblem problem) {
-  Layout best = Layout::kContiguous;
-  int64_t least = -1;
-  for (const Layout layout : {Layout::kContiguous, Layout::kZigzag, Layout::kDocuments}) {
-    problem.layout = layout;
-    int64_t most = 0;
-    for (const RankPlan& rank : plan_context(problem).ranks) most = std::max(most, rank.area());
-    if (least < 0 || most < least) least = most, best = layout;
+// What arrives lies in the order of tokens, so that a query's keys are neighbours; of strided runs, by team.
+KeyStep ContextPlan::whole_step(int64_t team) const {
+  struct Arrived {
+    Run run;
+    Range rows;
+  };
+  KeyStep step;
+  std::vector<Arrived> order;
+  int64_t row = 0;
+  for (int64_t other = 0; other < problem.teams(); ++other) {
+    step.sends.push_back({other, visible_rows(team, other)});
+    step.arrivals.push_back({other, visible_rows(other, team)});
+    for (const Range& rows : step.arrivals.back().rows) {
+      for (const Run& run : part_of(owned[other], rows)) {
+        order.push_back({run, {row, row + run.count}});
+        row += run.count;
+      }
+    }
   }
-  return best;
+  const bool in_order = problem.layout != Layout::kStriped;
+  if (in_order) {
+    std::sort(order.begin(), order.end(), [](const Arrived& a, const Arrived& b) { return a.run.begin < b.run.begin; });
+  }
+  int64_t place = 0;
+  for (const Arrived& each : order) {
+    if (in_order) step.placed.push_back({each.rows, place});
+    place += each.run.count;
+    Run* last = step.keys.empty() ? nullptr : &step.keys.back();
+    if (in_order && last != nullptr && last->token(last->count) == each.run.begin) {
+      last->count += each.run.count;
+    } else {
+      step.keys.push_back(each.run);
+    }
+  }
+  return step;
+}
+
+KeyStep ContextPlan::ring_step(int64_t team, int64_t distance) const {
+  const int64_t teams = problem.teams(), from = (team - distance + teams) % teams, to = (team + distance) % teams;
+  KeyStep step;
+  step.sends.push_back({to, visible_rows(team, to)});
+  step.arrivals.push_back({from, visible_rows(from, team)});
+  for (const Range& rows : step.arrivals.back().rows) {
+    const std::vector<Run> runs = part_of(owned[from], rows);
+    step.keys.insert(step.keys.end(), runs.begin(), runs.end());
+  }
+  return step;
+}
+
+Range ContextPlan::rows_of(int64_t rank) const {
+  const int64_t rows = size_of(owned.at(rank / problem.team_size)), member = rank % problem.team_size;
+  return {rows * member / problem.team_size, rows * (member + 1) / problem.team_size};
+}
+
+std::vector<Run> ContextPlan::tokens_of(int64_t rank) const {
+  return part_of(owned.at(rank / problem.team_size), rows_of(rank));
+}
+
+std::string ContextPlan::text() const {
+  std::string text;
+  for (int64_t t = 0; t < problem.teams(); ++t) {
+    const TeamPlan plan = team(t);
+    for (int64_t rank = t * problem.team_size; rank < (t + 1) * problem.team_size; ++rank) {
+      text += "rank " + std::to_string(rank) + ": tokens";
+      for (const Run& run : tokens_of(rank)) text += " " + text_of(run);
+      if (problem.team_size > 1) text += ", a share of the heads of team " + std::to_string(t);
+      text += ", " + std::to_string(plan.steps.size()) + (plan.steps.size() == 1 ? " step, " : " steps, ") +
+              std::to_string(plan.calls()) + " calls, visible area " + std::to_string(plan.area()) + ", receives " +
+              std::to_string(plan.rows_received(t)) + " rows\n";
+    }
+  }
+  return text;
 }
 
 }  // namespace xformers::parallel
