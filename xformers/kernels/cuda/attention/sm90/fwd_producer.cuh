@@ -75,25 +75,27 @@ class Loader {
     q_.advance();
   }
   __device__ __forceinline__ void load_k(const FwdWork& work, int block) {
-    wait_empty(memory_.barriers.k_empty[k_.index()], k_.parity());
     copy_keys<kPolicy.head_dim>(memory_.k[k_.index()], args_.k_map, work, work.k, block,
-                                memory_.barriers.k_full[k_.index()]);
+                                memory_.barriers.k_full[k_.index()],
+                                [&] { wait_empty(memory_.barriers.k_empty[k_.index()], k_.parity()); });
     k_.advance();
   }
   __device__ __forceinline__ void load_v(const FwdWork& work, int block) {
-    wait_empty(memory_.barriers.v_empty[v_.index()], v_.parity());
     copy_keys<kPolicy.head_dim_v>(memory_.v[v_.index()], args_.v_map, work, work.v, block,
-                                  memory_.barriers.v_full[v_.index()]);
+                                  memory_.barriers.v_full[v_.index()],
+                                  [&] { wait_empty(memory_.barriers.v_empty[v_.index()], v_.parity()); });
     v_.advance();
   }
-  template <int kDims>
+  // After wait(), which has the place free.
+  template <int kDims, class Wait>
   __device__ __forceinline__ void copy_keys(unsigned char* to, const CUtensorMap& map, const FwdWork& work,
-                                            const RowsPlace& at, int block, uint64_t& barrier) {
+                                            const RowsPlace& at, int block, uint64_t& barrier, const Wait& wait) {
     constexpr int kRows = kPolicy.block_n;
     if constexpr (kPaged) {
       copy_pages<kDims, kRows>(to, map, at, args_.p, work.tile.sequence, block * kRows, args_.page_part, barrier,
-                               L2Keep::kLastOut);
+                               L2Keep::kLastOut, wait);
     } else {
+      wait();
       copy_rows<kDims, kRows>(to, map, at, block * kRows, barrier, L2Keep::kLastOut);
     }
   }

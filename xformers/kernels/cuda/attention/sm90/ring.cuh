@@ -66,22 +66,29 @@ __device__ __forceinline__ void copy_rows(unsigned char* to, const CUtensorMap& 
 }
 
 // The same of keys in pages, by a warp: a box for every `part` keys, which lie in one page and are a multiple of eight,
-// after which the swizzle comes again. Behind the last key of the sequence no page is looked up.
-template <int kDims, int kRows>
+// after which the swizzle comes again. Behind the last key of the sequence no page is looked up. The first boxes' pages
+// are looked up before wait() has the place free.
+template <int kDims, int kRows, class Wait>
 __device__ __forceinline__ void copy_pages(unsigned char* to, const CUtensorMap& map, const RowsPlace& at,
                                            const AttentionProblem& p, const Sequence& sequence, int first, int part,
-                                           uint64_t& barrier, L2Keep keep) {
+                                           uint64_t& barrier, L2Keep keep, const Wait& wait) {
   constexpr int kPanels = panels_of(kDims);
-  const int lane = threadIdx.x % 32;
+  const int lane = threadIdx.x % 32, boxes = kRows / part * kPanels;
+  const auto from = [&](int box) {
+    const int key = first + box / kPanels * part;
+    return static_cast<int>(key < sequence.seqlen_k ? key_row(p.shape, p.seq, sequence, key) : p.shape.seqlen_k);
+  };
+  int row = lane < boxes ? from(lane) : 0;
+  wait();
   if (lane == 0) mbarrier::arrive_expecting(shared_address(&barrier), tile_bytes(kRows, kDims));
   __syncwarp();
 #pragma unroll 1
-  for (int box = lane; box < kRows / part * kPanels; box += 32) {
-    const int row = box / kPanels * part, panel = box % kPanels, key = first + row;
-    const int64_t from = key < sequence.seqlen_k ? key_row(p.shape, p.seq, sequence, key) : p.shape.seqlen_k;
-    copy_box(shared_address(to + panel * kRows * 128 + row * 128), map,
-             {{panel * wgmma::kPanel, static_cast<int>(from), at.head, at.group, at.batch}}, shared_address(&barrier),
-             keep);
+  for (int box = lane; box < boxes;) {
+    const int panel = box % kPanels;
+    copy_box(shared_address(to + panel * kRows * 128 + box / kPanels * part * 128), map,
+             {{panel * wgmma::kPanel, row, at.head, at.group, at.batch}}, shared_address(&barrier), keep);
+    box += 32;
+    if (box < boxes) row = from(box);
   }
 }
 
