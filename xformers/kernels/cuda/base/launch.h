@@ -43,26 +43,30 @@ void launch(void (*kernel)(Args), int64_t x, int64_t y, int threads, cudaStream_
 }
 
 // The same for a kernel that begins with wait_for_kernel_before(): its blocks may start while those of the kernel
-// before it on the stream finish, which hides the launch.
+// before it on the stream finish, which hides the launch. Blocks of one x and `cluster` neighbours along y are a
+// cluster (arch/cluster.cuh), where that is more than one: of compute capability 9.0 or later.
 template <class Args>
 void launch_after(void (*kernel)(Args), int64_t x, int64_t y, int threads, cudaStream_t stream, const Args& args,
-                  int smem_bytes = 0) {
+                  int smem_bytes = 0, int cluster = 1) {
   if (!starts_early(reinterpret_cast<const void*>(kernel))) {
     return launch_with(kernel, x, y, threads, smem_bytes, stream, args);
   }
   if (x == 0 || y == 0) return;
   check_grid(x, y);
   allow_smem(kernel, smem_bytes);
-  cudaLaunchAttribute early{};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
+  if (cluster > 8) allow_large_clusters(reinterpret_cast<const void*>(kernel));
+  cudaLaunchAttribute attributes[2] = {};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim = {1, static_cast<unsigned>(cluster), 1};
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(x), static_cast<unsigned>(y));
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = static_cast<size_t>(smem_bytes);
   config.stream = stream;
-  config.attrs = &early;
-  config.numAttrs = 1;
+  config.attrs = attributes;
+  config.numAttrs = cluster > 1 ? 2 : 1;
   XFORMERS_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, args));
 }
 

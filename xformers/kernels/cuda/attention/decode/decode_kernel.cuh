@@ -5,10 +5,12 @@
 //   fill the ring; read Q into registers
 //   for this warp's blocks of keys:  wait for the oldest stage | S = Q K^T, softmax, O += P V | refill the stage
 //   merge the warps; write out and lse, or this split's partial results
+//   where the parts of a tile are a cluster: merge its blocks, each block a share of the numbers, and write
 //
 // A lane holds rows lane / 4 and + 8, as in sm80/fwd_kernel.cuh.
 #pragma once
 
+#include "xformers/kernels/cuda/arch/cluster.cuh"
 #include "xformers/kernels/cuda/arch/mma.cuh"
 #include "xformers/kernels/cuda/attention/decode/decode_clear.cuh"
 #include "xformers/kernels/cuda/attention/decode/decode_tile.cuh"
@@ -218,9 +220,32 @@ class Decode {
     }
   }
 
-  // The warps' results, parts of the keys, meet in shared memory.
+  // Two neighbouring numbers of a row, relative to the maximum beside them.
+  struct Pair {
+    PartStats stats;
+    float x, y;
+  };
+  // Of parts of the keys: stats_of(part) and pair_of(part) say what each has left.
+  template <class StatsOf, class PairOf>
+  static __device__ __forceinline__ Pair add_parts(int parts, const StatsOf& stats_of, const PairOf& pair_of) {
+    Pair all{{-INFINITY, 0}, 0, 0};
+#pragma unroll 8
+    for (int part = 0; part < parts; ++part) all.stats.row_max = fmaxf(all.stats.row_max, stats_of(part).row_max);
+#pragma unroll 8
+    for (int part = 0; part < parts; ++part) {
+      const PartStats stats = stats_of(part);
+      const float weight = weight_of(stats.row_max, all.stats.row_max), share = weight * stats.row_sum;
+      const float2 pair = pair_of(part);
+      all.stats.row_sum += share;
+      if (share == 0) continue;  // as in the merge of parts: an infinite value of no weight is none
+      all.x += weight * pair.x, all.y += weight * pair.y;
+    }
+    return all;
+  }
+
+  // The warps' results, parts of the keys, meet in shared memory, and then those of the cluster's blocks.
   __device__ __forceinline__ void finish() {
-    auto& [sums, stats] = memory_.results;
+    auto& [sums, stats, block_stats] = memory_.results;
     softmax_.finish();
     __syncthreads();  // all warps are done with their rings
 #pragma unroll
@@ -237,26 +262,46 @@ class Decode {
       }
     }
     __syncthreads();
-    const int dim_v = static_cast<int>(p_.shape.head_dim_v);
-    for (int index = threadIdx.x; index < tile_.rows * (kDim / 2); index += kPolicy.threads()) {
-      const int row = index / (kDim / 2), at = index % (kDim / 2) * 2;
-      if (at >= dim_v) continue;
-      float most = -INFINITY, total = 0, x = 0, y = 0;
-#pragma unroll
-      for (int w = 0; w < kWarps; ++w) most = fmaxf(most, stats[w][row].row_max);
-#pragma unroll
-      for (int w = 0; w < kWarps; ++w) {
-        const PartStats part = stats[w][row];
-        const float weight = weight_of(part.row_max, most);
-        const float2 pair = *reinterpret_cast<const float2*>(&sums[w][row][at]);
-        total += weight * part.row_sum;
-        x += weight * pair.x, y += weight * pair.y;
-      }
-      const RowPlace place = rows_.place_of(tile_.first + row);
-      const float kept = finish_row(args_, static_cast<int>(blockIdx.y), tile_, place, PartStats{most, total}, at == 0);
-      const float factor = inverse_of(total) * kept;
-      write(place, at, dim_v, x * factor, y * factor);
+    for_each_pair(0, 1, [&](int row, int at) {
+      const Pair pair = add_parts(
+          kWarps, [&](int warp) { return stats[warp][row]; },
+          [&](int warp) { return *reinterpret_cast<const float2*>(&sums[warp][row][at]); });
+      if (!args_.parts_meet) return finish_pair(row, at, pair);
+      *reinterpret_cast<float2*>(&sums[0][row][at]) = {pair.x, pair.y};  // which nobody else reads
+      if (at == 0) block_stats[row] = pair.stats;
+    });
+    if (!args_.parts_meet) return;
+    cluster::sync();
+    for_each_pair(static_cast<int>(blockIdx.y), args_.num_splits, [&](int row, int at) {
+      const uint32_t of_stats = shared_address(&block_stats[row]), of_sums = shared_address(&sums[0][row][at]);
+      finish_pair(row, at,
+                  add_parts(
+                      args_.num_splits,
+                      [&](int part) {
+                        const float2 pair = cluster::load_pair(cluster::place_of(of_stats, part));
+                        return PartStats{pair.x, pair.y};
+                      },
+                      [&](int part) { return cluster::load_pair(cluster::place_of(of_sums, part)); }));
+    });
+    cluster::sync();  // nobody leaves whose memory is read
+  }
+
+  // visit(row, dim) for every second dim of every row, a share of them to each of `blocks`.
+  template <class Visit>
+  __device__ __forceinline__ void for_each_pair(int block, int blocks, const Visit& visit) const {
+    const int dim_v = static_cast<int>(p_.shape.head_dim_v), pairs = tile_.rows * (kDim / 2);
+    for (int i = block * kPolicy.threads() + static_cast<int>(threadIdx.x); i < pairs;
+         i += blocks * kPolicy.threads()) {
+      const int row = i / (kDim / 2), at = i % (kDim / 2) * 2;
+      if (at < dim_v) visit(row, at);
     }
+  }
+
+  __device__ __forceinline__ void finish_pair(int row, int at, const Pair& pair) const {
+    const RowPlace place = rows_.place_of(tile_.first + row);
+    const float kept = finish_row(args_, static_cast<int>(blockIdx.y), tile_, place, pair.stats, at == 0);
+    const float factor = inverse_of(pair.stats.row_sum) * kept;
+    write(place, at, static_cast<int>(p_.shape.head_dim_v), pair.x * factor, pair.y * factor);
   }
 
   __device__ __forceinline__ void write(const RowPlace& place, int at, int dim_v, float x, float y) const {

@@ -13,7 +13,7 @@ void launch_decode(const FwdArgs& args, Features, cudaStream_t stream) {
   const AttentionShape& shape = args.p.shape;
   const int64_t tiles = shape.batch * shape.num_heads() / args.packed_heads.size() * args.tiles;
   launch_after(attention_decode<T, kHeadDim>, tiles, args.num_splits, kPolicy.threads(), stream, args,
-               static_cast<int>(sizeof(DecodeMemory<kPolicy>)));
+               static_cast<int>(sizeof(DecodeMemory<kPolicy>)), args.parts_meet ? args.num_splits : 1);
 }
 
 }  // namespace xformers::cuda::decode

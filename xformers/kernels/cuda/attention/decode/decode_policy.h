@@ -36,7 +36,7 @@ struct DecodeMemory {
   struct Results {
     static constexpr int kStride = kPolicy.head_dim + 8;  // so that neighbouring rows fall on different banks
     float sums[kPolicy.warps][kRows][kStride];
-    PartStats stats[kPolicy.warps][kRows];
+    PartStats stats[kPolicy.warps][kRows], block_stats[kRows];
   };
   union {
     alignas(128) Stage rings[kPolicy.warps][kPolicy.stages];
