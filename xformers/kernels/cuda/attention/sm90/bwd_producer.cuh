@@ -17,11 +17,20 @@ template <int kPolicyIndex>
 __device__ __forceinline__ void find_key_tiles(const BwdGrid& args, BwdMemory<kPolicyIndex>& memory) {
   auto& barriers = memory.barriers;
   // Both kernels of a head dim count: one behind the other's number.
-  KeyTileOrder order(args, args.next_tile ? args.next_tile + (kBwdPolicies[kPolicyIndex].has_dk() ? 0 : 1) : nullptr);
+  constexpr BwdPolicy kPolicy = kBwdPolicies[kPolicyIndex];
+  KeyTileOrder order(args, args.next_tile ? args.next_tile + (kPolicy.has_dk() ? 0 : 1) : nullptr);
+  if constexpr (kPolicy.scored) {
+    if (threadIdx.x % 32 == 0 && args.drops) memory.scored.philox = dropout_key(args.p.dropout);
+  }
   for (Stage<kBwdWorkSlots> slot;; slot.advance()) {
     BwdWork& work = memory.work[slot.index()];
     wait_empty(barriers.work_empty[slot.index()], slot.parity());
     while (!order.template next<kPolicyIndex>(work)) {  // packed sequences have room for more tiles than there are
+    }
+    if constexpr (kPolicy.scored) {
+      if (threadIdx.x % 32 == 0 && work.tile.rows > 0) {
+        memory.scored.work[slot.index()] = scored_work(args.p, work.tile, 0);
+      }
     }
     arrive_warp(barriers.work_full[slot.index()]);
     if (work.tile.rows <= 0) return;
@@ -35,7 +44,7 @@ __device__ __forceinline__ void for_each_work(BwdMemory<kPolicyIndex>& memory, b
     wait_full(memory.barriers.work_full[slot.index()], slot.parity());
     const BwdWork& work = memory.work[slot.index()];
     if (work.tile.rows <= 0) return;
-    visit(work);
+    visit(work, slot.index());
     if (arrives) mbarrier::arrive(shared_address(&memory.barriers.work_empty[slot.index()]));
   }
 }
@@ -50,7 +59,7 @@ class TileLoader {
       : args_(args), memory_(memory) {}
 
   __device__ __forceinline__ void run() {
-    for_each_work(memory_, true, [&](const BwdWork& work) {
+    for_each_work(memory_, true, [&](const BwdWork& work, int slot) {
       if (work.blocks.empty()) return;
       // A single stage of K is free when the tile before is done; the first Q is there by then.
       if constexpr (kPolicy.k_stages > 1) load_k(work);
@@ -61,6 +70,7 @@ class TileLoader {
           if constexpr (kPolicy.k_stages == 1) load_k(work);
           if constexpr (kPolicy.has_dk()) load_v(work);
         }
+        load_bias(work, slot, block);
         load_dout(work, block);
       }
     });
@@ -100,6 +110,23 @@ class TileLoader {
                                                    L2Keep::kLastOut);
     dout_.advance();
   }
+  // Of a bias that heads share L2 keeps what it can.
+  __device__ __forceinline__ void load_bias(const BwdWork& work, int slot, int block) {
+    if constexpr (kPolicy.scored) {
+      const ScoreBias& bias = args_.p.mods.bias;
+      if (!bias.data) return;
+      const L2Keep keep = bias.head_stride == 0 ? L2Keep::kLastOut : L2Keep::kFirstOut;
+#pragma unroll
+      for (int consumer = 0; consumer < kPolicy.kConsumers; ++consumer) {
+        wait_empty(memory_.scored.bias_empty[bias_.index()][consumer], bias_.parity());
+        copy_rows<64, kPolicy.block_m>(memory_.bias[bias_.index() * 2 + consumer], args_.bias_map,
+                                       memory_.scored.work[slot].bias, args_.has_bias_row ? 0 : block * kPolicy.block_m,
+                                       memory_.scored.bias_full[bias_.index()][consumer], keep,
+                                       work.tile.first + consumer * 64);
+      }
+      bias_.advance();
+    }
+  }
 
   const BwdGrid& args_;
   BwdMemory<kPolicyIndex>& memory_;
@@ -107,6 +134,7 @@ class TileLoader {
   Stage<kPolicy.v_stages> v_;
   Stage<kPolicy.q_stages> q_;
   Stage<kPolicy.dout_stages> dout_;
+  Stage<kPolicy.scored ? kPolicy.bias_stages : 1> bias_;
 };
 
 // By all lanes of a warp: lse and delta beside Q (its first piece).
@@ -116,7 +144,7 @@ __device__ __forceinline__ void load_statistics(const BwdGrid& args, BwdMemory<k
   constexpr int kRows = kPolicy.block_m / 32;  // of a lane
   const int lane = threadIdx.x % 32;
   Stage<kPolicy.q_stages> rows;
-  for_each_work(memory, lane == 0, [&](const BwdWork& work) {
+  for_each_work(memory, lane == 0, [&](const BwdWork& work, int) {
     const float *const all_lse = static_cast<const float*>(args.lse) + work.statistics, *const all_delta =
                                                                                             static_cast<const float*>(
                                                                                                 args.delta) +
@@ -141,8 +169,8 @@ __device__ __forceinline__ void load_statistics(const BwdGrid& args, BwdMemory<k
         if (large && lse[i] != INFINITY) {
           const RowLse<float> natural = load_lse<float>(args.p, work.tile.sequence.batch, work.tile.group,
                                                         work.tile.head, work.tile.sequence.q_begin + first + i * 32);
-          lse[i] = natural.lse;
-          memory.lse_low[stage][i * 32 + lane] = natural.low;
+          if (!isnan(lse[i])) lse[i] = natural.lse;
+          memory.lse_low[stage][i * 32 + lane] = natural.low - static_cast<float>(args.lse_shift) * kLn2;
         } else if (large) {
           memory.lse_low[stage][i * 32 + lane] = 0;
         }
@@ -167,7 +195,7 @@ template <int kPolicyIndex>
 __device__ __forceinline__ void await_turns(const BwdGrid& args, BwdMemory<kPolicyIndex>& memory) {
   constexpr BwdPolicy kPolicy = kBwdPolicies[kPolicyIndex];
   Stage<kPolicy.q_stages> rows;
-  for_each_work(memory, true, [&](const BwdWork& work) {
+  for_each_work(memory, true, [&](const BwdWork& work, int) {
     if (!kPolicy.has_dk() || !args.turns) return;
 #pragma unroll 1
     for (int block = work.blocks.begin; block < work.blocks.end; ++block) {

@@ -22,7 +22,8 @@ __device__ __forceinline__ void find_tiles(const FwdGrid& args, FwdMemory<kPolic
     while (!order.template next<kPolicyIndex>(work)) {  // packed sequences have room for more tiles than there are
     }
     if constexpr (kScored) {
-      if (threadIdx.x % 32 == 0 && work.tile.rows > 0) memory.scored_work[slot] = scored_work(args, work.tile);
+      if (threadIdx.x % 32 == 0 && work.tile.rows > 0)
+        memory.scored_work[slot] = scored_work(args.p, work.tile, work.tile.first);
     }
     arrive_warp(barriers.work_full[slot]);
     if (work.tile.rows <= 0) return;
