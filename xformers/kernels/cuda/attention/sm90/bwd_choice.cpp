@@ -77,10 +77,6 @@ std::optional<BackwardPlan> plan(const AttentionBwdParams& p, const BwdFacts& fa
   if (facts.keys & kBlockedKeys) reasons.add("a block mask");
   if (ops & kSoftcapOp) reasons.add("softcap");
   if (ops & kAlibiOp) reasons.add("alibi_slopes");
-  // Tiles that differ are taken as blocks come free, ahead of their time: those that others wait for may come late.
-  if (p.deterministic && (p.seq.packed() || facts.banded)) {
-    reasons.add("deterministic sums under a mask or of packed sequences");
-  }
   if (access_of(facts.q, facts.kv, facts.dout) == RowAccess::kAny) {
     reasons.add("rows of q, k, v or dout are not in units of 16 bytes");
   }

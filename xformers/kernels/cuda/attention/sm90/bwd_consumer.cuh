@@ -1,10 +1,10 @@
 // A warpgroup that has 64 keys of a tile, all queries that see them, and all dims:
 //
-//   for blocks of queries:  S^T = K Q^T, dP^T = V dO^T issued;  wait for S^T;  P^T, while dP^T runs;  dV += P^T dO
-//   issued;
-//                           wait for dP^T;  dS^T, while dV runs, also to shared memory;  the other warpgroup's is
-//                           there; dQ = dS K, dK += dS^T Q issued;  wait for dQ, added to dq_sum while dK runs;  wait
-//                           for dK
+//   for blocks of queries, from the last:
+//     S^T = K Q^T, dP^T = V dO^T issued;  (what dropout keeps;)  wait for S^T;  P^T, while dP^T runs
+//     dV += P^T dO issued;  wait for dP^T;  dS^T, while dV runs, also to shared memory
+//     the other warpgroup's is there;  dQ = dS K, dK += dS^T Q issued;  (the gradient of the bias;)  wait for dQ
+//     dQ added to dq_sum, while dK runs;  wait for dK
 //   write dK, dV
 //
 // Scores are transposed, so that P^T and dS^T are in registers what the products with dO and Q want. Of dQ each of the
@@ -84,7 +84,7 @@ class BwdConsumer {
     wait_full(memory_.barriers.v_full[beside_k(v_).index()], beside_k(v_).parity());
     find_range();
 #pragma unroll 1
-    for (int block = work().blocks.begin; block < work().blocks.end; ++block) step(acc_dk, acc_dv, block);
+    for (int block = work().blocks.end - 1; block >= work().blocks.begin; --block) step(acc_dk, acc_dv, block);
     if (ds_factor_ != 1) multiply_all_by(acc_dk, 1 / ds_factor_);
     ds_factor_ = 1;
     arrive_warp(memory_.barriers.v_empty[beside_k(v_).index()]);
@@ -128,7 +128,7 @@ class BwdConsumer {
     store_ds(ds, memory_.ds[ds_at.index()]);
     if (args_.turns) await_sums();  // of the step before, which have had time to arrive
     sync_threads(kBoth, 256);
-    if (threadIdx.x == 128) end_turn(block - 1);
+    if (threadIdx.x == 128) end_turn(block + 1);
     DqSums dq;
     issue_dq(dq, memory_.ds[ds_at.index()]);
 #pragma unroll
@@ -179,24 +179,25 @@ class BwdConsumer {
 
   // dV alone: the products with dO of a step run while the next step's P is made.
   __device__ __forceinline__ void multiply_dv(DvSums& acc_dv) {
-    const int end = work().blocks.end;
+    const int begin = work().blocks.begin;
     wait_full(memory_.barriers.k_full[k_.index()], k_.parity());
     Packed p;
+    int block = work().blocks.end - 1;
     {
       Scores s;
-      issue_scores(s, work().blocks.begin);
-      const KeptOfKeys kept = draw(work().blocks.begin);
+      issue_scores(s, block);
+      const KeptOfKeys kept = draw(block);
       wgmma::wait<0>();
       wgmma::hold(s);
-      finish_scores(s, kept, work().blocks.begin, q_.index(), sees_all(work().blocks.begin));
+      finish_scores(s, kept, block, q_.index(), sees_all(block));
       release_queries();
       pack_probabilities(p, s);
     }
 #pragma unroll 1
-    for (int block = work().blocks.begin + 1; block < end; ++block) {
+    while (--block >= begin) {
       Scores s;
       issue_scores(s, block);
-      wait_for_dout(dout_, block - 1);
+      wait_for_dout(dout_, block + 1);
       issue_by_queries(acc_dv, p, memory_.dout[dout_.index()]);
       const KeptOfKeys kept = draw(block);
       wgmma::wait<1>();
@@ -211,7 +212,7 @@ class BwdConsumer {
     }
     arrive_warp(memory_.barriers.k_empty[k_.index()]);
     k_.advance();
-    wait_for_dout(dout_, end - 1);
+    wait_for_dout(dout_, begin);
     issue_by_queries(acc_dv, p, memory_.dout[dout_.index()]);
     wgmma::wait<0>();
     wgmma::hold(acc_dv);
@@ -262,13 +263,13 @@ class BwdConsumer {
     sync_threads(kBoth, 256);
     if (threadIdx.x == 128) {
       write_slope();
-      end_turn(work().blocks.end - 1);
+      end_turn(work().blocks.begin);
       tile_is_done(args_, work().head_of_all);
     }
   }
   // Whose turn is next may add to dq of the block, if it is one of this tile's.
   __device__ __forceinline__ void end_turn(int block) const {
-    if (args_.turns && block >= work().blocks.begin) atomicAdd(args_.turns + work().dq_block + block, 1);
+    if (args_.turns && block < work().blocks.end) atomicAdd(args_.turns + work().dq_block + block, 1);
   }
 
   // (+)= [this warpgroup's keys, queries], summed over dims.

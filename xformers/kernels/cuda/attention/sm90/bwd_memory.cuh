@@ -70,6 +70,7 @@ struct BwdMemory {
     uint64_t k_full[kKStages], k_empty[kKStages], v_full[kVStages], v_empty[kVStages];
     uint64_t q_full[kQStages], q_empty[kQStages];  // and lse, delta
     uint64_t dout_full[kDoutStages], dout_empty[kDoutStages];
+    uint64_t loaded;          // the last copies of a tile are under way
     uint64_t ds_empty;        // of one stage: dQ of the step before is done
     uint64_t turn[kQStages];  // where sums have an order: dq of these queries may be added to
   } barriers;
@@ -88,7 +89,7 @@ struct BwdMemory {
     init_ring(barriers.k_full, barriers.k_empty, 1), init_ring(barriers.v_full, barriers.v_empty, 1);
     init_ring(barriers.q_full, barriers.q_empty, 2);  // by both loaders
     init_ring(barriers.dout_full, barriers.dout_empty, 1);
-    init(barriers.ds_empty, kConsumerWarps);
+    init(barriers.ds_empty, kConsumerWarps), init(barriers.loaded, 1);
     for (uint64_t& each : barriers.turn) init(each, 1);
     scored.init(init);
     mbarrier::fence_init();

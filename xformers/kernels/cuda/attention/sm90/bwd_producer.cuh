@@ -22,9 +22,20 @@ __device__ __forceinline__ void find_key_tiles(const BwdGrid& args, BwdMemory<kP
   if constexpr (kPolicy.scored) {
     if (threadIdx.x % 32 == 0 && args.drops) memory.scored.philox = dropout_key(args.p.dropout);
   }
+  // Tiles that differ are taken when they are about to begin, not a tile ahead: so the longest come first, and those
+  // that wait for another's sums find it at work. Of packed sequences the search, and the shortest of them, want the
+  // time.
+  const bool late = args.next_tile && (args.turns || !args.p.seq.packed());
+  bool first = true;
+  Stage<1> before;  // the tile whose copies are waited for
   for (Stage<kBwdWorkSlots> slot;; slot.advance()) {
     BwdWork& work = memory.work[slot.index()];
     wait_empty(barriers.work_empty[slot.index()], slot.parity());
+    if (late && !first) {
+      wait_full(barriers.loaded, before.parity());
+      before.advance();
+    }
+    first = false;
     while (!order.template next<kPolicyIndex>(work)) {  // packed sequences have room for more tiles than there are
     }
     if constexpr (kPolicy.scored) {
@@ -60,23 +71,27 @@ class TileLoader {
 
   __device__ __forceinline__ void run() {
     for_each_work(memory_, true, [&](const BwdWork& work, int slot) {
-      if (work.blocks.empty()) return;
-      // A single stage of K is free when the tile before is done; the first Q is there by then.
-      if constexpr (kPolicy.k_stages > 1) load_k(work);
-#pragma unroll 1
-      for (int block = work.blocks.begin; block < work.blocks.end; ++block) {
-        load_q(work, block);
-        if (block == work.blocks.begin) {
-          if constexpr (kPolicy.k_stages == 1) load_k(work);
-          if constexpr (kPolicy.has_dk()) load_v(work);
-        }
-        load_bias(work, slot, block);
-        load_dout(work, block);
-      }
+      load(work, slot);
+      mbarrier::arrive(shared_address(&memory_.barriers.loaded));
     });
   }
 
  private:
+  __device__ __forceinline__ void load(const BwdWork& work, int slot) {
+    if (work.blocks.empty()) return;
+    // A single stage of K is free when the tile before is done; the first Q is there by then.
+    if constexpr (kPolicy.k_stages > 1) load_k(work);
+#pragma unroll 1
+    for (int block = work.blocks.end - 1; block >= work.blocks.begin; --block) {
+      load_q(work, block);
+      if (block == work.blocks.end - 1) {
+        if constexpr (kPolicy.k_stages == 1) load_k(work);
+        if constexpr (kPolicy.has_dk()) load_v(work);
+      }
+      load_bias(work, slot, block);
+      load_dout(work, block);
+    }
+  }
   __device__ __forceinline__ void load_k(const BwdWork& work) {
     auto& barriers = memory_.barriers;
     wait_empty(barriers.k_empty[k_.index()], k_.parity());
@@ -150,7 +165,7 @@ __device__ __forceinline__ void load_statistics(const BwdGrid& args, BwdMemory<k
                                                                                                 args.delta) +
                                                                                             work.statistics;
 #pragma unroll 1
-    for (int block = work.blocks.begin; block < work.blocks.end; ++block) {
+    for (int block = work.blocks.end - 1; block >= work.blocks.begin; --block) {
       const int first = block * kPolicy.block_m + lane, seqlen_q = work.tile.sequence.seqlen_q;
       float lse[kRows], delta[kRows];
       bool large = false;
@@ -198,7 +213,7 @@ __device__ __forceinline__ void await_turns(const BwdGrid& args, BwdMemory<kPoli
   for_each_work(memory, true, [&](const BwdWork& work, int) {
     if (!kPolicy.has_dk() || !args.turns) return;
 #pragma unroll 1
-    for (int block = work.blocks.begin; block < work.blocks.end; ++block) {
+    for (int block = work.blocks.end - 1; block >= work.blocks.begin; --block) {
       const int first = block * kPolicy.block_m;
       const Range queries{first, min(first + kPolicy.block_m, work.tile.sequence.seqlen_q)};
       wait_empty(memory.barriers.q_empty[rows.index()], rows.parity());

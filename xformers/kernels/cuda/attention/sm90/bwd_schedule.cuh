@@ -1,7 +1,8 @@
 // Which tiles of keys a block works on, one after the other (tile_count.cuh).
 //
 // A few heads at a time, so that what their tiles read and add to stays in L2; tile after tile of all of them, from the
-// beginning: with causal masks the long ones come first.
+// beginning: with causal masks the long ones come first. Queries from the end: those of sums in an order (turns.cuh)
+// then wait for a step or two alone, where tiles are taken in the order in which they begin.
 #pragma once
 
 #include "xformers/kernels/cuda/attention/dq_sums.cuh"
