@@ -111,10 +111,18 @@ INSTANTIATE_TEST_SUITE_P(Dims, HopperBackward,
 // More tiles than blocks that stay, and more heads than are worked on at once.
 INSTANTIATE_TEST_SUITE_P(Many, HopperBackward, cases(of_each_dim({"b2,q130,k270,h60", "b1,q200,k260,h90,causal"})),
                          test_name);
-// Sums in an order, under masks and of packed sequences: with many tiles that wait for each other.
+// Sums in an order, under masks and of packed sequences: more tiles than blocks that stay; many that wait for each
+// other.
 INSTANTIATE_TEST_SUITE_P(Ordered, HopperBackward,
-                         cases(of_each_dim({"b2,q600,k900,h20,causal,t1", "q700,k1300,h40,band300_100_br,t1",
-                                            "q193+1+0+365+40,k161+900+3+364+7,h12,causal_br,t1"})),
+                         cases(of_each_dim({"b2,q130,k400,h50,causal_br,t1", "q500,k700,h6,band300_100_br,t1",
+                                            "q193+1+0+165+40,k161+500+3+264+7,h4,causal,t1"})),
+                         test_name);
+INSTANTIATE_TEST_SUITE_P(Ordered, HopperBackwardScored,
+                         cases({
+                             "attention:bf16,q500,k704,h6,d64,causal_br,t1,bias,p0.1",
+                             "attention:fp16,q500,k704,h6,d128,causal,t1,alibi",
+                             "attention:bf16,b2,q130,k400,h50,d256,causal_br,t1,p0.2",
+                         }),
                          test_name);
 INSTANTIATE_TEST_SUITE_P(Packed, HopperBackward,
                          cases(of_each_dim({"q1+130+0+64+300+7,k3+130+9+0+301+500,h2",
