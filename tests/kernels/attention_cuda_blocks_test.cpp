@@ -32,8 +32,10 @@ TEST(AttentionCudaBlocks, OthersSayWhyNot) {
     const auto reasons = cuda::why_not_forward(kernel, run.forward_params());
     EXPECT_NE(std::find(reasons.begin(), reasons.end(), "a block mask"), reasons.end()) << kernel;
   }
-  const auto reasons = cuda::why_not_backward("bwd_sm90", run.backward_params());
-  EXPECT_NE(std::find(reasons.begin(), reasons.end(), "a block mask"), reasons.end());
+  for (const char* kernel : {"bwd_sm90", "bwd_sm90_scored"}) {
+    const auto reasons = cuda::why_not_backward(kernel, run.backward_params());
+    EXPECT_NE(std::find(reasons.begin(), reasons.end(), "a block mask"), reasons.end()) << kernel;
+  }
 }
 
 // t1: deterministic.

@@ -32,6 +32,18 @@ __device__ __forceinline__ uint32_t pack(float low, float high) {
   return bits;
 }
 
+// The same of what is above 0; of the rest 0. NaN stays.
+template <class T>
+__device__ __forceinline__ uint32_t pack_positive(float low, float high) {
+  uint32_t bits;
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    asm("cvt.rn.relu.bf16x2.f32 %0, %1, %2;\n" : "=r"(bits) : "f"(high), "f"(low));
+  } else {
+    asm("cvt.rn.relu.f16x2.f32 %0, %1, %2;\n" : "=r"(bits) : "f"(high), "f"(low));
+  }
+  return bits;
+}
+
 template <class T>
 __device__ __forceinline__ float2 unpack(uint32_t bits) {
   if constexpr (std::is_same_v<T, __nv_bfloat16>) {

@@ -1,5 +1,7 @@
 #include "xformers/kernels/cuda/attention/arguments.h"
 
+#include <cmath>
+
 #include "xformers/kernels/cuda/attention/head_gradients.h"
 #include "xformers/kernels/cuda/attention/prepare_backward.h"
 #include "xformers/kernels/cuda/attention/uncovered.h"
@@ -62,6 +64,13 @@ BwdArgs backward_args(const AttentionBwdParams& p, const Stream& stream) {
   args.lse = stream.workspace;
   args.delta = static_cast<char*>(stream.workspace) + statistics_bytes(p);
   return args;
+}
+
+void set_drop_factors(BwdArgs& args) {
+  const double p = args.p.dropout.p;
+  if (p >= 1) return;  // no P is kept, and there is nothing to multiply
+  args.lse_shift = -std::log2(1 - p);
+  args.delta_factor = 1 - p;
 }
 
 void begin_backward(const BwdArgs& args, double lse_factor, const Stream& stream, void* zeros, size_t zero_bytes) {

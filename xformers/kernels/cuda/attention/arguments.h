@@ -25,6 +25,8 @@ void set_partial_results(FwdArgs& args, int64_t total_rows, int64_t splits, cons
 // Bytes of one of the row statistics (lse, delta); both lie at the start of a backward's workspace.
 size_t statistics_bytes(const AttentionBwdParams& p);
 BwdArgs backward_args(const AttentionBwdParams& p, const Stream& stream);
+// What dropout makes of the statistics, where the products count on that.
+void set_drop_factors(BwdArgs& args);
 
 // What every backward does before its products; also zeros in `zero_bytes` from `zeros`.
 void begin_backward(const BwdArgs& args, double lse_factor, const Stream& stream, void* zeros = nullptr,

@@ -56,4 +56,9 @@ struct BwdArgs {
   double lse_shift = 0, delta_factor = 1;
 };
 
+// Where a tile, or a part of one, leaves its part of the gradient of its head's slope.
+XFORMERS_INLINE SlopePart& slope_part(const BwdArgs& args, int64_t head_of_all, int64_t part) {
+  return args.slope_parts[head_of_all * args.slope_parts_per_head + part];
+}
+
 }  // namespace xformers::cuda

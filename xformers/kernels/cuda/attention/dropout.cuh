@@ -65,6 +65,10 @@ class KeptByLane {
   __device__ __forceinline__ uint32_t mask(int i, int eight_queries, int eight_keys) const {
     return spread_signs(kept_[i][eight_queries], 0, 0x1111 * eight_keys);
   }
+  // Four bytes of two eights of queries, as __byte_perm selects them.
+  __device__ __forceinline__ uint32_t bytes(int i, int eight_queries, uint32_t selector) const {
+    return __byte_perm(kept_[i][eight_queries], kept_[i][eight_queries + 1], selector);
+  }
   // Both columns, 16 bits each.
   __device__ __forceinline__ uint32_t pair_mask(int eight_queries, int eight_keys) const {
     return spread_signs(kept_[0][eight_queries], kept_[1][eight_queries], 0x4400 + 0x1111 * eight_keys);
@@ -108,5 +112,43 @@ __device__ __forceinline__ void drop(uint32_t (*p)[kRowTiles][4], const PhiloxKe
     }
   }
 }
+
+// What is kept of a warp's transposed probabilities [16 keys, 64 queries], a bit for each of a lane's 32 elements: half
+// of what the calls of 32 keys serve. Drawn ahead of them, since it depends on none.
+class KeptOfKeys {
+  uint32_t kept_ = 0;  // bit 7 of each byte says of one element; that of the next is bit 6, ...
+
+ public:
+  // first_query is a multiple of 64, first_key of 16.
+  __device__ __forceinline__ void draw(const PhiloxKey& philox, const DropRule& rule, uint32_t sequence_head,
+                                       int first_query, int first_key) {
+    // Both eights of keys of a query tile, then those of the next.
+    const uint32_t mine = first_key % 32 == 0 ? 0x5410 : 0x7632;
+#pragma unroll
+    for (int n = 0; n < 8; n += 4) {
+      KeptByLane<32, true> drawn;
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        drawn.draw(i, philox, rule, sequence_head, first_query + n * 8, first_key);
+        kept_ |= (drawn.bytes(i, 0, mine) & 0x80808080u) >> place(i, n);
+        kept_ |= (drawn.bytes(i, 2, mine) & 0x80808080u) >> place(i, n + 2);
+      }
+    }
+  }
+  // What is dropped gets a minus: so both P, none of which is below 0, and what is kept of it stay at hand.
+  __device__ __forceinline__ void mark(Fragment<1, 8>& p) const {
+#pragma unroll
+    for (int n = 0; n < 8; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const uint32_t kept = kept_ << (24 - 8 * (n % 2 * 2 + i / 2) + place(i % 2, n));
+        p[0][n][i] = __uint_as_float(__float_as_uint(p[0][n][i]) ^ (~kept & 0x80000000u));
+      }
+  }
+
+ private:
+  // Of column i of query tile n.
+  __device__ __forceinline__ static constexpr int place(int i, int n) { return i * 4 + n / 2; }
+};
 
 }  // namespace xformers::cuda

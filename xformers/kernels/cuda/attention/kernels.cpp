@@ -28,6 +28,7 @@ constexpr ForwardKernel kForward[] = {
 
 constexpr BackwardKernel kBackward[] = {
     {"bwd_sm90", sm90::plan_backward, sm90::run_backward},
+    {"bwd_sm90_scored", sm90::plan_backward_scored, sm90::run_backward},
     {"bwd_sm80", sm80::plan_backward, sm80::run_backward},
     {"bwd_sm80_fp32", sm80_fp32::plan_backward, sm80_fp32::run_backward},
     {"bwd_simt", simt::plan_backward, simt::run_backward},

@@ -1,5 +1,3 @@
-#include <cmath>
-
 #include "xformers/kernels/cuda/attention/arguments.h"
 #include "xformers/kernels/cuda/attention/head_gradients.h"
 #include "xformers/kernels/cuda/attention/instances.h"
@@ -46,10 +44,7 @@ std::optional<BackwardPlan> plan_backward(const AttentionBwdParams& p, const Bwd
 
 void run_backward(const AttentionBwdParams& p, const BwdFacts& facts, const BackwardPlan& plan, const Stream& stream) {
   BwdArgs args = backward_args(p, stream);
-  if (p.dropout.p < 1) {  // else no P is kept, and there is nothing to multiply
-    args.lse_shift = -std::log2(1 - p.dropout.p);
-    args.delta_factor = 1 - p.dropout.p;
-  }
+  set_drop_factors(args);
   args.aligned = inputs_of(facts) == RowAccess::kChunks;
   args.aligned_dq = facts.dq == RowAccess::kChunks;
   args.aligned_dkv = facts.dkv == RowAccess::kChunks;

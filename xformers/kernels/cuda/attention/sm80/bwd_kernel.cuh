@@ -20,7 +20,7 @@
 
 #include <type_traits>
 
-#include "xformers/kernels/cuda/attention/sm80/bwd_bias_gradient.cuh"
+#include "xformers/kernels/cuda/attention/bias_gradient.cuh"
 #include "xformers/kernels/cuda/attention/sm80/bwd_dq.cuh"
 #include "xformers/kernels/cuda/attention/sm80/bwd_loads.cuh"
 #include "xformers/kernels/cuda/attention/sm80/bwd_outputs.cuh"
@@ -315,13 +315,22 @@ class Backward {
   __device__ __forceinline__ float& factor_of_step(int block, int stage) {
     return shared_.ds_factors[kBlocked ? stage : block % 2];
   }
+  // Each warp has eight queries.
+  __device__ __forceinline__ void store_dbias(uint32_t ds, int block, float factor) const {
+    static_assert(kBlockM == 8 * kPolicy.warps);
+    const int warp = thread_again() / 32;
+    cuda::store_dbias<T, kBlockN>(
+        args_, block * kBlockM + warp * 8, tile_.sequence.seqlen_q, tile_.keys, factor,
+        [&](int key) { return ds + ScoreLayout<kPolicy>::offset(key, warp); },
+        [&](int query) { return bias_offset(p_.dbias, tile_, query, tile_.first_key); });
+  }
   // And the gradient of the bias, of the same dS. `turn`: of the step, which the stage was of.
   template <bool kRare>
   __device__ __forceinline__ void add_dq(int block, int stage, int turn) {
     const uint32_t ds = ds_of(stage);
     const auto factor = [&] { return may_overflow<kRare>() ? factor_of_step(block, stage) : 1; };
     if constexpr (kScored) {
-      if (p_.dbias.data) store_dbias<T, kPolicy>(args_, tile_, block * kBlockM, ds, factor());
+      if (p_.dbias.data) store_dbias(ds, block, factor());
     }
 #pragma unroll 1
     for (int part = 0; part < kDqParts; ++part) {

@@ -63,7 +63,7 @@ __device__ __forceinline__ BlockPlace block_place(const BwdArgs& args) {
 
 // Where a tile, or its part of the queries, leaves its part of the gradient of a slope.
 __device__ __forceinline__ SlopePart& slope_part(const BwdArgs& args, const BlockPlace& place) {
-  return args.slope_parts[place.head_of_all * args.slope_parts_per_head + place.tile * args.splits + place.split];
+  return slope_part(args, place.head_of_all, place.tile * args.splits + place.split);
 }
 
 __device__ __forceinline__ int64_t heads_offset(const HeadsTensor& tensor, const BwdTile& tile) {

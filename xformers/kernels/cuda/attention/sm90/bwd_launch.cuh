@@ -1,4 +1,5 @@
-// Launches one backward instance: the products, dq out of its sums.
+// Launches the backward instances, plain (bwd_plain_launch.cuh) and scored ones (bwd_scored_launch.cuh): the products,
+// dq out of its sums.
 #pragma once
 
 #include <algorithm>
@@ -11,6 +12,16 @@
 #include "xformers/kernels/cuda/base/launch.h"
 
 namespace xformers::cuda::sm90 {
+
+// What changes scores counts in natural units, so the scale is applied to products first.
+inline void set_scored(BwdGrid& grid, int block_m) {
+  const AttentionBwdParams& p = grid.p;
+  grid.drops = p.dropout.p > 0;
+  if (p.mods.change_scores()) grid.unit = ScoreUnit(1, kLog2e);
+  if (!p.mods.bias.data) return;
+  grid.has_bias_row = p.mods.bias.q_stride == 0;
+  grid.bias_map = tensor_map(rows_of_bias(p), block_m);
+}
 
 template <class T, int kPolicyIndex>
 int64_t launch_products(const BwdArgs& args, cudaStream_t stream) {  // of so many blocks
@@ -26,22 +37,30 @@ int64_t launch_products(const BwdArgs& args, cudaStream_t stream) {  // of so ma
   grid.k_map = tensor_map(rows_of_k(p), kPolicy.kBlockN);
   grid.v_map = tensor_map(rows_of_v(p), kPolicy.kBlockN);
   grid.dout_map = tensor_map(rows_of_dout(p), kPolicy.block_m);
+  if constexpr (kPolicy.scored) set_scored(grid, kPolicy.block_m);
   const int64_t blocks = std::min<int64_t>(current_device().multiprocessors, grid.all_tiles);
   launch<kSmemBytes>(attention_bwd_sm90<T, kPolicyIndex>, blocks, 1, kPolicy.threads(), stream, grid);
   return blocks;
 }
 
 // One kernel has all sums, or one has dv and one dk and dq.
-template <class T, int kHeadDim, int kHeadDimV>
-void launch_backward(const BwdArgs& args, Features, cudaStream_t stream) {
-  constexpr int kDv = bwd_policy_of(kHeadDim, kHeadDimV, false), kDk = bwd_policy_of(kHeadDim, kHeadDimV, true);
+template <class T, int kHeadDim, int kHeadDimV, bool kScored>
+void launch_backward_of(const BwdArgs& args, cudaStream_t stream) {
+  constexpr int kDv = bwd_policy_of(kHeadDim, kHeadDimV, kScored, false),
+                kDk = bwd_policy_of(kHeadDim, kHeadDimV, kScored, true);
   if constexpr (kDv != kDk) launch_products<T, kDv>(args, stream);
   const int64_t blocks = launch_products<T, kDk>(args, stream);
   launch_dq<T, dq_order(kBwdPolicies[kDk])>(args, /*when_tiles_are_done=*/blocks > 0, stream);
 }
 
-}  // namespace xformers::cuda::sm90
+template <class T, int kHeadDim, int kHeadDimV>
+void launch_backward(const BwdArgs& args, Features, cudaStream_t stream) {
+  launch_backward_of<T, kHeadDim, kHeadDimV, false>(args, stream);
+}
 
-#define XFORMERS_INSTANCE(type, head_dim, head_dim_v)                                              \
-  template void xformers::cuda::sm90::launch_backward<xformers::cuda::type, head_dim, head_dim_v>( \
-      const BwdArgs&, Features, cudaStream_t);
+template <class T, int kHeadDim, int kHeadDimV>
+void launch_backward_scored(const BwdArgs& args, Features, cudaStream_t stream) {
+  launch_backward_of<T, kHeadDim, kHeadDimV, true>(args, stream);
+}
+
+}  // namespace xformers::cuda::sm90

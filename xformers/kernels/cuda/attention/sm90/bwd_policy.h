@@ -16,7 +16,9 @@ struct BwdPolicy {
   int registers;             // of a thread that multiplies; those of one that copies have what is left of 168 each
   BwdSums sums = BwdSums::kAll;
   int q_stages = 2, dout_stages = 2, k_stages = 2, v_stages = 2, ds_stages = 2;
-  int q_pieces = 1;  // stages that Q of a step takes, with a part of the dims each: freed one by one
+  int q_pieces = 1;     // stages that Q of a step takes, with a part of the dims each: freed one by one
+  bool scored = false;  // bias, dropout, ALiBi
+  int bias_stages = 0;  // of a bias, each consumer's by itself
 
   static constexpr int kConsumers = 2, kBlockN = 64 * kConsumers;
 
@@ -30,6 +32,7 @@ struct BwdPolicy {
   constexpr int k_bytes() const { return tile_bytes(kBlockN, head_dim); }
   constexpr int v_bytes() const { return tile_bytes(kBlockN, head_dim_v); }
   constexpr int ds_bytes() const { return tile_bytes(kBlockN, block_m); }
+  constexpr int bias_bytes() const { return tile_bytes(block_m, 64); }  // of a consumer
   // dq: consumers part the dims of 64 queries, or the queries of 128.
   constexpr bool parts_dims() const { return block_m == 64; }
   // Halves of dims are panels, or what is left is zeros, or (192) one of three panels is halved.
@@ -71,12 +74,83 @@ inline constexpr BwdPolicy kBwdPolicies[] = {
      .v_stages = 1,
      .ds_stages = 1,
      .q_pieces = 2},
+    // What changes scores: 16 KiB of a bias a step. At 64 a step of 128 queries would spill.
+    {.head_dim = 64, .head_dim_v = 64, .block_m = 64, .registers = 232, .scored = true, .bias_stages = 2},
+    {.head_dim = 96,
+     .head_dim_v = 96,
+     .block_m = 64,
+     .registers = 232,
+     .v_stages = 1,
+     .scored = true,
+     .bias_stages = 2},
+    {.head_dim = 128,
+     .head_dim_v = 128,
+     .block_m = 64,
+     .registers = 232,
+     .v_stages = 1,
+     .scored = true,
+     .bias_stages = 2},
+    {.head_dim = 192,
+     .head_dim_v = 128,
+     .block_m = 64,
+     .registers = 232,
+     .sums = BwdSums::kDv,
+     .scored = true,
+     .bias_stages = 2},
+    {.head_dim = 192,
+     .head_dim_v = 128,
+     .block_m = 64,
+     .registers = 232,
+     .sums = BwdSums::kDkDq,
+     .k_stages = 1,
+     .v_stages = 1,
+     .ds_stages = 1,
+     .scored = true,
+     .bias_stages = 2},
+    {.head_dim = 192,
+     .head_dim_v = 192,
+     .block_m = 64,
+     .registers = 232,
+     .sums = BwdSums::kDv,
+     .scored = true,
+     .bias_stages = 2},
+    {.head_dim = 192,
+     .head_dim_v = 192,
+     .block_m = 64,
+     .registers = 232,
+     .sums = BwdSums::kDkDq,
+     .k_stages = 1,
+     .v_stages = 1,
+     .ds_stages = 1,
+     .scored = true,
+     .bias_stages = 1},
+    {.head_dim = 256,
+     .head_dim_v = 256,
+     .block_m = 64,
+     .registers = 232,
+     .sums = BwdSums::kDv,
+     .k_stages = 1,
+     .scored = true,
+     .bias_stages = 2},
+    {.head_dim = 256,
+     .head_dim_v = 256,
+     .block_m = 64,
+     .registers = 240,
+     .sums = BwdSums::kDkDq,
+     .dout_stages = 1,
+     .k_stages = 1,
+     .v_stages = 1,
+     .ds_stages = 1,
+     .q_pieces = 2,
+     .scored = true,
+     .bias_stages = 1},
 };
 
-constexpr int bwd_policy_of(int head_dim, int head_dim_v, bool has_dk) {
+constexpr int bwd_policy_of(int head_dim, int head_dim_v, bool scored, bool has_dk) {
   int index = 0;
   const auto is = [&](const BwdPolicy& each) {
-    return each.head_dim == head_dim && each.head_dim_v == head_dim_v && (has_dk ? each.has_dk() : each.has_dv());
+    return each.head_dim == head_dim && each.head_dim_v == head_dim_v && each.scored == scored &&
+           (has_dk ? each.has_dk() : each.has_dv());
   };
   while (!is(kBwdPolicies[index])) ++index;
   return index;

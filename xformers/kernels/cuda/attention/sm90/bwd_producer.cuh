@@ -17,11 +17,31 @@ template <int kPolicyIndex>
 __device__ __forceinline__ void find_key_tiles(const BwdGrid& args, BwdMemory<kPolicyIndex>& memory) {
   auto& barriers = memory.barriers;
   // Both kernels of a head dim count: one behind the other's number.
-  KeyTileOrder order(args, args.next_tile ? args.next_tile + (kBwdPolicies[kPolicyIndex].has_dk() ? 0 : 1) : nullptr);
+  constexpr BwdPolicy kPolicy = kBwdPolicies[kPolicyIndex];
+  KeyTileOrder order(args, args.next_tile ? args.next_tile + (kPolicy.has_dk() ? 0 : 1) : nullptr);
+  if constexpr (kPolicy.scored) {
+    if (threadIdx.x % 32 == 0 && args.drops) memory.scored.philox = dropout_key(args.p.dropout);
+  }
+  // Tiles that differ are taken when they are about to begin, not a tile ahead: so the longest come first, and those
+  // that wait for another's sums find it at work. Of packed sequences the search, and the shortest of them, want the
+  // time.
+  const bool late = args.next_tile && (args.turns || !args.p.seq.packed());
+  bool first = true;
+  Stage<1> before;  // the tile whose copies are waited for
   for (Stage<kBwdWorkSlots> slot;; slot.advance()) {
     BwdWork& work = memory.work[slot.index()];
     wait_empty(barriers.work_empty[slot.index()], slot.parity());
+    if (late && !first) {
+      wait_full(barriers.loaded, before.parity());
+      before.advance();
+    }
+    first = false;
     while (!order.template next<kPolicyIndex>(work)) {  // packed sequences have room for more tiles than there are
+    }
+    if constexpr (kPolicy.scored) {
+      if (threadIdx.x % 32 == 0 && work.tile.rows > 0) {
+        memory.scored.work[slot.index()] = scored_work(args.p, work.tile, 0);
+      }
     }
     arrive_warp(barriers.work_full[slot.index()]);
     if (work.tile.rows <= 0) return;
@@ -35,7 +55,7 @@ __device__ __forceinline__ void for_each_work(BwdMemory<kPolicyIndex>& memory, b
     wait_full(memory.barriers.work_full[slot.index()], slot.parity());
     const BwdWork& work = memory.work[slot.index()];
     if (work.tile.rows <= 0) return;
-    visit(work);
+    visit(work, slot.index());
     if (arrives) mbarrier::arrive(shared_address(&memory.barriers.work_empty[slot.index()]));
   }
 }
@@ -50,23 +70,28 @@ class TileLoader {
       : args_(args), memory_(memory) {}
 
   __device__ __forceinline__ void run() {
-    for_each_work(memory_, true, [&](const BwdWork& work) {
-      if (work.blocks.empty()) return;
-      // A single stage of K is free when the tile before is done; the first Q is there by then.
-      if constexpr (kPolicy.k_stages > 1) load_k(work);
-#pragma unroll 1
-      for (int block = work.blocks.begin; block < work.blocks.end; ++block) {
-        load_q(work, block);
-        if (block == work.blocks.begin) {
-          if constexpr (kPolicy.k_stages == 1) load_k(work);
-          if constexpr (kPolicy.has_dk()) load_v(work);
-        }
-        load_dout(work, block);
-      }
+    for_each_work(memory_, true, [&](const BwdWork& work, int slot) {
+      load(work, slot);
+      mbarrier::arrive(shared_address(&memory_.barriers.loaded));
     });
   }
 
  private:
+  __device__ __forceinline__ void load(const BwdWork& work, int slot) {
+    if (work.blocks.empty()) return;
+    // A single stage of K is free when the tile before is done; the first Q is there by then.
+    if constexpr (kPolicy.k_stages > 1) load_k(work);
+#pragma unroll 1
+    for (int block = work.blocks.end - 1; block >= work.blocks.begin; --block) {
+      load_q(work, block);
+      if (block == work.blocks.end - 1) {
+        if constexpr (kPolicy.k_stages == 1) load_k(work);
+        if constexpr (kPolicy.has_dk()) load_v(work);
+      }
+      load_bias(work, slot, block);
+      load_dout(work, block);
+    }
+  }
   __device__ __forceinline__ void load_k(const BwdWork& work) {
     auto& barriers = memory_.barriers;
     wait_empty(barriers.k_empty[k_.index()], k_.parity());
@@ -100,6 +125,23 @@ class TileLoader {
                                                    L2Keep::kLastOut);
     dout_.advance();
   }
+  // Of a bias that heads share L2 keeps what it can.
+  __device__ __forceinline__ void load_bias(const BwdWork& work, int slot, int block) {
+    if constexpr (kPolicy.scored) {
+      const ScoreBias& bias = args_.p.mods.bias;
+      if (!bias.data) return;
+      const L2Keep keep = bias.head_stride == 0 ? L2Keep::kLastOut : L2Keep::kFirstOut;
+#pragma unroll
+      for (int consumer = 0; consumer < kPolicy.kConsumers; ++consumer) {
+        wait_empty(memory_.scored.bias_empty[bias_.index()][consumer], bias_.parity());
+        copy_rows<64, kPolicy.block_m>(memory_.bias[bias_.index() * 2 + consumer], args_.bias_map,
+                                       memory_.scored.work[slot].bias, args_.has_bias_row ? 0 : block * kPolicy.block_m,
+                                       memory_.scored.bias_full[bias_.index()][consumer], keep,
+                                       work.tile.first + consumer * 64);
+      }
+      bias_.advance();
+    }
+  }
 
   const BwdGrid& args_;
   BwdMemory<kPolicyIndex>& memory_;
@@ -107,6 +149,7 @@ class TileLoader {
   Stage<kPolicy.v_stages> v_;
   Stage<kPolicy.q_stages> q_;
   Stage<kPolicy.dout_stages> dout_;
+  Stage<kPolicy.scored ? kPolicy.bias_stages : 1> bias_;
 };
 
 // By all lanes of a warp: lse and delta beside Q (its first piece).
@@ -116,13 +159,13 @@ __device__ __forceinline__ void load_statistics(const BwdGrid& args, BwdMemory<k
   constexpr int kRows = kPolicy.block_m / 32;  // of a lane
   const int lane = threadIdx.x % 32;
   Stage<kPolicy.q_stages> rows;
-  for_each_work(memory, lane == 0, [&](const BwdWork& work) {
+  for_each_work(memory, lane == 0, [&](const BwdWork& work, int) {
     const float *const all_lse = static_cast<const float*>(args.lse) + work.statistics, *const all_delta =
                                                                                             static_cast<const float*>(
                                                                                                 args.delta) +
                                                                                             work.statistics;
 #pragma unroll 1
-    for (int block = work.blocks.begin; block < work.blocks.end; ++block) {
+    for (int block = work.blocks.end - 1; block >= work.blocks.begin; --block) {
       const int first = block * kPolicy.block_m + lane, seqlen_q = work.tile.sequence.seqlen_q;
       float lse[kRows], delta[kRows];
       bool large = false;
@@ -141,8 +184,8 @@ __device__ __forceinline__ void load_statistics(const BwdGrid& args, BwdMemory<k
         if (large && lse[i] != INFINITY) {
           const RowLse<float> natural = load_lse<float>(args.p, work.tile.sequence.batch, work.tile.group,
                                                         work.tile.head, work.tile.sequence.q_begin + first + i * 32);
-          lse[i] = natural.lse;
-          memory.lse_low[stage][i * 32 + lane] = natural.low;
+          if (!isnan(lse[i])) lse[i] = natural.lse;
+          memory.lse_low[stage][i * 32 + lane] = natural.low - static_cast<float>(args.lse_shift) * kLn2;
         } else if (large) {
           memory.lse_low[stage][i * 32 + lane] = 0;
         }
@@ -167,10 +210,10 @@ template <int kPolicyIndex>
 __device__ __forceinline__ void await_turns(const BwdGrid& args, BwdMemory<kPolicyIndex>& memory) {
   constexpr BwdPolicy kPolicy = kBwdPolicies[kPolicyIndex];
   Stage<kPolicy.q_stages> rows;
-  for_each_work(memory, true, [&](const BwdWork& work) {
+  for_each_work(memory, true, [&](const BwdWork& work, int) {
     if (!kPolicy.has_dk() || !args.turns) return;
 #pragma unroll 1
-    for (int block = work.blocks.begin; block < work.blocks.end; ++block) {
+    for (int block = work.blocks.end - 1; block >= work.blocks.begin; --block) {
       const int first = block * kPolicy.block_m;
       const Range queries{first, min(first + kPolicy.block_m, work.tile.sequence.seqlen_q)};
       wait_empty(memory.barriers.q_empty[rows.index()], rows.parity());

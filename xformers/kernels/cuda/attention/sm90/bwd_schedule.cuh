@@ -1,7 +1,8 @@
 // Which tiles of keys a block works on, one after the other (tile_count.cuh).
 //
 // A few heads at a time, so that what their tiles read and add to stays in L2; tile after tile of all of them, from the
-// beginning: with causal masks the long ones come first.
+// beginning: with causal masks the long ones come first. Queries from the end: those of sums in an order (turns.cuh)
+// then wait for a step or two alone, where tiles are taken in the order in which they begin.
 #pragma once
 
 #include "xformers/kernels/cuda/attention/dq_sums.cuh"
@@ -19,6 +20,7 @@ struct BwdWork {
   Band band;
   Range blocks;        // of block_m queries that see any of the keys
   int head_of_all;     // batch * num_heads + head
+  int index;           // of the head's tiles
   int64_t statistics;  // where the first query is in lse and delta
   int64_t dq_block;    // and in dq_sum
   RowsPlace q, k, v, dout;
@@ -47,7 +49,10 @@ class KeyTileOrder {
               group = head / per_group;
     const RowTile keys = key_tile(shape, p.seq, group / groups, rest / heads, kPolicy.kBlockN);
     if (keys.rows <= 0) {
-      if (kPolicy.has_dk() && writes) tile_is_done(args_, head);
+      if (kPolicy.has_dk() && writes) {
+        tile_is_done(args_, head);
+        if (kPolicy.scored && args_.slope_parts) slope_part(args_, head, rest / heads) = {};
+      }
       return false;
     }
     if (!writes) return true;
@@ -57,6 +62,7 @@ class KeyTileOrder {
     work.blocks =
         queries.empty() ? Range{0, 0} : Range{queries.begin / kPolicy.block_m, ceil_div(queries.end, kPolicy.block_m)};
     work.head_of_all = head;
+    work.index = rest / heads;
     work.statistics = head * shape.seqlen_q + keys.sequence.q_begin;
     work.dq_block = head * args_.query_blocks + first_query_block(p.seq, keys.sequence, kPolicy.block_m);
     work.q = rows_place(p.q, work.tile, keys.sequence.q_begin);

@@ -10,6 +10,7 @@ std::optional<ForwardPlan> plan_forward(const AttentionFwdParams& p, const FwdFa
 void run_forward(const AttentionFwdParams& p, const FwdFacts& facts, const ForwardPlan& plan, const Stream& stream);
 
 std::optional<BackwardPlan> plan_backward(const AttentionBwdParams& p, const BwdFacts& facts, Reasons& reasons);
+std::optional<BackwardPlan> plan_backward_scored(const AttentionBwdParams& p, const BwdFacts& facts, Reasons& reasons);
 void run_backward(const AttentionBwdParams& p, const BwdFacts& facts, const BackwardPlan& plan, const Stream& stream);
 
 }  // namespace xformers::cuda::sm90

@@ -43,6 +43,7 @@ struct FwdMemory : ScoredMemory<kPolicyIndex> {
   struct Barriers {
     uint64_t work_full[kWorkSlots], work_empty[kWorkSlots], q_full[kPolicy.q_stages], q_empty[kPolicy.q_stages];
     uint64_t k_full[kPolicy.stages], k_empty[kPolicy.stages], v_full[kPolicy.stages], v_empty[kPolicy.stages];
+    uint64_t loaded;  // the last copies of a tile are under way
   } barriers;
 
   // By one thread.
@@ -57,6 +58,7 @@ struct FwdMemory : ScoredMemory<kPolicyIndex> {
       init(barriers.k_full[i], 1), init(barriers.k_empty[i], kConsumerWarps);
       init(barriers.v_full[i], 1), init(barriers.v_empty[i], kConsumerWarps);
     }
+    init(barriers.loaded, 1);
     this->init_scored(init);
     mbarrier::fence_init();
   }

@@ -15,14 +15,19 @@ __device__ __forceinline__ void find_tiles(const FwdGrid& args, FwdMemory<kPolic
   if constexpr (kScored) {
     if (threadIdx.x % 32 == 0 && args.drops) memory.philox = dropout_key(args.p.dropout);
   }
+  // Tiles that differ are taken when they are about to begin, not a tile ahead, so that the longest come first. Of
+  // packed sequences the search, and the shortest of them, want the time.
+  const bool late = args.next_tile && !args.p.seq.packed();
   for (unsigned turn = 0;; ++turn) {
     const unsigned slot = turn % kWorkSlots;
     FwdWork& work = memory.work[slot];
     wait_empty(barriers.work_empty[slot], turn / kWorkSlots % 2);
+    if (late && turn > 0) wait_full(barriers.loaded, (turn - 1) % 2);
     while (!order.template next<kPolicyIndex>(work)) {  // packed sequences have room for more tiles than there are
     }
     if constexpr (kScored) {
-      if (threadIdx.x % 32 == 0 && work.tile.rows > 0) memory.scored_work[slot] = scored_work(args, work.tile);
+      if (threadIdx.x % 32 == 0 && work.tile.rows > 0)
+        memory.scored_work[slot] = scored_work(args.p, work.tile, work.tile.first);
     }
     arrive_warp(barriers.work_full[slot]);
     if (work.tile.rows <= 0) return;
@@ -44,7 +49,10 @@ class Loader {
       const FwdWork& work = memory_.work[slot.index()];
       if (work.tile.rows <= 0) return;
       if (!work.blocks.empty()) load(work, slot.index());
-      if (leads()) mbarrier::arrive(shared_address(&memory_.barriers.work_empty[slot.index()]));
+      if (leads()) {
+        mbarrier::arrive(shared_address(&memory_.barriers.loaded));
+        mbarrier::arrive(shared_address(&memory_.barriers.work_empty[slot.index()]));
+      }
     }
   }
 

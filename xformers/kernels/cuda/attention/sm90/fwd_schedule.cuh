@@ -6,10 +6,10 @@
 
 #include "xformers/kernels/cuda/attention/mask.cuh"
 #include "xformers/kernels/cuda/attention/scheduler.cuh"
-#include "xformers/kernels/cuda/attention/score_mods.cuh"
 #include "xformers/kernels/cuda/attention/sm90/fwd_args.h"
 #include "xformers/kernels/cuda/attention/sm90/fwd_policy.h"
 #include "xformers/kernels/cuda/attention/sm90/ring.cuh"
+#include "xformers/kernels/cuda/attention/sm90/scored_work.cuh"
 #include "xformers/kernels/cuda/attention/sm90/tile_count.cuh"
 
 namespace xformers::cuda::sm90 {
@@ -21,21 +21,6 @@ struct FwdWork {
   Range blocks;  // of block_n keys, that some row sees
   RowsPlace q, k, v;
 };
-
-// And where scores are changed.
-struct ScoredWork {
-  RowsPlace bias;
-  uint32_t drop_head;  // what the stream of dropout takes for the head
-  float slope;         // of ALiBi
-  int alibi_shift;
-};
-__device__ __forceinline__ ScoredWork scored_work(const FwdGrid& args, const HeadTile& tile) {
-  const AttentionFwdParams& p = args.p;
-  const bool tilts = p.mods.alibi_slopes.data != nullptr;
-  return {rows_place(p.mods.bias, tile, tile.first), tile.drop_head(p.shape),
-          tilts ? number_at<float>(p.mods.alibi_slopes, tile.sequence.index, tile.group, tile.head) : 0.0f,
-          alibi_shift(p.band, tile.sequence)};
-}
 
 class TileOrder {
  public:
