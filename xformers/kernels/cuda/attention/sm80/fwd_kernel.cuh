@@ -91,7 +91,7 @@ __device__ __forceinline__ void forward(const FwdGrid& args, const FwdTile& tile
   constexpr bool kScored = kPolicy.features == Features::kScored, kGeneral = kPolicy.features == Features::kGeneral,
                  kModifies = kPolicy.features.may(kModifyOps), kBlocked = kPolicy.features.blocked();
   const AttentionFwdParams& p = args.p;
-  const bool hides = kBlocked && p.blocks.present();
+  const bool hides = kPolicy.features == Features::kBlocked || (kBlocked && p.blocks.present());
   const WarpPart<kPolicy> warp;
   const Range& blocks = tile.blocks;
   const KeyTiles<T, kPolicy> k(args, p.k, p.quantization.k_scale_shift, tile, tile.k_origin, p.shape.head_dim);
@@ -135,6 +135,13 @@ __device__ __forceinline__ void forward(const FwdGrid& args, const FwdTile& tile
   } else {
     if (!blocks.empty()) load_first(blocks.begin);
   }
+  // fn(squares): products test none of them where each is wanted.
+  const auto with_squares = [&](const auto& shown, const auto& fn) {
+    if constexpr (kPolicy.features == Features::kBlocked) {
+      if (shown.every(kKeys / kSquare)) return fn(EverySquare());
+    }
+    fn(shown);
+  };
   // `kEdge`: some row may not see all of these keys.
   const auto step = [&]<bool kEdge>(int block, std::bool_constant<kEdge>) {
     const int key = block * kKeys;
@@ -163,7 +170,9 @@ __device__ __forceinline__ void forward(const FwdGrid& args, const FwdTile& tile
     if (kBlocked && shown.none()) {
       load_v();
     } else {
-      multiply_scores<T, kPolicy>(s, warp, memory.q, memory.k, load_v, shown);
+      with_squares(shown, [&](const auto& squares) {
+        multiply_scores<T, kPolicy>(s, warp, memory.q, memory.k, load_v, squares);
+      });
     }
     copy_async_wait<0>();
     __syncthreads();  // V is there; everybody is done with K
@@ -204,12 +213,15 @@ __device__ __forceinline__ void forward(const FwdGrid& args, const FwdTile& tile
       }
     }
     softmax.template step<kPolicy.warp_keys() / 8, kPolicy.warp_dims() / 8>(s, out, unit, exchange);
-    accumulate_step<T, kPolicy>(out, s, args, tile, warp, memory, key + warp.key(), load_next, shown);
+    with_squares(shown, [&](const auto& squares) {
+      accumulate_step<T, kPolicy>(out, s, args, tile, warp, memory, key + warp.key(), load_next, squares);
+    });
   };
 #pragma unroll 1
   for (int block = first(); block < blocks.end; block = behind(block), ++turn) {
     // Twice the code pays where a step is little but products.
-    constexpr bool kApart = (kPolicy.features == Features::kPlain || kPolicy.features == Features::kModified) &&
+    constexpr bool kApart = (kPolicy.features == Features::kPlain || kPolicy.features == Features::kBlocked ||
+                             kPolicy.features == Features::kModified) &&
                             kPolicy.sharers == 1 && !kPolicy.spans;
     if (kApart && block >= tile.full.begin && block < tile.full.end) {
       step(block, std::bool_constant<!kApart>());
@@ -251,7 +263,7 @@ __global__ void __launch_bounds__(fwd_policy(kHeadDim, Features::of(kFeatures)).
     const SequenceSight<kPolicy> sight{args, tile};
     if constexpr (kPolicy.features.blocked()) {
       __shared__ FwdBlocks<kPolicy> hidden;
-      if (args.p.blocks.present()) {
+      if (kPolicy.features == Features::kBlocked || args.p.blocks.present()) {
         hidden.begin(args.p.blocks, rows_of(args, tile), tile.blocks);
         __syncthreads();
       }
