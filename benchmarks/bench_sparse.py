@@ -33,7 +33,7 @@ from xformers.components.attention import sparsity_config
 
 import xformers
 from xformers import operators as ops
-from xformers.ops import BlockSparseMask, memory_efficient_attention
+from xformers.ops import BlockSparseMask, LowerTriangularMask, memory_efficient_attention
 
 SHAPES = [(8, 1024, 64), (8, 2048, 64), (1, 4096, 64), (1, 4096, 256)]
 DENSITIES = [0.1, 0.05, 0.01]
@@ -233,65 +233,154 @@ def with_kernel(kernel, step):
     return run
 
 
-def flex(inputs, layout, block):
-    """Compiled, with its mask made beforehand: forward, and the step of its backward."""
-    from torch.nn.attention.flex_attention import BlockMask, flex_attention
+class Flex:
+    """flex_attention, compiled once: every layout is a table of squares of 16 x 16, and a mask made of it beforehand."""
 
-    counts = layout.sum(-1, dtype=torch.int32)[None]
-    order = layout.to(torch.int8).argsort(-1, descending=True, stable=True).int()[None]
-    mask = BlockMask.from_kv_blocks(torch.zeros_like(counts), torch.zeros_like(order), counts, order, BLOCK_SIZE=block)
-    compiled = torch.compile(flex_attention, dynamic=False)
-    turned = [x.detach().transpose(1, 2).requires_grad_() for x in inputs]
-    out = compiled(*turned, block_mask=mask)
-    return lambda: compiled(*turned, block_mask=mask), gradients(out, turned)
+    def __init__(self, inputs):
+        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+        self.seqlen, self.heads = inputs[0].shape[1:3]
+        self.turned = [x.detach().transpose(1, 2).requires_grad_() for x in inputs]
+        table = torch.zeros(self.heads, self.seqlen // 16, self.seqlen // 16, dtype=torch.bool)
+        device = str(table.device)
+        self.table = table
+        self.attention = torch.compile(flex_attention, dynamic=False)
+        make = torch.compile(create_block_mask, dynamic=False)
+
+        def visible(b, h, q, k):
+            return table[h, q // 16, k // 16]
+
+        self.make_mask = lambda: make(visible, 1, self.heads, self.seqlen, self.seqlen, device=device)
+
+    def of(self, layout, block):
+        """Forward, and the step of its backward."""
+        squares = layout.repeat_interleave(block // 16, -2).repeat_interleave(block // 16, -1)
+        self.table.copy_(squares.expand_as(self.table))
+        mask = self.make_mask()
+        out = self.attention(*self.turned, block_mask=mask)
+        return lambda: self.attention(*self.turned, block_mask=mask), gradients(out, self.turned)
+
+
+def flex_of(args, inputs):
+    """None where it is not made for this, or takes too long to compile."""
+    if args.quick:
+        return None
+    try:
+        flex = Flex(inputs)
+        flex.of(torch.ones(1, 1, 1, dtype=torch.bool).expand(1, flex.seqlen // 128, flex.seqlen // 128), 128)
+        return flex
+    except Exception as error:
+        print(json.dumps({"name": "flex_attention", "error": str(error)[:200]}), flush=True)
+        return None
 
 
 def attention_row(args, name, inputs, mask, dense, density, what, theirs=()):
-    """Forward and backward under one mask. dense: the same two without it, and their times."""
+    """Forward and backward under one mask. dense: what they are compared with, by name: two steps each."""
     out = memory_efficient_attention(*inputs, mask)
     ours = (lambda: memory_efficient_attention(*inputs, mask), gradients(out, inputs))
     rows = []
     for i, direction in enumerate(("forward", "backward")):
-        sides = {"ours": ours[i], "dense": dense[i]} | ({"flex": theirs[i]} if theirs else {})
+        sides = {"ours": ours[i]} | {side: steps[i] for side, steps in dense.items()}
+        if theirs:
+            sides["flex"] = theirs[i]
         row = compare(f"attention-{direction}:{name}", sides, args.rounds)
-        share = density * row["dense_ms"] / row["ours_ms"]
-        row |= {what: round(share if what == "rate" else 1 / share, 3)}
-        print(json.dumps({"name": row["name"], what: row[what]}), flush=True)
+        for side in dense:
+            share = density * row[f"{side}_ms"] / row["ours_ms"]
+            row |= {f"{what}_of_{side}": round(share if what == "rate" else 1 / share, 3)}
+        print(json.dumps({"name": row["name"]} | {k: v for k, v in row.items() if what in k}), flush=True)
         rows.append(row)
     return rows
 
 
-def attention_rows(args, seqlen=16384, heads=16, head_dim=128):
-    inputs = [torch.randn(1, seqlen, heads, head_dim, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
+def dense_steps(inputs, mask=None):
+    """Without blocks: the sm_80 kernels, whose rate goals count from, and those that are chosen here."""
 
     def plain():
-        return memory_efficient_attention(*inputs)
+        return memory_efficient_attention(*inputs, mask)
 
     with forced("fwd_sm80"):
         out = plain()
-    dense = (with_kernel("fwd_sm80", plain), with_kernel("bwd_sm80", gradients(out, inputs)))
+    backward = gradients(out, inputs)
+    return {
+        "sm80": (with_kernel("fwd_sm80", plain), with_kernel("bwd_sm80", backward)),
+        "dense": (plain, backward),
+    }
+
+
+def attention_rows(args, seqlen=16384, heads=16, head_dim=128):
+    def tensors(seqlen, heads, kv_heads):
+        return [
+            torch.randn(1, seqlen, n, head_dim, dtype=torch.bfloat16, requires_grad=True)
+            for n in (heads, kv_heads, kv_heads)
+        ]
+
+    inputs = tensors(seqlen, heads, heads)
+    dense, causal = dense_steps(inputs), dense_steps(inputs, LowerTriangularMask())
+    flex = flex_of(args, inputs)
     rows = []
     for block in (128, 64, 32, 16):
-        for density in (0.25,) if args.quick and block in (32,) else (0.1, 0.25, 0.5):
+        for density in (0.25,) if args.quick else (0.1, 0.25, 0.5):
             layout = torch.rand(heads, seqlen // block, seqlen // block) < density
-            theirs = ()
-            if not args.quick and block >= 128:
-                try:
-                    theirs = flex(inputs, layout, block)
-                except Exception as error:  # it is not made for this here
-                    print(json.dumps({"name": f"flex:block{block}", "error": str(error)[:120]}), flush=True)
+            theirs = flex.of(layout, block) if flex else ()
             of_all = layout.float().mean().item()
             mask = BlockSparseMask(layout, block)
             rows += attention_row(args, f"block{block},density{density}", inputs, mask, dense, of_all, "rate", theirs)
     layout = torch.ones(heads, seqlen // 128, seqlen // 128, dtype=torch.bool)
-    rows += attention_row(args, "block128,all", inputs, BlockSparseMask(layout, 128), dense, 1, "rate")
+    mask = BlockSparseMask(layout, 128)
+    rows += attention_row(args, "block128,all", inputs, mask, dense, 1, "rate")
+    rows += attention_row(args, "block128,all,causal", inputs, mask.make_causal(), causal, 1, "rate")
     for pattern in ("BigBird", "Fixed", "BSLongformer"):
         config = getattr(sparsity_config, f"{pattern}SparsityConfig")(num_heads=heads, block_size=64)
-        layout = config.make_layout(seqlen).bool().to(torch.get_default_device()).tril()
-        mask = BlockSparseMask(layout, 64).make_causal()
-        # Of a block on the diagonal half is left.
-        left = (layout.sum() - 0.5 * layout.diagonal(dim1=-2, dim2=-1).sum()).item() / layout.numel()
-        rows += attention_row(args, f"{pattern},block64,causal", inputs, mask, dense, left, "share")
+        layout = config.make_layout(seqlen).bool().to(torch.get_default_device())
+        rows += pattern_rows(args, f"{pattern},block64", inputs, layout, 64, dense)
+    rows += long_rows(args, tensors)
+    # Heads of a group on one layout share the blocks of keys that they see.
+    block, per_group = 32, 4
+    layout = torch.rand(heads // per_group, seqlen // block, seqlen // block) < 0.25
+    grouped = tensors(seqlen, heads, heads // per_group)
+    grouped = [x.unflatten(2, (heads // per_group, -1)) for x in grouped]
+    grouped = [grouped[0]] + [x.expand(-1, -1, -1, per_group, -1) for x in grouped[1:]]
+    grouped = [x.detach().requires_grad_() for x in grouped]
+    mask = BlockSparseMask(layout, block)
+    name = f"block{block},density0.25,groups of {per_group}"
+    rows += attention_row(args, name, grouped, mask, dense_steps(grouped), layout.float().mean().item(), "rate")
+    return rows + mask_rows(args, flex)
+
+
+def pattern_rows(args, name, inputs, layout, block, dense):
+    """A layout under a causal band: the time over the share of the whole that is left."""
+    layout = layout.tril()
+    mask = BlockSparseMask(layout, block).make_causal()
+    # Of a block on the diagonal half is left.
+    left = (layout.sum() - 0.5 * layout.diagonal(dim1=-2, dim2=-1).sum()).item() / layout.numel()
+    return attention_row(args, f"{name},causal", inputs, mask, dense, left, "share")
+
+
+def long_rows(args, tensors, seqlen=131072, heads=8, block=128):
+    """A long sequence: time, and memory beyond outputs and row statistics."""
+    if args.quick:
+        return []
+    inputs = tensors(seqlen, heads, heads)
+    config = sparsity_config.BSLongformerSparsityConfig(num_heads=heads, block_size=block)
+    layout = config.make_layout(seqlen).bool().to(torch.get_default_device())
+    return pattern_rows(args, f"BSLongformer,S{seqlen},block{block}", inputs, layout, block, dense_steps(inputs))
+
+
+def mask_rows(args, flex, seqlen=32768, heads=32, block=128):
+    """The index lists of a mask, from a layout and from indices."""
+    blocks = seqlen // block
+    layout = torch.rand(1, heads, blocks, blocks) < 0.25
+    indices = torch.rand(1, heads, blocks, blocks).topk(blocks // 4).indices
+    sizes = {"seqlen_q": seqlen, "seqlen_k": seqlen}
+    rows = [
+        compare(f"lists:{name}", {"ours": make}, args.rounds)
+        for name, make in {
+            "from a layout": lambda: BlockSparseMask(layout, block),
+            "from indices": lambda: BlockSparseMask.from_indices(indices, num_key_blocks=blocks, block_size=block),
+        }.items()
+    ]
+    if flex:
+        rows.append(compare("lists:flex", {"ours": flex.make_mask}, args.rounds))
     return rows
 
 

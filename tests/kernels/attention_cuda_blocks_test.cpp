@@ -15,12 +15,17 @@ namespace {
 
 const char* const kMasked = ",b2,q300,k400,h2,d128,blocks64x64_40";
 
+bool takes_blocks(const AttentionRun& run, const char* kernel) {
+  return cuda::why_not_forward(kernel, run.forward_params()).empty();
+}
+
 TEST(AttentionCudaBlocks, TensorCoresTakeThem) {
   for (const char* dtype : {"bf16", "fp16", "fp32"}) {
     AttentionRun run(parse_attention_case("attention:" + (dtype + std::string(kMasked))));
     run.run();
     const bool wide = std::string(dtype) == "fp32";
-    EXPECT_EQ(last_forward_kernel(), wide ? "fwd_sm80_fp32" : "fwd_sm80_blocked");
+    const std::string tensor_cores = takes_blocks(run, "fwd_sm90_blocked") ? "fwd_sm90_blocked" : "fwd_sm80_blocked";
+    EXPECT_EQ(last_forward_kernel(), wide ? "fwd_sm80_fp32" : tensor_cores);
     EXPECT_EQ(last_backward_kernel(), wide ? "bwd_sm80_fp32" : "bwd_sm80");
     EXPECT_TRUE(matches_reference(run));
   }
@@ -28,7 +33,8 @@ TEST(AttentionCudaBlocks, TensorCoresTakeThem) {
 
 TEST(AttentionCudaBlocks, OthersSayWhyNot) {
   const AttentionRun run(parse_attention_case("attention:bf16" + std::string(kMasked)));
-  for (const char* kernel : {"fwd_decode", "fwd_sm90", "fwd_sm80", "fwd_sm80_scored", "fwd_sm80_modified"}) {
+  for (const char* kernel :
+       {"fwd_decode", "fwd_sm90", "fwd_sm90_scored", "fwd_sm80", "fwd_sm80_scored", "fwd_sm80_modified"}) {
     const auto reasons = cuda::why_not_forward(kernel, run.forward_params());
     EXPECT_NE(std::find(reasons.begin(), reasons.end(), "a block mask"), reasons.end()) << kernel;
   }
@@ -56,6 +62,10 @@ TEST(AttentionCudaBlocks, AllOfThemAreNone) {
   };
   forward(masked, "fwd_sm80_blocked"), forward(plain, "fwd_sm80");
   EXPECT_EQ(masked.output_bytes(), plain.output_bytes());
+  if (!takes_blocks(masked, "fwd_sm90_blocked")) return;
+  AttentionRun whole(parse_attention_case(problem + ",blocks128x128_100"));
+  forward(whole, "fwd_sm90_blocked"), forward(plain, "fwd_sm90");
+  EXPECT_EQ(whole.output_bytes(), plain.output_bytes());
 }
 
 // Every one of the problems with one of the blocks after the other, in each of the dtypes.
@@ -84,6 +94,14 @@ INSTANTIATE_TEST_SUITE_P(CudaBlockWalks, AttentionCases,
                                     {"blocks16x16_12@one", "blocks64x64_10", "blocks48x32_30@bits", "blocks128x256_50",
                                      "blocks32x32_25@one"},
                                     {"bf16", "fp16"})),
+                         test_name);
+
+// Tiles of keys that many queries see, which backward works on in parts: all of them, a few, some that see none; a last
+// part that is short.
+INSTANTIATE_TEST_SUITE_P(CudaLongTiles, AttentionCases,
+                         cases(each({"q1300,k300,h3,d128", "b2,q900,k200,h2,d64,causal", "q2100,k140,h2,kv1,d256",
+                                     "q1111,k500,h2,d96,band1000_20_br", "q4200,k150,h1,d128,amp8"},
+                                    {"blocks64x64_100", "blocks128x128_60", "blocks16x32_40@bits"}, {"bf16", "fp16"})),
                          test_name);
 
 // Rows of units of 16 bytes or not, modifiers, dropout, splits: the general instances.

@@ -13,7 +13,7 @@
 namespace xformers::testing {
 namespace {
 
-constexpr const char *kPlain = "fwd_sm90", *kScored = "fwd_sm90_scored";
+constexpr const char *kPlain = "fwd_sm90", *kScored = "fwd_sm90_scored", *kBlocked = "fwd_sm90_blocked";
 
 // With one of `others` each.
 std::vector<std::string> edges(const std::vector<int>& keys, const std::vector<std::string>& others) {
@@ -53,6 +53,8 @@ class HopperForward : public ::testing::TestWithParam<AttentionCase> {};
 TEST_P(HopperForward, MatchesTheReference) { expect_reference(GetParam(), kPlain); }
 class HopperScored : public ::testing::TestWithParam<AttentionCase> {};
 TEST_P(HopperScored, MatchesTheReference) { expect_reference(GetParam(), kScored); }
+class HopperBlocked : public ::testing::TestWithParam<AttentionCase> {};
+TEST_P(HopperBlocked, MatchesTheReference) { expect_reference(GetParam(), kBlocked, false); }
 // Out and lse alone: under such scales the gradients, which another kernel computes, are sums of numbers that fp16
 // barely holds (dk of 1e-6), and say nothing about maxima.
 class HopperScoredForward : public HopperScored {};
@@ -67,6 +69,25 @@ INSTANTIATE_TEST_SUITE_P(Edges, HopperScored,
                                      {",bias", ",p0.2", ",bias,p0.1", ",softcap5", ",alibi",
                                       ",bias,softcap20,alibi,sinks,p0.3", ",bias_blocks,sinks", ",scale-0.2,p0.5",
                                       ",bias_prefix30", ",bias@heads", ",bias@rows", ",scale-0.1", ""})),
+                         test_name);
+// Blocks that are whole tiles and steps, that share them, with bits, with layouts of their own or of all heads; rows
+// and whole tiles that see nothing.
+INSTANTIATE_TEST_SUITE_P(Edges, HopperBlocked,
+                         cases(edges({1, 63, 64, 65, 127, 128, 129, 200, 400, 901},
+                                     {",blocks128x128_50", ",blocks64x64_30", ",blocks16x16_15@one", ",blocks32x32_25",
+                                      ",blocks48x80_50@bits", ",blocks128x256_40@bits", ",blocks16x64_30@groups",
+                                      ",blocks256x128_60@one,sinks", ",blocks64x16_0", ",blocks1024x16_40@bits",
+                                      ",blocks16x1024_50"})),
+                         test_name);
+INSTANTIATE_TEST_SUITE_P(Growing, HopperBlocked,
+                         cases({
+                             "attention:bf16,b1,q200,k1500,h2,d128,scale3,blocks128x128_60",
+                             "attention:fp16,b1,q300,k1500,h2,d128,scale3,causal_br,blocks64x64_50",
+                             "attention:bf16,b1,q130,k900,h2,d96,scale2,blocks16x32_40@bits",
+                             "attention:fp16,b2,q900,k2100,h3,d128,blocks64x64_10",
+                             "attention:bf16,b2,q900,k2100,h3,d64,causal,blocks32x32_20",
+                             "attention:bf16,b2,q900,k2100,h4,kv2,d256,blocks128x128_20",
+                         }),
                          test_name);
 INSTANTIATE_TEST_SUITE_P(Growing, HopperScored, cases({"attention:bf16,b1,q130,k900,h2,d96,scale2,softcap50"}),
                          test_name);

@@ -20,11 +20,11 @@ __device__ constexpr __forceinline__ uint32_t all_squares(int count) { return (1
 // Whether lines are of queries, or of keys.
 enum class LinesOf { kQueries, kKeys };
 
-// kLines: of a tile, at most. kAcross: squares of a step. Never constructed, since it lies in shared memory.
-template <LinesOf kLinesOf, int kLines, int kAcross>
+// kLines: of a tile, at most. kAcross: squares of a step. kKept: steps that are known at a time; where there are four,
+// the one before, this one, the next, and the one after it. Never constructed, since it lies in shared memory.
+template <LinesOf kLinesOf, int kLines, int kAcross, int kKept = 4>
 struct BlockWalk {
   static constexpr int kSize = kAcross * kSquare;  // rows of a step
-  static constexpr int kKept = 4;                  // steps: the one before, this one, the next, and the one after it
   static_assert(kLines <= 32 && kAcross <= 16);
 
   struct Step {
@@ -44,6 +44,13 @@ struct BlockWalk {
   // barrier.
   __device__ __forceinline__ void begin(const BlockMask& mask, int of_batch, int of_group, int of_head, int first,
                                         int last, Range range) {
+    start(mask, of_batch, of_group, of_head, first, last, range);
+    find(mask, 0);
+    find(mask, 1);
+  }
+  // The same without any step.
+  __device__ __forceinline__ void start(const BlockMask& mask, int of_batch, int of_group, int of_head, int first,
+                                        int last, Range range) {
     const int lane = threadIdx.x % 32, from = first / kSquare, to = (last + kSquare - 1) / kSquare;
     if (lane == 0) {
       batch = of_batch, group = of_group, head = of_head;
@@ -53,8 +60,6 @@ struct BlockWalk {
     __syncwarp();
     if (lane < lines) rest[lane] = row_of(mask, (from + lane) * kSquare, next * kSize).rest();
     __syncwarp();
-    find(mask, 0);
-    find(mask, 1);
   }
 
   // Finds step number `turn`, counted from 0. By the warp that began, and a barrier ahead of anyone who asks for it.

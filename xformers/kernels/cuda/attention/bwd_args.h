@@ -24,6 +24,20 @@ struct SlopePart {
   int64_t sequence;
 };
 
+// Tiles of keys that block masks show to many queries, in parts that the blocks behind those of all tiles work on
+// (sm80/bwd_parts.cuh): how long they are is known on the GPU alone.
+inline constexpr int kLongParts = 256;  // of all tiles
+struct LongPart {
+  int head_of_all, tile, part, parts;  // parts 0: there is none
+  int place;                           // of the tile's first part among all
+};
+struct LongTiles {
+  LongPart* parts = nullptr;  // [kLongParts], zeros; null: no tile is parted
+  int* counts = nullptr;      // [2], zeros: places that are taken, tiles that have been asked
+  int* done = nullptr;        // [kLongParts], zeros: parts that are done, at the place of their tile
+  int steps = 0;              // of queries, of a part
+};
+
 struct BwdArgs {
   AttentionBwdParams p;
   int64_t tiles = 0;         // key tiles per (batch row, head), at most
@@ -44,6 +58,7 @@ struct BwdArgs {
   SlopePart* slope_parts = nullptr;  // [batch, num_heads, slope_parts_per_head], each written by its tile; or null
   int64_t slope_parts_per_head = 0;
   float* partial = nullptr;  // splits > 1: [batch, num_heads, tiles, splits][dk, dv][block_n * head_dim]
+  LongTiles long_tiles;      // then partial is [kLongParts][dk, dv][block_n * head_dim]
   // Every block of queries is seen by one tile, which writes dq itself; there is no dq_sum then.
   bool one_tile = false;
   // Tiles that span sequences (prepare_backward.h), else null. Rows count from the first one of the tensors.

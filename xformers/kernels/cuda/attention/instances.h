@@ -50,6 +50,8 @@ void launch_forward(const FwdArgs& args, Features features, cudaStream_t stream)
 template <class T, int kHeadDim, int kHeadDimV>
 void launch_forward_scored(const FwdArgs& args, Features features, cudaStream_t stream);
 template <class T, int kHeadDim, int kHeadDimV>
+void launch_forward_blocked(const FwdArgs& args, Features features, cudaStream_t stream);
+template <class T, int kHeadDim, int kHeadDimV>
 void launch_backward(const BwdArgs& args, Features features, cudaStream_t stream);  // kPlain
 }  // namespace sm90
 

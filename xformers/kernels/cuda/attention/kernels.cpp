@@ -17,6 +17,7 @@ constexpr ForwardKernel kForward[] = {
     {"fwd_decode", kDecoding, decode::plan, decode::run},
     {"fwd_sm90", kHopper, sm90::plan_forward, sm90::run_forward},
     {"fwd_sm90_scored", kHopperScored, sm90::plan_forward, sm90::run_forward},
+    {"fwd_sm90_blocked", Features::kBlocked, sm90::plan_forward, sm90::run_forward},
     {"fwd_sm80", Features::kPlain, sm80::plan_forward, sm80::run_forward},
     {"fwd_sm80_blocked", Features::kBlocked, sm80::plan_forward, sm80::run_forward},
     {"fwd_sm80_scored", Features::kScored, sm80::plan_forward, sm80::run_forward},

@@ -24,6 +24,7 @@
 #include "xformers/kernels/cuda/attention/sm80/bwd_dq.cuh"
 #include "xformers/kernels/cuda/attention/sm80/bwd_loads.cuh"
 #include "xformers/kernels/cuda/attention/sm80/bwd_outputs.cuh"
+#include "xformers/kernels/cuda/attention/sm80/bwd_parts.cuh"
 #include "xformers/kernels/cuda/attention/sm80/bwd_products.cuh"
 #include "xformers/kernels/cuda/attention/sm80/bwd_scores.cuh"
 #include "xformers/kernels/cuda/attention/turns.cuh"
@@ -94,6 +95,12 @@ class Backward {
   __device__ __forceinline__ void work(int block) {
     loop<kRare>(block);
     if (may_overflow<kRare>() && is_mine(block)) multiply(acc_dk_, 1 / shared_.dk_factor);
+    if constexpr (parts_long(kPolicy)) {
+      if (args_.long_tiles.parts && shared_.share().parts > 1 &&
+          !join_parts<kPolicy>(args_, tile_, shared_, acc_dk_, acc_dv_)) {
+        return;
+      }
+    }
     if (args_.turns && tile_.first_block < tile_.last_block) end_turn(tile_.dq_block + tile_.first_block * kDqParts);
     if (kModifies && args_.slope_parts) {
       const float sum = sum_of_warp(slope_sum_);
@@ -117,7 +124,9 @@ class Backward {
     }
   }
   // Whether there is a block mask: the steps are then those of its walk.
-  __device__ __forceinline__ bool hides() const { return kBlocked && p_.blocks.present(); }
+  __device__ __forceinline__ bool hides() const {
+    return kPolicy.features == Features::kBlocked || (kBlocked && p_.blocks.present());
+  }
   __device__ __forceinline__ bool down() const { return args_.turns != nullptr; }
   __device__ __forceinline__ bool is_mine(int block) const {
     return block >= tile_.first_block && block < tile_.last_block;
@@ -249,35 +258,38 @@ class Backward {
     const Step step{args_,          tile_, warp_, first_query, spans<kRare>(), shared_, shared_.statistics[stage][0],
                     bias_of(stage), turn_};
     std::conditional_t<kBlocked, WarpSquares<kPolicy>, EverySquare> shown;
-    bool idle = false;  // this warp's scores are all hidden
+    bool idle = false, hidden = false;  // this warp's scores are all hidden; some are
     if constexpr (kBlocked) {
       if (hides()) shown.find(shared_, warp_, turn_);
-      idle = shown.none(warp_);
+      idle = shown.none(warp_), hidden = hides() && !shown.is_full(warp_);
     }
     const uint32_t smem_ds = ds_of(stage);
     const bool early = args_.turns || threadIdx.x < kPolicy.threads() / 2;
     if (kPolicy.behind && early) add_dq_behind<kRare>(block, stage);
     typename Warp::Scores scores = {}, dprobs = {};
-    if constexpr (kStages > 1) {
-      if (!idle) {
+    const auto scores_of_dout = [&] {
+      with_squares(shown, [&](const auto& squares) {
         with_features<kRare>(step, [&](auto bias, auto drops, auto exact) {
-          multiply_transposed<T, exact.value && !kGeneral>(scores, warp_, smem_k_, q, Nothing(), shown);
-          multiply_and_differentiate<bias.value, drops.value, exact.value>(dprobs, scores, step, dout, shown);
+          if constexpr (kStages > 1)
+            multiply_transposed<T, exact.value && !kGeneral>(scores, warp_, smem_k_, q, Nothing(), squares);
+          multiply_and_differentiate<bias.value, drops.value, exact.value>(dprobs, scores, step, dout, squares, hidden);
         });
-      }
+      });
+    };
+    if constexpr (kStages > 1) {
+      if (!idle) scores_of_dout();
     } else {
-      if (!idle) multiply_transposed<T>(scores, warp_, smem_k_, q, Nothing(), shown);
+      if (!idle) {
+        with_squares(
+            shown, [&](const auto& squares) { multiply_transposed<T>(scores, warp_, smem_k_, q, Nothing(), squares); });
+      }
       copy_async_wait<0>();
       __syncthreads();  // dO is there
       if (spans<kRare>()) {
         make_finite_rows(shared_.dout[stage], stage);
         __syncthreads();
       }
-      if (!idle) {
-        with_features<kRare>(step, [&](auto bias, auto drops, auto exact) {
-          multiply_and_differentiate<bias.value, drops.value, exact.value>(dprobs, scores, step, dout, shown);
-        });
-      }
+      if (!idle) scores_of_dout();
     }
     typename Warp::Packed p, ds;
     pack_all<T>(p, warp_, scores);
@@ -285,20 +297,20 @@ class Backward {
     pack_all<T>(ds, warp_, dprobs);
     store_scores(smem_ds, warp_, ds);
     if constexpr (kPolicy.sharing == 1) {
-      accumulate<T>(acc_dv_, warp_, p, dout, shown);
-      accumulate<T>(acc_dk_, warp_, ds, q, shown);
+      with_squares(shown, [&](const auto& squares) { accumulate<T>(acc_dv_, warp_, p, dout, squares); });
+      with_squares(shown, [&](const auto& squares) { accumulate<T>(acc_dk_, warp_, ds, q, squares); });
       sync_in_turn(step, block);  // dS is there
     } else {
       store_scores(smem_p_, warp_, p);
       if (kPolicy.behind && !early) add_dq_behind<kRare>(block, stage);
       sync_in_turn(step, block);  // P and dS are there
-      accumulate<T>(acc_dk_, warp_, smem_ds, q, shown);
+      with_squares(shown, [&](const auto& squares) { accumulate<T>(acc_dk_, warp_, smem_ds, q, squares); });
       if (kStages == 1) {
         __syncthreads();  // everybody is done with Q
         if (is_mine(next)) load_q<kRare>(next, 0);
         copy_async_commit();
       }
-      accumulate<T>(acc_dv_, warp_, smem_p_, dout, shown);
+      with_squares(shown, [&](const auto& squares) { accumulate<T>(acc_dv_, warp_, smem_p_, dout, squares); });
       if (kStages == 1) {
         __syncthreads();  // everybody is done with dO
         if (is_mine(next)) load_dout(next, 0);
@@ -371,11 +383,19 @@ class Backward {
       fn(kMaybe, kMaybe, kNo);
     }
   }
+  // fn(squares): products test none of them where each is wanted.
+  template <class Shown, class Fn>
+  __device__ __forceinline__ static void with_squares(const Shown& shown, const Fn& fn) {
+    if constexpr (kPolicy.features == Features::kBlocked) {
+      if (shown.every()) return fn(EverySquare());
+    }
+    fn(shown);
+  }
   // dP, and between the slices of this product scores -> P; then what dropout keeps, and dS.
   template <bool kBias, bool kDrops, bool kExact, class Shown>
   __device__ __forceinline__ void multiply_and_differentiate(typename Warp::Scores& dprobs,
                                                              typename Warp::Scores& scores, const Step& step,
-                                                             uint32_t dout, const Shown& shown) {
+                                                             uint32_t dout, const Shown& shown, bool hidden) {
     constexpr int kSlices = Warp::kDim / 16, kPairs = Warp::kQueryTiles / 2;
     CapSlopes<kPolicy> cap_slopes;
     if constexpr (kExact && !kGeneral) {
@@ -398,7 +418,7 @@ class Backward {
     differentiate<kDrops, kExact>(step, kept, scores, dprobs);
     if (!step.is_full()) mask(step, scores, dprobs);
     if constexpr (kBlocked) {
-      if (hides() && !shown.is_full(warp_)) mask_blocks(step, scores, dprobs);
+      if (hidden) mask_blocks(step, scores, dprobs);
     }
     if (kGeneral && p_.dbias.data) store_dbias_elements<T>(step, dprobs);
     if constexpr (kModifies) {
@@ -437,7 +457,11 @@ __global__ void __launch_bounds__(bwd_policy(kHeadDim, Features::of(kFeatures), 
   constexpr BwdPolicy kPolicy = bwd_policy(kHeadDim, Features::of(kFeatures), kLargeSmem);
   extern __shared__ __align__(128) unsigned char smem[];
   auto& shared = reinterpret_cast<BwdShared<kPolicy>&>(smem);
-  const BlockPlace place = block_place(args);
+  BlockPlace place = block_place(args);
+  int splits = args.splits;
+  if constexpr (parts_long(kPolicy)) {
+    if (args.long_tiles.parts && !find_part(args, place, splits, shared)) return;
+  }
   BwdTile found = bwd_tile_at<kPolicy.block_n()>(args, place.head_of_all, place.tile);
   let_next_kernel_start();
   if (found.keys <= 0) {
@@ -445,7 +469,7 @@ __global__ void __launch_bounds__(bwd_policy(kHeadDim, Features::of(kFeatures), 
     if (kPolicy.features.may(kAlibiOp) && args.slope_parts && threadIdx.x == 0) slope_part(args, place) = {};
     return;
   }
-  find_queries<kPolicy>(args, place.split, found, shared);
+  find_queries<kPolicy>(args, place.split, splits, found, shared);
   if (threadIdx.x == 0) shared.tile = found;
   if (kPolicy.features.blocked() && args.p.blocks.present() && threadIdx.x < 32) {
     shared.walk().begin(args.p.blocks, static_cast<int>(found.sequence.batch), found.group, found.head, found.first_key,

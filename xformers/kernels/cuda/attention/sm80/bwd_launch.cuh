@@ -14,10 +14,11 @@ void launch_backward_as(const BwdArgs& args, cudaStream_t stream) {
                       kSmall = bwd_policy(kHeadDim, Features::of(kFeatures), false);
   static_assert(sizes_agree(kHeadDim, Features::of(kFeatures)));
   static_assert(sizeof(BwdShared<kLarge>) == kLarge.smem_bytes() && sizeof(BwdShared<kSmall>) == kSmall.smem_bytes());
-  const int64_t heads = args.p.shape.batch * args.p.shape.num_heads(), blocks = heads * args.tiles * args.splits;
+  const int64_t heads = args.p.shape.batch * args.p.shape.num_heads(), blocks = heads * args.tiles * args.splits,
+                helpers = args.long_tiles.parts && blocks > 0 ? kLongParts : 0;
   const auto kernel = attention_bwd_sm80<T, kHeadDim, kFeatures>;
   const bool large = starts_early(reinterpret_cast<const void*>(kernel));  // kLargeSmem of its code
-  launch_with(kernel, blocks, 1, kLarge.threads(),
+  launch_with(kernel, blocks + helpers, 1, kLarge.threads(),
               static_cast<int>(large ? sizeof(BwdShared<kLarge>) : sizeof(BwdShared<kSmall>)), stream, args);
   if (args.one_tile) return;
   static_assert(dq_order(kLarge) == dq_order(kSmall));

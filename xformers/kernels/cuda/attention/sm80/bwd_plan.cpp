@@ -1,6 +1,7 @@
 #include "xformers/kernels/cuda/attention/sm80/bwd_plan.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <utility>
 
 #include "xformers/kernels/cuda/attention/head_gradients.h"
@@ -14,6 +15,7 @@ namespace {
 constexpr int64_t kMinBlocksPerSplit =
     4;  // of queries: below, reading keys and adding partial sums cost more than they gain
 constexpr int64_t kMaxSplits = 16;
+constexpr int64_t kLongSteps = 16;  // of a part of a long tile
 
 size_t padded(int64_t bytes) { return static_cast<size_t>((bytes + 255) / 256 * 256); }
 
@@ -39,9 +41,12 @@ BwdPlan plan_backward(const AttentionBwdParams& p, int head_dim, Features featur
   const int64_t blocks = std::max<int64_t>(heads * plan.tiles, 1);
   // Masks leave tiles unequal work: twice as many blocks even it out.
   const int64_t wanted = at_work * (sees_all ? 1 : 2);
-  plan.splits = plan.spans ? 1
-                           : static_cast<int>(std::clamp<int64_t>(
-                                 std::min(wanted / blocks, plan.query_blocks / kMinBlocksPerSplit), 1, kMaxSplits));
+  // Under a block mask the long tiles alone are parted, on the GPU.
+  const bool parts_long = features == Features::kBlocked && p.blocks.present();
+  plan.splits = plan.spans || parts_long
+                    ? 1
+                    : static_cast<int>(std::clamp<int64_t>(
+                          std::min(wanted / blocks, plan.query_blocks / kMinBlocksPerSplit), 1, kMaxSplits));
   plan.one_tile = !p.seq.packed() && sees_all && plan.tiles == 1 && plan.splits == 1;
   // What several tiles read stays in the L2 cache where few heads are at work; where hardly anything is read twice,
   // neighbouring heads, which are neighbours in memory, go together.
@@ -51,7 +56,10 @@ BwdPlan plan_backward(const AttentionBwdParams& p, int head_dim, Features featur
   plan.turns_bytes = p.deterministic ? padded(heads * plan.query_blocks * 4) : 0;
   plan.done_bytes = padded(heads * 4);
   plan.dq_bytes = plan.one_tile ? 0 : padded(heads * plan.query_blocks * plan.dq_rows * head_dim * 4);
-  plan.partial_bytes = plan.splits > 1 ? padded(blocks * plan.splits * 2 * plan.block_n * head_dim * 4) : 0;
+  plan.long_steps = blocks < wanted ? kMinBlocksPerSplit : kLongSteps;
+  plan.long_bytes = parts_long ? padded(kLongParts * int64_t{sizeof(LongPart) + 4} + 8) : 0;
+  const int64_t parts = plan.splits > 1 ? blocks * plan.splits : parts_long ? kLongParts : 0;
+  plan.partial_bytes = padded(parts * 2 * plan.block_n * head_dim * 4);
   plan.span_bytes = plan.spans ? padded((p.shape.seqlen_k + plan.query_blocks) * 8) : 0;
   plan.slope_bytes = slope_part_bytes(p, plan.tiles * plan.splits);
   plan.extremes_bytes = padded(heads * ((p.shape.seqlen_q + kStatisticsRows - 1) / kStatisticsRows) *
@@ -72,8 +80,15 @@ void apply_plan(const BwdPlan& plan, const AttentionBwdParams& p, void* memory, 
   args.one_tile = plan.one_tile;
   if (plan.turns_bytes > 0) args.turns = reinterpret_cast<int*>(take(plan.turns_bytes));
   args.tiles_done = reinterpret_cast<int*>(take(plan.done_bytes));
+  if (char* const of_parts = static_cast<char*>(take(plan.long_bytes)); plan.long_bytes > 0) {
+    args.long_tiles.parts = reinterpret_cast<LongPart*>(of_parts);
+    args.long_tiles.done = reinterpret_cast<int*>(args.long_tiles.parts + kLongParts);
+    args.long_tiles.counts = args.long_tiles.done + kLongParts;
+    const char* const steps = std::getenv("XFORMERS_BM_LONG");
+    args.long_tiles.steps = steps ? std::atoi(steps) : static_cast<int>(plan.long_steps);
+  }
   args.dq_sum = reinterpret_cast<float*>(take(plan.dq_bytes));
-  if (plan.splits > 1) args.partial = reinterpret_cast<float*>(take(plan.partial_bytes));
+  if (plan.partial_bytes > 0) args.partial = reinterpret_cast<float*>(take(plan.partial_bytes));
   if (plan.spans) {
     args.block_tiles = reinterpret_cast<RangeOf<int>*>(take(static_cast<size_t>(plan.query_blocks) * 8));
     args.key_queries = reinterpret_cast<RangeOf<int>*>(take(static_cast<size_t>(p.shape.seqlen_k) * 8));

@@ -14,13 +14,14 @@ struct BwdPlan {
   bool one_tile;                   // see BwdArgs, as for the rest
   int64_t tiles, query_blocks;     // per head
   int heads_at_once, splits;
+  int64_t long_steps;  // of LongTiles
   // In memory in this order.
-  size_t turns_bytes, done_bytes, dq_bytes, partial_bytes, span_bytes, slope_bytes, extremes_bytes;
+  size_t turns_bytes, done_bytes, long_bytes, dq_bytes, partial_bytes, span_bytes, slope_bytes, extremes_bytes;
 
   // These begin as zeros; where tiles span sequences, dq_sum in parts.
-  size_t zero_bytes() const { return turns_bytes + done_bytes + (spans ? 0 : dq_bytes); }
+  size_t zero_bytes() const { return turns_bytes + done_bytes + long_bytes + (spans ? 0 : dq_bytes); }
   size_t bytes() const {
-    return turns_bytes + done_bytes + dq_bytes + partial_bytes + span_bytes + slope_bytes + extremes_bytes;
+    return turns_bytes + done_bytes + long_bytes + dq_bytes + partial_bytes + span_bytes + slope_bytes + extremes_bytes;
   }
 };
 

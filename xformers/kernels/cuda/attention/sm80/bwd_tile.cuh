@@ -95,6 +95,15 @@ struct BwdShared {
     return reinterpret_cast<Walk&>(key_queries);
   }
   __device__ __forceinline__ const Walk& walk() const { return reinterpret_cast<const Walk&>(key_queries); }
+  // And of how many parts of a long tile this one is.
+  struct Share {
+    int parts, place;  // as of LongPart
+    bool last;         // the others are done
+  };
+  __device__ __forceinline__ Share& share() {
+    static_assert(sizeof(Share) <= sizeof(block_tiles));
+    return reinterpret_cast<Share&>(block_tiles);
+  }
 };
 
 // key_queries and warp_queries; returns the queries that see any of the tile's keys.
@@ -122,7 +131,7 @@ __device__ __forceinline__ Range find_key_queries(const BwdArgs& args, const Bwd
 
 // A split's part of the blocks of queries that see the tile's keys, and where these queries are.
 template <BwdPolicy kPolicy>
-__device__ __forceinline__ void find_queries(const BwdArgs& args, int split, BwdTile& tile,
+__device__ __forceinline__ void find_queries(const BwdArgs& args, int split, int splits, BwdTile& tile,
                                              BwdShared<kPolicy>& shared) {
   const AttentionBwdParams& p = args.p;
   tile.band = Band(p.band, tile.sequence);
@@ -131,7 +140,7 @@ __device__ __forceinline__ void find_queries(const BwdArgs& args, int split, Bwd
                             : tile.band.query_range({tile.first_key, tile.first_key + tile.keys});
   constexpr int kBlockM = kPolicy.block_m;
   const int first = queries.begin / kBlockM, last = queries.empty() ? first : ceil_div(queries.end, kBlockM);
-  const int share = ceil_div(last - first, args.splits);
+  const int share = ceil_div(last - first, splits);
   tile.split = split;
   tile.first_block = first + split * share;
   tile.last_block = min(last, tile.first_block + share);
@@ -201,6 +210,11 @@ struct WarpSquares {
     all = step.seen[line] & step.seen[line + 1] & ~(uint32_t{step.partial[line]} | step.partial[line + 1]);
   }
   __device__ __forceinline__ bool operator()(int square) const { return some >> square & 1; }
+  // Some key sees something of each of them: products have nothing to skip.
+  __device__ __forceinline__ bool every() const {
+    constexpr uint32_t kAll = all_squares(kPolicy.block_m / kSquare);
+    return (some & kAll) == kAll;
+  }
   // Of the queries of the warp's scores.
   __device__ __forceinline__ bool none(const BwdWarp<kPolicy>& warp) const { return own(some, warp) == 0; }
   __device__ __forceinline__ bool is_full(const BwdWarp<kPolicy>& warp) const {

@@ -24,6 +24,7 @@ std::optional<ForwardPlan> plan_forward(const AttentionFwdParams& p, const FwdFa
       kBuilt, p.shape, {DType::kBFloat16, DType::kFloat16}, facts.device.smem_per_block,
       [&](const ForwardInstance& each) { return fwd_policy(each.head_dim, features).smem_bytes(); }, reasons);
   if (reasons.any()) return {};
+  if (features == Features::kBlocked && !p.blocks.present()) features = Features::kPlain;
   ForwardPlan plan{.instance = instance, .features = features};
   if (has_short_sequences(p, facts, instance->head_dim, features)) {
     plan.features = Features::kShort;

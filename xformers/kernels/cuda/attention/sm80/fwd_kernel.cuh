@@ -91,7 +91,7 @@ __device__ __forceinline__ void forward(const FwdGrid& args, const FwdTile& tile
   constexpr bool kScored = kPolicy.features == Features::kScored, kGeneral = kPolicy.features == Features::kGeneral,
                  kModifies = kPolicy.features.may(kModifyOps), kBlocked = kPolicy.features.blocked();
   const AttentionFwdParams& p = args.p;
-  const bool hides = kBlocked && p.blocks.present();
+  const bool hides = kPolicy.features == Features::kBlocked || (kBlocked && p.blocks.present());
   const WarpPart<kPolicy> warp;
   const Range& blocks = tile.blocks;
   const KeyTiles<T, kPolicy> k(args, p.k, p.quantization.k_scale_shift, tile, tile.k_origin, p.shape.head_dim);
@@ -209,7 +209,8 @@ __device__ __forceinline__ void forward(const FwdGrid& args, const FwdTile& tile
 #pragma unroll 1
   for (int block = first(); block < blocks.end; block = behind(block), ++turn) {
     // Twice the code pays where a step is little but products.
-    constexpr bool kApart = (kPolicy.features == Features::kPlain || kPolicy.features == Features::kModified) &&
+    constexpr bool kApart = (kPolicy.features == Features::kPlain || kPolicy.features == Features::kBlocked ||
+                             kPolicy.features == Features::kModified) &&
                             kPolicy.sharers == 1 && !kPolicy.spans;
     if (kApart && block >= tile.full.begin && block < tile.full.end) {
       step(block, std::bool_constant<!kApart>());
@@ -251,7 +252,7 @@ __global__ void __launch_bounds__(fwd_policy(kHeadDim, Features::of(kFeatures)).
     const SequenceSight<kPolicy> sight{args, tile};
     if constexpr (kPolicy.features.blocked()) {
       __shared__ FwdBlocks<kPolicy> hidden;
-      if (args.p.blocks.present()) {
+      if (kPolicy.features == Features::kBlocked || args.p.blocks.present()) {
         hidden.begin(args.p.blocks, rows_of(args, tile), tile.blocks);
         __syncthreads();
       }

@@ -14,7 +14,7 @@ struct FwdGrid : FwdArgs {
   int short_tiles = 0;              // of a head: those that come last
   int bundle = 1;                   // heads whose tiles come together, so that their K and V stay in L2
   ScoreUnit unit;                   // of products of q and k, or, where something changes them, of scores
-  int page_part = 0;                // of paged keys: those that one box has
+  int page_part = 0;                // of paged or blocked keys: those that one box has
   // Of scored policies:
   CUtensorMap bias_map;       // [sequences, groups, heads, queries, keys]
   float scale = 1;            // of products, where `unit` is that of scores

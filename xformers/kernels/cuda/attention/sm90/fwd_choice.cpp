@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cstdlib>
 #include <iterator>
 
 #include "xformers/kernels/cuda/attention/arguments.h"
@@ -26,18 +27,35 @@ const std::vector<ForwardInstance> kBuiltScored = {
 #undef XFORMERS_INSTANCE
 };
 
+const std::vector<ForwardInstance> kBuiltBlocked = {
+#define XFORMERS_INSTANCE(type, head_dim, head_dim_v) \
+  {kDTypeOf<type>, head_dim, head_dim_v, launch_forward_blocked<type, head_dim, head_dim_v>},
+#include "cuda_instances/sm90_fwd_blocked.inc"
+#undef XFORMERS_INSTANCE
+};
+
 constexpr size_t kCountBytes = 16;      // of the tiles that are taken, in the workspace
 constexpr int kSmemBytes = 227 * 1024;  // at most, of any policy
 constexpr int64_t kFewestRows = 64;     // of a sequence
 
-// The first that fits; of two, the second for short rows under a band.
-int choose_policy(const ForwardInstance& instance, bool scored, const AttentionFwdParams& p, const FwdFacts& facts) {
+// The first that fits; of two, the second for short rows under a band, and for blocks that are no whole tiles and steps
+// of the first.
+int choose_policy(const ForwardInstance& instance, Features features, const AttentionFwdParams& p,
+                  const FwdFacts& facts) {
   constexpr int64_t kShort = 1024;
   const auto fits = [&](const FwdPolicy& each) {
-    return each.head_dim == instance.head_dim && each.head_dim_v == instance.head_dim_v && each.scored == scored;
+    return each.head_dim == instance.head_dim && each.head_dim_v == instance.head_dim_v &&
+           each.scored == features.may(kAllScoreOps) && each.blocked == features.blocked();
   };
   const auto first = std::find_if(std::begin(kFwdPolicies), std::end(kFwdPolicies), fits), second = first + 1;
   const bool is_short = facts.banded && p.shape.seqlen_q / facts.sequences <= kShort;
+  const bool cut = p.blocks.block_q % first->block_m() != 0 || p.blocks.block_k % first->block_n != 0;
+  if (features.blocked()) {
+    const char* variant = std::getenv("XFORMERS_BM");
+    auto at = first + (variant ? std::atoi(variant) : cut ? 1 : 0);
+    if (at >= std::end(kFwdPolicies) || !fits(*at)) at = first;
+    return static_cast<int>(at - std::begin(kFwdPolicies));
+  }
   const auto chosen = is_short && second != std::end(kFwdPolicies) && fits(*second) ? second : first;
   return static_cast<int>(chosen - std::begin(kFwdPolicies));
 }
@@ -50,7 +68,8 @@ std::optional<ForwardPlan> plan_forward(const AttentionFwdParams& p, const FwdFa
     reasons.add("the GPU has compute capability ", facts.device.major, ".", facts.device.minor, ", expected 9.0");
   }
   const bool scored = features.may(kAllScoreOps);
-  const std::vector<ForwardInstance>& built = scored ? kBuiltScored : kBuiltPlain;
+  if (features.blocked() && !p.blocks.present()) features = Features::kPlain;
+  const std::vector<ForwardInstance>& built = scored ? kBuiltScored : features.blocked() ? kBuiltBlocked : kBuiltPlain;
   if (built.empty()) reasons.add("this build has no code for 90a");
   const ForwardInstance* const instance = find_instance(
       built, p.shape, {DType::kBFloat16, DType::kFloat16}, facts.device.smem_per_block,
@@ -73,14 +92,14 @@ std::optional<ForwardPlan> plan_forward(const AttentionFwdParams& p, const FwdFa
   if (p.seq.paged() && p.seq.cu_seqlens_k) reasons.add("keys that may begin inside of a page");
   if (reasons.any()) return {};
   ForwardPlan plan{.instance = instance, .features = features};
-  plan.policy = choose_policy(*instance, scored, p, facts);
+  plan.policy = choose_policy(*instance, features, p, facts);
   // Where tiles are few, keys in parts fill the GPU; where rows are, those of many heads or sequences fill a tile.
   if (plan_splits(p, facts, instance->head_dim, Features::kPlain).splits > 1 ||
       p.shape.seqlen_q < kFewestRows * facts.sequences) {
     reasons.prefer_others();
   }
   if (reasons.any()) return {};
-  if (p.seq.packed() || facts.banded) plan.workspace = kCountBytes;  // tiles differ
+  if (p.seq.packed() || facts.banded || features.blocked()) plan.workspace = kCountBytes;  // tiles differ
   return plan;
 }
 

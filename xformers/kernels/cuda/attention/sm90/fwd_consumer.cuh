@@ -32,6 +32,7 @@ struct Turns {
 
 template <class T, int kPolicyIndex>
 class Consumer {
+ protected:
   static constexpr FwdPolicy kPolicy = kFwdPolicies[kPolicyIndex];
   static constexpr int kKeyTiles = kPolicy.block_n / 8, kDimTiles = kPolicy.head_dim_v / 8;
   using Memory = FwdMemory<kPolicyIndex>;
@@ -101,7 +102,7 @@ class Consumer {
     }
   }
 
- private:
+ protected:
   __device__ __forceinline__ const FwdWork& work() const { return memory_.work[slot_.index()]; }
   // Of this warpgroup, and of this warp, in the sequence.
   __device__ __forceinline__ int group_row(const FwdWork& work) const { return work.tile.first + consumer_ * 64; }

@@ -3,6 +3,7 @@
 // copied ahead hide where one tile ends and the next begins. (Shah et al. 2024, FlashAttention-3.)
 #pragma once
 
+#include "xformers/kernels/cuda/attention/sm90/fwd_blocked.cuh"
 #include "xformers/kernels/cuda/attention/sm90/fwd_consumer.cuh"
 #include "xformers/kernels/cuda/attention/sm90/fwd_producer.cuh"
 
@@ -24,14 +25,20 @@ __global__ void __launch_bounds__(kFwdPolicies[kPolicyIndex].threads(), 1)
   if (group == 0) {
     wgmma::give_registers<kPolicy.producer_registers()>();
     if (threadIdx.x < 32) find_tiles<kPolicyIndex>(args, memory);
-    if (kFwdPolicies[kPolicyIndex].scored || !args.p.seq.paged()) {
+    if constexpr (kPolicy.blocked) {
+      if (threadIdx.x / 32 == 1) BlockedLoader<kPolicyIndex>(args, memory).run();
+    } else if (kFwdPolicies[kPolicyIndex].scored || !args.p.seq.paged()) {
       if (threadIdx.x == 32) Loader<kPolicyIndex, false>(args, memory).run();
     } else if (threadIdx.x / 32 == 1) {
       Loader<kPolicyIndex, true>(args, memory).run();
     }
   } else {
     wgmma::take_registers<kPolicy.consumer_registers()>();
-    Consumer<T, kPolicyIndex>(args, memory, group - 1).run();
+    if constexpr (kPolicy.blocked) {
+      BlockedConsumer<T, kPolicyIndex>(args, memory, group - 1).run();
+    } else {
+      Consumer<T, kPolicyIndex>(args, memory, group - 1).run();
+    }
   }
 }
 

@@ -1,4 +1,5 @@
-// Launches the forward instances, plain (fwd_plain_launch.cuh) and scored ones (fwd_scored_launch.cuh).
+// Launches the forward instances, plain (fwd_plain_launch.cuh), scored (fwd_scored_launch.cuh) and blocked ones
+// (fwd_blocked_launch.cuh).
 #pragma once
 
 #include <algorithm>
@@ -41,7 +42,8 @@ void launch_forward_as(const FwdArgs& args, cudaStream_t stream) {
   if (causal && !p.seq.packed()) grid.short_tiles = static_cast<int>(grid.tiles / 4);
   grid.q_map = tensor_map(rows_of_q(p), kPolicy.block_m());
   if (p.seq.paged()) grid.page_part = static_cast<int>(std::gcd(p.seq.pages.page_size, kPolicy.block_n));
-  const int key_rows = p.seq.paged() ? grid.page_part : kPolicy.block_n;
+  if (kPolicy.blocked) grid.page_part = static_cast<int>(std::gcd(p.blocks.block_k, kPolicy.block_n));
+  const int key_rows = p.seq.paged() || kPolicy.blocked ? grid.page_part : kPolicy.block_n;
   grid.k_map = tensor_map(rows_of_k(p), key_rows);
   grid.v_map = tensor_map(rows_of_v(p), key_rows);
   if constexpr (kPolicy.scored) set_scored(grid);
@@ -55,26 +57,36 @@ void launch_forward_as(const FwdArgs& args, cudaStream_t stream) {
   }
 }
 
-template <class T, int kHeadDim, int kHeadDimV, bool kScored, int kPolicyIndex = 0>
+enum class Kind { kPlain, kScored, kBlocked };
+constexpr Kind kind_of(const FwdPolicy& policy) {
+  return policy.scored ? Kind::kScored : policy.blocked ? Kind::kBlocked : Kind::kPlain;
+}
+
+template <class T, int kHeadDim, int kHeadDimV, Kind kKind, int kPolicyIndex = 0>
 void launch_forward_of(const FwdArgs& args, cudaStream_t stream) {
   if constexpr (kPolicyIndex < static_cast<int>(std::size(kFwdPolicies))) {
     if constexpr (kFwdPolicies[kPolicyIndex].head_dim == kHeadDim &&
-                  kFwdPolicies[kPolicyIndex].head_dim_v == kHeadDimV && kFwdPolicies[kPolicyIndex].scored == kScored) {
+                  kFwdPolicies[kPolicyIndex].head_dim_v == kHeadDimV && kind_of(kFwdPolicies[kPolicyIndex]) == kKind) {
       if (args.policy == kPolicyIndex) return launch_forward_as<T, kPolicyIndex>(args, stream);
     }
-    launch_forward_of<T, kHeadDim, kHeadDimV, kScored, kPolicyIndex + 1>(args, stream);
+    launch_forward_of<T, kHeadDim, kHeadDimV, kKind, kPolicyIndex + 1>(args, stream);
   }
 }
 
 // args.policy is one of these head dims.
 template <class T, int kHeadDim, int kHeadDimV>
 void launch_forward(const FwdArgs& args, Features, cudaStream_t stream) {
-  launch_forward_of<T, kHeadDim, kHeadDimV, false>(args, stream);
+  launch_forward_of<T, kHeadDim, kHeadDimV, Kind::kPlain>(args, stream);
 }
 
 template <class T, int kHeadDim, int kHeadDimV>
 void launch_forward_scored(const FwdArgs& args, Features, cudaStream_t stream) {
-  launch_forward_of<T, kHeadDim, kHeadDimV, true>(args, stream);
+  launch_forward_of<T, kHeadDim, kHeadDimV, Kind::kScored>(args, stream);
+}
+
+template <class T, int kHeadDim, int kHeadDimV>
+void launch_forward_blocked(const FwdArgs& args, Features, cudaStream_t stream) {
+  launch_forward_of<T, kHeadDim, kHeadDimV, Kind::kBlocked>(args, stream);
 }
 
 }  // namespace xformers::cuda::sm90

@@ -1,6 +1,7 @@
 // Shared memory of Hopper's forward kernel, as it is launched: tiles as the copy engine leaves them, barriers by name.
 #pragma once
 
+#include "xformers/kernels/cuda/attention/block_walk.cuh"
 #include "xformers/kernels/cuda/attention/dropout.cuh"
 #include "xformers/kernels/cuda/attention/sm90/fwd_schedule.cuh"
 
@@ -31,8 +32,29 @@ struct ScoredMemory<kPolicyIndex, true> {
   }
 };
 
+// What policies of block masks have besides: the steps that are known, and who is done with them. A step's K lies no
+// more than the K stages ahead of the one that is worked on, and the one behind it is found before its V is copied.
+template <int kPolicyIndex, bool kBlocked = kFwdPolicies[kPolicyIndex].blocked>
+struct BlockedMemory {
+  template <class Init>
+  __device__ __forceinline__ void init_blocked(const Init&) {}
+};
 template <int kPolicyIndex>
-struct FwdMemory : ScoredMemory<kPolicyIndex> {
+struct BlockedMemory<kPolicyIndex, true> {
+  static constexpr FwdPolicy kOf = kFwdPolicies[kPolicyIndex];
+  static constexpr int kSteps = kOf.stages < 4 ? 4 : 8;
+
+  BlockWalk<LinesOf::kQueries, kOf.block_m() / kSquare, kOf.block_n / kSquare, kSteps> walk;
+  uint64_t step_full[kSteps], step_empty[kSteps];
+
+  template <class Init>
+  __device__ __forceinline__ void init_blocked(const Init& init) {
+    for (int i = 0; i < kSteps; ++i) init(step_full[i], 1), init(step_empty[i], 4 * kOf.consumers);
+  }
+};
+
+template <int kPolicyIndex>
+struct FwdMemory : ScoredMemory<kPolicyIndex>, BlockedMemory<kPolicyIndex> {
   static constexpr FwdPolicy kPolicy = kFwdPolicies[kPolicyIndex];
 
   alignas(1024) unsigned char q[kPolicy.q_stages][kPolicy.q_bytes()];
@@ -58,6 +80,7 @@ struct FwdMemory : ScoredMemory<kPolicyIndex> {
       init(barriers.v_full[i], 1), init(barriers.v_empty[i], kConsumerWarps);
     }
     this->init_scored(init);
+    this->init_blocked(init);
     mbarrier::fence_init();
   }
 };

@@ -39,6 +39,12 @@ class Loader {
   __device__ __forceinline__ Loader(const FwdGrid& args, Memory& memory) : args_(args), memory_(memory) {}
 
   __device__ __forceinline__ void run() {
+    for_each_tile([&](const FwdWork& work, int slot) { load(work, slot); });
+  }
+
+ protected:
+  template <class Load>
+  __device__ __forceinline__ void for_each_tile(const Load& load) {
     for (Stage<kWorkSlots> slot;; slot.advance()) {
       wait_full(memory_.barriers.work_full[slot.index()], slot.parity());
       const FwdWork& work = memory_.work[slot.index()];
@@ -47,8 +53,6 @@ class Loader {
       if (leads()) mbarrier::arrive(shared_address(&memory_.barriers.work_empty[slot.index()]));
     }
   }
-
- private:
   __device__ __forceinline__ static bool leads() { return !kPaged || threadIdx.x % 32 == 0; }
 
   __device__ __forceinline__ void load(const FwdWork& work, int slot) {

@@ -52,7 +52,10 @@ class TileOrder {
       if (writes) work.tile.rows = 0;
       return true;
     }
-    const auto [head, tile] = head_and_tile(index);
+    const auto [head, from_start] = head_and_tile(index);
+    // Blocks that see everything are the first ones as a rule; under a causal band the last ones see most.
+    const int tile =
+        kPolicy.blocked && args_.short_tiles == 0 ? static_cast<int>(args_.tiles) - 1 - from_start : from_start;
     const int per_group = static_cast<int>(shape.heads_per_group), groups = static_cast<int>(shape.num_groups),
               group = head / per_group;
     const RowTile rows = query_tile(shape, args_.p.seq, group / groups, tile, kPolicy.block_m());
