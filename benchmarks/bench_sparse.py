@@ -234,7 +234,7 @@ def with_kernel(kernel, step):
 
 
 class Flex:
-    """flex_attention, compiled once: every layout is a table of squares of 16 x 16, and a mask made of it beforehand."""
+    """flex_attention, compiled once: a layout is a table of squares of 16 x 16, of which a mask is made beforehand."""
 
     def __init__(self, inputs):
         from torch.nn.attention.flex_attention import create_block_mask, flex_attention
@@ -371,7 +371,6 @@ def mask_rows(args, flex, seqlen=32768, heads=32, block=128):
     blocks = seqlen // block
     layout = torch.rand(1, heads, blocks, blocks) < 0.25
     indices = torch.rand(1, heads, blocks, blocks).topk(blocks // 4).indices
-    sizes = {"seqlen_q": seqlen, "seqlen_k": seqlen}
     rows = [
         compare(f"lists:{name}", {"ours": make}, args.rounds)
         for name, make in {

@@ -13,6 +13,8 @@ struct SeenSquares {
 
   __device__ __forceinline__ bool operator()(int square) const { return some >> square & 1; }
   __device__ __forceinline__ bool none() const { return some == 0; }
+  // Of the step's `count` squares each is wanted: products have nothing to skip.
+  __device__ __forceinline__ bool every(int count) const { return (some & all_squares(count)) == all_squares(count); }
   // Every row sees all of squares [first, first + count).
   __device__ __forceinline__ bool is_full(int first, int count) const {
     return (all >> first & all_squares(count)) == all_squares(count);

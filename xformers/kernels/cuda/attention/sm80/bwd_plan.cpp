@@ -58,7 +58,9 @@ BwdPlan plan_backward(const AttentionBwdParams& p, int head_dim, Features featur
   plan.dq_bytes = plan.one_tile ? 0 : padded(heads * plan.query_blocks * plan.dq_rows * head_dim * 4);
   plan.long_steps = blocks < wanted ? kMinBlocksPerSplit : kLongSteps;
   plan.long_bytes = parts_long ? padded(kLongParts * int64_t{sizeof(LongPart) + 4} + 8) : 0;
-  const int64_t parts = plan.splits > 1 ? blocks * plan.splits : parts_long ? kLongParts : 0;
+  const int64_t parts = plan.splits > 1 ? blocks * plan.splits
+                        : parts_long    ? std::min<int64_t>(kLongParts, blocks * kMaxSplits)
+                                        : 0;
   plan.partial_bytes = padded(parts * 2 * plan.block_n * head_dim * 4);
   plan.span_bytes = plan.spans ? padded((p.shape.seqlen_k + plan.query_blocks) * 8) : 0;
   plan.slope_bytes = slope_part_bytes(p, plan.tiles * plan.splits);

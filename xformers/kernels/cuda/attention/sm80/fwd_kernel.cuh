@@ -135,6 +135,13 @@ __device__ __forceinline__ void forward(const FwdGrid& args, const FwdTile& tile
   } else {
     if (!blocks.empty()) load_first(blocks.begin);
   }
+  // fn(squares): products test none of them where each is wanted.
+  const auto with_squares = [&](const auto& shown, const auto& fn) {
+    if constexpr (kPolicy.features == Features::kBlocked) {
+      if (shown.every(kKeys / kSquare)) return fn(EverySquare());
+    }
+    fn(shown);
+  };
   // `kEdge`: some row may not see all of these keys.
   const auto step = [&]<bool kEdge>(int block, std::bool_constant<kEdge>) {
     const int key = block * kKeys;
@@ -163,7 +170,9 @@ __device__ __forceinline__ void forward(const FwdGrid& args, const FwdTile& tile
     if (kBlocked && shown.none()) {
       load_v();
     } else {
-      multiply_scores<T, kPolicy>(s, warp, memory.q, memory.k, load_v, shown);
+      with_squares(shown, [&](const auto& squares) {
+        multiply_scores<T, kPolicy>(s, warp, memory.q, memory.k, load_v, squares);
+      });
     }
     copy_async_wait<0>();
     __syncthreads();  // V is there; everybody is done with K
@@ -204,7 +213,9 @@ __device__ __forceinline__ void forward(const FwdGrid& args, const FwdTile& tile
       }
     }
     softmax.template step<kPolicy.warp_keys() / 8, kPolicy.warp_dims() / 8>(s, out, unit, exchange);
-    accumulate_step<T, kPolicy>(out, s, args, tile, warp, memory, key + warp.key(), load_next, shown);
+    with_squares(shown, [&](const auto& squares) {
+      accumulate_step<T, kPolicy>(out, s, args, tile, warp, memory, key + warp.key(), load_next, squares);
+    });
   };
 #pragma unroll 1
   for (int block = first(); block < blocks.end; block = behind(block), ++turn) {
