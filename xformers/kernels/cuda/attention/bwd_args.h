@@ -69,6 +69,7 @@ struct BwdArgs {
   DropRule drop_rule = {};              // of p
   // What dropout makes of the row statistics: lse - lse_shift (in the units above), delta * delta_factor.
   double lse_shift = 0, delta_factor = 1;
+  LongTiles long_tiles;  // partial is then [kLongParts][dk, dv][block_n * head_dim]
 };
 
 // Where a tile, or a part of one, leaves its part of the gradient of its head's slope.
