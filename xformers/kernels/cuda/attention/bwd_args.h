@@ -58,7 +58,6 @@ struct BwdArgs {
   SlopePart* slope_parts = nullptr;  // [batch, num_heads, slope_parts_per_head], each written by its tile; or null
   int64_t slope_parts_per_head = 0;
   float* partial = nullptr;  // splits > 1: [batch, num_heads, tiles, splits][dk, dv][block_n * head_dim]
-  LongTiles long_tiles;      // then partial is [kLongParts][dk, dv][block_n * head_dim]
   // Every block of queries is seen by one tile, which writes dq itself; there is no dq_sum then.
   bool one_tile = false;
   // Tiles that span sequences (prepare_backward.h), else null. Rows count from the first one of the tensors.
