@@ -24,10 +24,19 @@ TEST(AttentionCudaBlocks, TensorCoresTakeThem) {
     AttentionRun run(parse_attention_case("attention:" + (dtype + std::string(kMasked))));
     run.run();
     const bool wide = std::string(dtype) == "fp32";
-    const std::string tensor_cores = takes_blocks(run, "fwd_sm90_blocked") ? "fwd_sm90_blocked" : "fwd_sm80_blocked";
-    EXPECT_EQ(last_forward_kernel(), wide ? "fwd_sm80_fp32" : tensor_cores);
+    EXPECT_EQ(last_forward_kernel(), wide ? "fwd_sm80_fp32" : "fwd_sm80_blocked");
     EXPECT_EQ(last_backward_kernel(), wide ? "bwd_sm80_fp32" : "bwd_sm80");
     EXPECT_TRUE(matches_reference(run));
+  }
+}
+
+TEST(AttentionCudaBlocks, HopperTakesThoseThatAreWholeTiles) {
+  for (const char* blocks : {"blocks128x128_50", "blocks256x128_50", "blocks128x64_50", "blocks64x128_50"}) {
+    AttentionRun run(parse_attention_case(std::string("attention:bf16,b4,q1024,k512,h8,d128,") + blocks));
+    if (!takes_blocks(run, "fwd_sm90_blocked")) GTEST_SKIP() << "needs compute capability 9.0";
+    run.forward();
+    const bool whole = std::string(blocks).find("64") == std::string::npos;
+    EXPECT_EQ(last_forward_kernel(), whole ? "fwd_sm90_blocked" : "fwd_sm80_blocked") << blocks;
   }
 }
 

@@ -34,7 +34,7 @@ std::vector<std::string> decode_cases() {
   const std::vector<std::string> widths = {"d64", "d128", "d256", "d8", "d40,dv24", "d72,dv200"};
   std::vector<std::string> texts;
   for (size_t i = 0; i < calls.size(); ++i) {
-    for (const char* splits : {"", ",splits1", ",splits5", ",splits16", ",splits17", ",splits128"}) {
+    for (const char* splits : {"", ",splits1", ",splits2", ",splits5", ",splits128"}) {
       for (const char* type : {"bf16", "fp16"}) {
         texts.push_back(std::string("attention:") + type + "," + calls[i] + "," + widths[i % widths.size()] + splits);
       }

@@ -43,7 +43,7 @@ const DeviceProperties& current_device() {
     XFORMERS_CUDA_CHECK(cudaDeviceGetAttribute(&p.smem_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
     XFORMERS_CUDA_CHECK(cudaDeviceGetAttribute(&p.major, cudaDevAttrComputeCapabilityMajor, device));
     XFORMERS_CUDA_CHECK(cudaDeviceGetAttribute(&p.minor, cudaDevAttrComputeCapabilityMinor, device));
-    if (has_code_for_this_device()) p.cluster = largest_cluster();
+    p.has_clusters = has_code_for_this_device() && has_clusters();
   });
   return known[device];
 }
@@ -53,13 +53,6 @@ void allow_shared_memory(const void* kernel, int bytes) {
   if (allowed >= bytes) return;
   XFORMERS_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
   allowed = bytes;
-}
-
-void allow_large_clusters(const void* kernel) {
-  int& allowed = known_of<struct Clusters>(kernel);
-  if (allowed) return;
-  XFORMERS_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
-  allowed = 1;
 }
 
 bool starts_early(const void* kernel) {

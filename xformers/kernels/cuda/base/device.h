@@ -7,9 +7,9 @@ namespace xformers::cuda {
 
 struct DeviceProperties {
   int multiprocessors = 0;
-  int smem_per_block = 0;    // bytes, after opting in
-  int major = 0, minor = 0;  // of the compute capability
-  int cluster = 1;           // blocks of 96 KiB of shared memory that can be one (arch/cluster.cuh)
+  int smem_per_block = 0;     // bytes, after opting in
+  int major = 0, minor = 0;   // of the compute capability
+  bool has_clusters = false;  // and this library's code for it has them, too (arch/cluster.cuh)
 };
 const DeviceProperties& current_device();  // read once per device
 
@@ -17,20 +17,14 @@ const DeviceProperties& current_device();  // read once per device
 // kernel, device and thread: that call takes longer than all others of a launch but the launch itself.
 void allow_shared_memory(const void* kernel, int bytes);
 
-// Lets a kernel be launched in clusters of more than eight blocks.
-void allow_large_clusters(const void* kernel);
-
 // Whether a kernel's code for the current device was compiled for compute capability 9.0 or later, and so waits by
 // itself for the kernel before it (launch_after).
 bool starts_early(const void* kernel);
-
-// The most blocks of 128 threads and 96 KiB of shared memory that this library's code for the current device can be
-// launched with as one cluster; 1 where it was compiled for less than compute capability 9.0.
-int largest_cluster();
 
 // Why no kernel runs on the current device, in one sentence without its full stop ("" if some do): no driver, too old
 // a driver, no GPU, too old a GPU, a build without code for it.
 std::string why_not_this_device();
 bool has_code_for_this_device();
+bool has_clusters();  // whether that code was compiled for compute capability 9.0 or later
 
 }  // namespace xformers::cuda

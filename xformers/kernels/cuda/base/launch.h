@@ -54,7 +54,6 @@ void launch_after(void (*kernel)(Args), int64_t x, int64_t y, int threads, cudaS
   if (x == 0 || y == 0) return;
   check_grid(x, y);
   allow_smem(kernel, smem_bytes);
-  if (cluster > 8) allow_large_clusters(reinterpret_cast<const void*>(kernel));
   cudaLaunchAttribute attributes[2] = {};
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attributes[0].val.programmaticStreamSerializationAllowed = 1;

@@ -52,10 +52,10 @@ int64_t choose_splits(const AttentionFwdParams& p, const FwdFacts& facts) {
   return std::clamp<int64_t>(even, best, kMostSplits);
 }
 
-// Parts of a tile that run as one cluster merge by themselves.
-bool parts_meet(const FwdFacts& facts, int64_t splits) {
-  static const int64_t most = getenv("XFORMERS_DECODE_CLUSTER") ? atoi(getenv("XFORMERS_DECODE_CLUSTER")) : 16;
-  return splits > 1 && splits <= std::min<int64_t>(facts.device.cluster, most);
+// Two parts of a tile that run as one cluster merge by themselves. (More of them find no room beside each other, and
+// wait for it: docs/design/cuda-decoding.md.)
+bool parts_meet(const AttentionFwdParams& p, const FwdFacts& facts, int64_t splits) {
+  return splits == 2 && std::max(p.shape.head_dim, p.shape.head_dim_v) <= 128 && facts.device.has_clusters;
 }
 
 }  // namespace
@@ -74,14 +74,14 @@ std::optional<ForwardPlan> plan(const AttentionFwdParams& p, const FwdFacts& fac
   if (reasons.any()) return {};
   ForwardPlan plan{.instance = instance, .features = features};
   plan.split.splits = choose_splits(p, facts);
-  if (!parts_meet(facts, plan.split.splits)) plan.workspace = partial_bytes(p, facts.total_rows, plan.split.splits);
+  if (!parts_meet(p, facts, plan.split.splits)) plan.workspace = partial_bytes(p, facts.total_rows, plan.split.splits);
   return plan;
 }
 
 void run(const AttentionFwdParams& p, const FwdFacts& facts, const ForwardPlan& plan, const Stream& stream) {
   FwdArgs args = forward_args(p, facts);
   args.tiles = max_tiles(p.shape.seqlen_q * args.packed_heads.size(), p.seq, kRows);
-  args.parts_meet = parts_meet(facts, plan.split.splits);
+  args.parts_meet = parts_meet(p, facts, plan.split.splits);
   args.num_splits = static_cast<int>(plan.split.splits);
   if (!args.parts_meet) set_partial_results(args, facts.total_rows, plan.split.splits, stream);
   plan.instance->launch(args, plan.features, to_stream(stream));

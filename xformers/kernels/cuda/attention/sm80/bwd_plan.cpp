@@ -1,7 +1,6 @@
 #include "xformers/kernels/cuda/attention/sm80/bwd_plan.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <utility>
 
 #include "xformers/kernels/cuda/attention/head_gradients.h"
@@ -86,8 +85,7 @@ void apply_plan(const BwdPlan& plan, const AttentionBwdParams& p, void* memory, 
     args.long_tiles.parts = reinterpret_cast<LongPart*>(of_parts);
     args.long_tiles.done = reinterpret_cast<int*>(args.long_tiles.parts + kLongParts);
     args.long_tiles.counts = args.long_tiles.done + kLongParts;
-    const char* const steps = std::getenv("XFORMERS_BM_LONG");
-    args.long_tiles.steps = steps ? std::atoi(steps) : static_cast<int>(plan.long_steps);
+    args.long_tiles.steps = static_cast<int>(plan.long_steps);
   }
   args.dq_sum = reinterpret_cast<float*>(take(plan.dq_bytes));
   if (plan.partial_bytes > 0) args.partial = reinterpret_cast<float*>(take(plan.partial_bytes));

@@ -488,7 +488,10 @@ class BwdConsumer {
         x, block * kBlockM,
         [&](int row) {
           const int key = first + row;
-          return key < end ? Range{band.first_query(key), band.last_query(key) + 1} : Range{0, 0};
+          if (key >= end) return Range{0, 0};
+          const int last = band.last_query(key) + 1;
+          // Behind the last query a bias may be anything.
+          return Range{band.first_query(key), kPolicy.scored ? min(last, work().tile.sequence.seqlen_q) : last};
         },
         0);
   }

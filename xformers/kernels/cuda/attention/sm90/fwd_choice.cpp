@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <cstdlib>
 #include <iterator>
 
 #include "xformers/kernels/cuda/attention/arguments.h"
@@ -38,10 +37,19 @@ constexpr size_t kCountBytes = 16;      // of the tiles that are taken, in the w
 constexpr int kSmemBytes = 227 * 1024;  // at most, of any policy
 constexpr int64_t kFewestRows = 64;     // of a sequence
 
+// Whether some of the blocks are no whole tiles and steps.
+bool blocks_are_cut(const AttentionFwdParams& p, const FwdPolicy& policy) {
+  return p.blocks.block_q % policy.block_m() != 0 || p.blocks.block_k % policy.block_n != 0;
+}
+
 // The first that fits; of two, the second for short rows under a band, and for blocks that are no whole tiles and steps
-// of the first.
-int choose_policy(const ForwardInstance& instance, Features features, const AttentionFwdParams& p,
-                  const FwdFacts& facts) {
+// of the first; whether there are such.
+struct ChosenPolicy {
+  int index;
+  bool cut;
+};
+ChosenPolicy choose_policy(const ForwardInstance& instance, Features features, const AttentionFwdParams& p,
+                           const FwdFacts& facts) {
   constexpr int64_t kShort = 1024;
   const auto fits = [&](const FwdPolicy& each) {
     return each.head_dim == instance.head_dim && each.head_dim_v == instance.head_dim_v &&
@@ -49,15 +57,9 @@ int choose_policy(const ForwardInstance& instance, Features features, const Atte
   };
   const auto first = std::find_if(std::begin(kFwdPolicies), std::end(kFwdPolicies), fits), second = first + 1;
   const bool is_short = facts.banded && p.shape.seqlen_q / facts.sequences <= kShort;
-  const bool cut = p.blocks.block_q % first->block_m() != 0 || p.blocks.block_k % first->block_n != 0;
-  if (features.blocked()) {
-    const char* variant = std::getenv("XFORMERS_BM");
-    auto at = first + (variant ? std::atoi(variant) : cut ? 1 : 0);
-    if (at >= std::end(kFwdPolicies) || !fits(*at)) at = first;
-    return static_cast<int>(at - std::begin(kFwdPolicies));
-  }
-  const auto chosen = is_short && second != std::end(kFwdPolicies) && fits(*second) ? second : first;
-  return static_cast<int>(chosen - std::begin(kFwdPolicies));
+  const bool cut = features.blocked() && blocks_are_cut(p, *first), other = features.blocked() ? cut : is_short;
+  const auto chosen = other && second != std::end(kFwdPolicies) && fits(*second) ? second : first;
+  return {static_cast<int>(chosen - std::begin(kFwdPolicies)), cut};
 }
 
 }  // namespace
@@ -92,10 +94,12 @@ std::optional<ForwardPlan> plan_forward(const AttentionFwdParams& p, const FwdFa
   if (p.seq.paged() && p.seq.cu_seqlens_k) reasons.add("keys that may begin inside of a page");
   if (reasons.any()) return {};
   ForwardPlan plan{.instance = instance, .features = features};
-  plan.policy = choose_policy(*instance, features, p, facts);
+  const ChosenPolicy policy = choose_policy(*instance, features, p, facts);
+  plan.policy = policy.index;
   // Where tiles are few, keys in parts fill the GPU; where rows are, those of many heads or sequences fill a tile.
+  // Steps that are cut take longer than the other kernel's (docs/design/block-sparse.md).
   if (plan_splits(p, facts, instance->head_dim, Features::kPlain).splits > 1 ||
-      p.shape.seqlen_q < kFewestRows * facts.sequences) {
+      p.shape.seqlen_q < kFewestRows * facts.sequences || policy.cut) {
     reasons.prefer_others();
   }
   if (reasons.any()) return {};

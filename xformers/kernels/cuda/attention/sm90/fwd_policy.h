@@ -53,8 +53,6 @@ inline constexpr FwdPolicy kFwdPolicies[] = {
     {.head_dim = 96, .head_dim_v = 96, .block_n = 64, .stages = 5, .near = true, .blocked = true, .turns = false},
     {.head_dim = 128, .head_dim_v = 128, .stages = 3, .near = true, .blocked = true},
     {.head_dim = 128, .head_dim_v = 128, .block_n = 64, .stages = 6, .near = true, .blocked = true, .turns = false},
-    {.head_dim = 128, .head_dim_v = 128, .stages = 3, .near = true, .blocked = true, .turns = false},
-    {.head_dim = 128, .head_dim_v = 128, .block_n = 64, .stages = 6, .blocked = true, .turns = false},
     {.head_dim = 192, .head_dim_v = 128, .blocked = true},
     {.head_dim = 192, .head_dim_v = 128, .block_n = 64, .stages = 4, .near = true, .blocked = true, .turns = false},
     {.head_dim = 192, .head_dim_v = 192, .block_n = 64, .stages = 3, .blocked = true, .turns = false},
