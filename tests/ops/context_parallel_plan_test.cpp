@@ -227,6 +227,17 @@ TEST(ContextPrediction, ARingHidesWhatAGatherWaitsFor) {
   EXPECT_NEAR(hides.seconds, std::max(hides.ideal_seconds / 2 + 1e-6, transfer) + hides.ideal_seconds / 2 + 1e-6, 1e-9);
 }
 
+TEST(ContextPrediction, ARingHoldsTwoChunks) {
+  const Workload workload{1, 4, 2, 64};
+  const double row = 2.0 * 2 * 64 * 2;
+  const ContextPlan gather({8192, 8}), ring({8192, 8, -1, -1, Layout::kContiguous, {}, Method::kRing});
+  EXPECT_EQ(predict(ring, workload, kMachine).key_bytes, 2 * 1024 * row);
+  EXPECT_EQ(predict(gather, workload, kMachine).key_bytes, 7 * 1024 * row);
+  // One key head here of the tokens of all ranks.
+  const ContextPlan heads({8192, 4, -1, -1, Layout::kContiguous, {}, Method::kAllGather, 4});
+  EXPECT_EQ(predict(heads, workload, kMachine).key_bytes, 8192 * row / 2);
+}
+
 TEST(ContextPrediction, BetweenHostsTheNetworkCounts) {
   const Workload workload{1, 4, 4, 64};
   Machine apart = kMachine;

@@ -75,6 +75,8 @@ class Simulation {
     const double heads = static_cast<double>(share_.queries(0).size());
     std::vector<StepCost> costs;
     double compute = 0, received = 0, held = 0, before = 0;
+    // Sharing out heads copies the team's keys.
+    const double shared = share_.team_size > 1 ? static_cast<double>(size_of(plan.owned)) * row_bytes() : 0;
     for (const KeyStep& step : plan.steps) {
       StepCost cost;
       double rows = 0;
@@ -98,7 +100,7 @@ class Simulation {
       }
       compute += cost.compute;
       received += cost.keys.received();
-      held = std::max(held, rows + before);
+      held = std::max(held, shared + rows + before);
       before = rows;
       costs.push_back(std::move(cost));
     }
