@@ -2,8 +2,8 @@
 
     torchrun --nproc-per-node 2 examples/parallel/train.py
 
-By features: weights by columns and rows, tokens by shards. By sequence: tokens alone, with context parallelism. All
-begin from the same seed; the losses differ by roundings alone.
+By features: weights by columns and rows, tokens by shards. By sequence: tokens alone, with context parallelism, by any
+--method. All begin from the same seed; the losses differ by roundings alone.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def batch_of(step):
     return rows[:-1], rows[1:]
 
 
-def train(steps, spread, group, alone):
+def train(steps, spread, group, alone, method="auto"):
     """The loss of each step. A rank sums over its own tokens; what is not spread gets its gradients from all ranks."""
     in_features = spread == "features"
     torch.manual_seed(0)
@@ -75,7 +75,7 @@ def train(steps, spread, group, alone):
     mask = xops.LowerTriangularMask()
     plan = plan_context_parallel(
         mask, SEQLEN, process_group=group, num_heads=HEADS, head_dim=WIDTH // HEADS,
-        layout="contiguous" if in_features else "auto",
+        layout="contiguous" if in_features else "auto", method=method,
     )  # fmt: skip
 
     def attend(q, k, v):
@@ -113,6 +113,8 @@ def main():
         default=["features", "sequence"],
         help="what to share out",
     )
+    methods = ("auto", "all_gather", "ring", "ulysses", "hybrid")
+    parser.add_argument("--method", choices=methods, default="auto", help="of context parallelism")
     parser.add_argument("--steps", type=int, default=30, help="training steps")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -124,7 +126,7 @@ def main():
     alone = [dist.new_group([r]) for r in range(group.size())][rank]
     expected = train(options.steps, "sequence", alone, alone)
     for spread in options.spread:
-        losses = train(options.steps, spread, group, alone)
+        losses = train(options.steps, spread, group, alone, options.method if spread == "sequence" else "auto")
         for step in sorted({*range(0, options.steps, 10), options.steps - 1}) if rank == 0 else ():
             both = f"{losses[step]:.5f} on {group.size()} ranks  {expected[step]:.5f} on one"
             print(f"by {spread}, step {step:3}  loss {both}")

@@ -13,6 +13,7 @@ from xformers.helpers.training import (
     Trainer,
     UserError,
     choose_device,
+    saving_of,
     training_parser,
     warmup_cosine,
 )
@@ -146,9 +147,7 @@ def train_language_model(options: argparse.Namespace, build: Callable[[], nn.Mod
         clip=1.0,
         evaluate=evaluate,
         evaluate_every=max(1, steps // options.evals),
-        checkpoint=options.checkpoint,
-        resume=options.resume,
-        save_every=options.save_every,
+        **saving_of(options),
         settings={**settings, "source": text.source},
     )
     trainer.run()

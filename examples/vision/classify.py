@@ -7,7 +7,15 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import nn
-from xformers.helpers.training import EpochOrder, Precision, Trainer, choose_device, training_parser, warmup_cosine
+from xformers.helpers.training import (
+    EpochOrder,
+    Precision,
+    Trainer,
+    choose_device,
+    saving_of,
+    training_parser,
+    warmup_cosine,
+)
 from xformers.helpers.training import write_json as write_report
 
 from .images import Images, load_images
@@ -146,9 +154,7 @@ def train_classifier(options: argparse.Namespace, build: Callable[[int], nn.Modu
         accumulate=accumulate,
         evaluate=evaluate,
         evaluate_every=per_epoch,
-        checkpoint=options.checkpoint,
-        resume=options.resume,
-        save_every=options.save_every,
+        **saving_of(options),
         settings={**settings, "source": images.source},
     )
     trainer.run()

@@ -209,7 +209,7 @@ constexpr Machine kMachine{8, 1e12, 1e9, 1e8, 1e-5, 3e-5, 1e-6};
 
 TEST(ContextPrediction, OneRankIsItsProducts) {
   const Workload workload{2, 4, 4, 16};
-  const Prediction one = predict(ContextPlan({1000, 1}), workload, kMachine);
+  const Prediction one = predict(ContextPlan({1000, 1}), workload, kMachine).forward;
   const double products = 4.0 * 2 * 4 * 16 * 1000 * 1000 / 1e12;
   EXPECT_NEAR(one.ideal_seconds, products, 1e-12);
   EXPECT_NEAR(one.seconds, products + 1e-6, 1e-12);
@@ -219,12 +219,24 @@ TEST(ContextPrediction, OneRankIsItsProducts) {
 TEST(ContextPrediction, ARingHidesWhatAGatherWaitsFor) {
   const Workload workload{1, 4, 4, 64};
   const ContextPlan gather({8192, 2}), ring({8192, 2, -1, -1, Layout::kContiguous, {}, Method::kRing});
-  const Prediction waits = predict(gather, workload, kMachine), hides = predict(ring, workload, kMachine);
+  const Prediction waits = predict(gather, workload, kMachine).forward,
+                   hides = predict(ring, workload, kMachine).forward;
   const double bytes = 4096.0 * 2 * 4 * 64 * 2, transfer = 1e-5 + bytes / 1e9;
   EXPECT_EQ(waits.bytes_received, bytes);
   EXPECT_EQ(hides.bytes_received, bytes);
   EXPECT_NEAR(waits.seconds, waits.ideal_seconds + transfer + 1e-6, 1e-9);
   EXPECT_NEAR(hides.seconds, std::max(hides.ideal_seconds / 2 + 1e-6, transfer) + hides.ideal_seconds / 2 + 1e-6, 1e-9);
+}
+
+TEST(ContextPrediction, ARingHoldsTwoChunks) {
+  const Workload workload{1, 4, 2, 64};
+  const double row = 2.0 * 2 * 64 * 2;
+  const ContextPlan gather({8192, 8}), ring({8192, 8, -1, -1, Layout::kContiguous, {}, Method::kRing});
+  EXPECT_EQ(predict(ring, workload, kMachine).forward.key_bytes, 2 * 1024 * row);
+  EXPECT_EQ(predict(gather, workload, kMachine).forward.key_bytes, 7 * 1024 * row);
+  // One key head here of the tokens of all ranks.
+  const ContextPlan heads({8192, 4, -1, -1, Layout::kContiguous, {}, Method::kAllGather, 4});
+  EXPECT_EQ(predict(heads, workload, kMachine).forward.key_bytes, 8192 * row / 2);
 }
 
 TEST(ContextPrediction, BetweenHostsTheNetworkCounts) {
@@ -233,7 +245,7 @@ TEST(ContextPrediction, BetweenHostsTheNetworkCounts) {
   apart.ranks_per_host = 1;
   const ContextPlan plan({8192, 2});
   const double bytes = 4096.0 * 2 * 4 * 64 * 2;
-  EXPECT_NEAR(predict(plan, workload, apart).seconds - predict(plan, workload, kMachine).seconds,
+  EXPECT_NEAR(predict(plan, workload, apart).forward.seconds - predict(plan, workload, kMachine).forward.seconds,
               2e-5 + bytes / 1e8 - bytes / 1e9, 1e-9);
 }
 

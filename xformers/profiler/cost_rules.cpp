@@ -129,6 +129,7 @@ constexpr CostRule kRules[] = {
     {"xformers::rms_norm_add_", "x, y, weight", kOther, false, memory<kXY>},
     {"xformers::rms_norm_backward", "grad_out, x, weight", kOther, true, memory<kXWeight>},
     {"xformers::layer_norm", "x, weight, bias", kOther, false, memory<kX>},
+    {"xformers::layer_norm_of_sum", "x, residual, weight, bias", kOther, false, memory<kXY>},
     {"xformers::layer_norm_backward", "grad_out, x, weight", kOther, true, memory<kXWeightBias>},
     {"xformers::softmax", "x, mask, causal", kOther, false, memory<kX>},
     {"xformers::log_softmax", "x, mask, causal", kOther, false, memory<kX>},

@@ -6,7 +6,7 @@ from torch import nn
 from xformers.factory import xFormer
 from xformers.helpers.training import program
 
-from ._sides import bytes_kept, parser_of, report_of, seconds_of, training_step
+from ._sides import bytes_kept, compiled, parser_of, report_of, seconds_of, training_step
 
 
 def ours(dim: int, heads: int, layers: int, dropout: float) -> nn.Module:
@@ -37,6 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--dropout", type=float, default=0.1)
+    parser.add_argument("--compiled", action="store_true", help="also torch.compile of PyTorch's layers")
     options = parser.parse_args(arguments)
     with report_of(options) as report:
         factory = {"device": options.device, "dtype": getattr(torch, options.dtype)}
@@ -48,6 +49,8 @@ def main(arguments: list[str] | None = None) -> None:
             "ours": ours(dim, heads, layers, options.dropout).to(**factory),
             "eager": nn.TransformerEncoder(layer, layers, enable_nested_tensor=False).to(**factory),
         }
+        if options.compiled:
+            sides["compiled"] = compiled(sides["eager"])
         x = torch.randn(batch, seqlen, dim, requires_grad=True, **factory)
         times = seconds_of({k: training_step(m, x) for k, m in sides.items()}, options.samples)
         kept = {k: bytes_kept(m, x) for k, m in sides.items()}

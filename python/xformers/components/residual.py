@@ -71,6 +71,12 @@ def _call(layer: nn.Module, inputs: Sequence[torch.Tensor], kwargs: dict[str, An
     return out
 
 
+def _call_is_forward(module: nn.Module) -> bool:
+    """Whether calling a module does no more than its forward: nobody has hooked anything to it."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return not any(hooks)
+
+
 class Residual(nn.Module, RequiresWrappedInputs):
     """`inputs[0] * scale + layer(inputs)`; scale None: 1."""
 
@@ -115,9 +121,20 @@ class PreNorm(_Normed):
 
 
 class PostNorm(_Normed):
-    """`norm(sublayer(inputs))`."""
+    """`norm(sublayer(inputs))`; on the CPU a Residual and a FusedLayerNorm are one pass."""
 
     def forward(self, inputs: Sequence[torch.Tensor], **kwargs: Any) -> torch.Tensor:
+        path, norm = self.sublayer, self.norm
+        if (
+            type(path) is Residual
+            and type(norm) is FusedLayerNorm
+            and _call_is_forward(path)
+            and _call_is_forward(norm)
+        ):
+            update, scale = _call(path.layer, inputs, kwargs), 1.0 if path.scale is None else path.scale
+            of_sum = torch.ops.xformers.fused_layer_norm_of_sum
+            normed: torch.Tensor = of_sum(update, inputs[0], norm.weight, norm.bias, norm.eps, scale)[0]
+            return normed
         out: torch.Tensor = self.norm(_call(self.sublayer, inputs, kwargs))
         return out
 

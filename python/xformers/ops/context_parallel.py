@@ -62,8 +62,9 @@ def plan_context_parallel(
         after another, each while the last are used; a rank holds two chunks. "ulysses": heads for tokens, each rank
         computes all tokens for some heads; keys and values of heads that several ranks read are sent to each.
         "hybrid": teams of `head_ranks` neighbouring ranks as ulysses, and between them as ring or all_gather.
-    "auto": the one whose predicted time is the least; `plan.explain()` says what was compared. It knows seqlen, heads
-        and the kind of device (the group's backend), so it is the same on every rank.
+    "auto": the one whose predicted time is the least, of those within 2 % the one that holds the fewest keys;
+        `plan.explain()` says what was compared. It knows seqlen, heads and the kind of device (the group's backend), so
+        it is the same on every rank.
     num_heads, head_dim, num_heads_kv: of the queries; num_heads_kv of the keys, where groups share them.
     Any seqlen and number of ranks; a rank may hold nothing. ValueError with the reason for what a plan can't express:
     no mask is ever replaced by another.

@@ -19,10 +19,14 @@ StreamFactory = Callable[[], "torch.cuda.Stream | None"]
 MyMatmul = Callable[[list[torch.Tensor], int, StreamFactory], None]
 
 
-@contextlib.contextmanager
-def _within(group: dist.ProcessGroup, timeout_s: float) -> Iterator[None]:
+def _within(group: dist.ProcessGroup, timeout_s: float) -> contextlib.AbstractContextManager[None]:
     """Waits of the group end after timeout_s, if that is less than the group's own timeout; and errors of arguments are
-    AssertionErrors."""
+    AssertionErrors. A compiled graph has the group's timeout."""
+    return contextlib.nullcontext() if torch.compiler.is_compiling() else _limited(group, timeout_s)
+
+
+@contextlib.contextmanager
+def _limited(group: dist.ProcessGroup, timeout_s: float) -> Iterator[None]:
     backend = None
     if timeout_s != _DEFAULT_TIMEOUT_S:
         device = "cpu" if "gloo" in dist.get_backend(group) else "cuda"
@@ -39,41 +43,39 @@ def _within(group: dist.ProcessGroup, timeout_s: float) -> Iterator[None]:
 
 
 def _linear(
-    operator: Any,
-    out_operator: Any,
+    name: str,
     input_: torch.Tensor,
     weight: torch.Tensor | Sequence[torch.Tensor],
     group: dist.ProcessGroup,
+    timeout_s: float,
     out: torch.Tensor | Sequence[torch.Tensor] | None,
     scale_input: torch.Tensor | None,
     scale_weight: torch.Tensor | Sequence[torch.Tensor] | None,
     *rest: Any,
 ) -> torch.Tensor | list[torch.Tensor]:
-    """One tensor, or lists of them, for the operators, which take lists."""
+    """One tensor, or lists of them, for the operator of this name, which takes lists."""
     is_one = isinstance(weight, torch.Tensor)
     weights = [weight] if isinstance(weight, torch.Tensor) else list(weight)
     scales: list[torch.Tensor] = []
     if (scale_input is None) != (scale_weight is None):
         raise AssertionError(
-            f"{operator._qualified_op_name.split('::')[1]}: one of the scales is None, expected both, or neither.  "
-            "Fix: give the scales of input and weight."
+            f"{name}: one of the scales is None, expected both, or neither.  Fix: give the scales of input and weight."
         )
-    for name, given in (("scale_weight", scale_weight), ("out", out)):
+    for argument, given in (("scale_weight", scale_weight), ("out", out)):
         if given is not None and isinstance(given, torch.Tensor) != is_one:
             raise AssertionError(
-                f"{operator._qualified_op_name.split('::')[1]}: {name} is {type(given).__name__}, expected "
+                f"{name}: {argument} is {type(given).__name__}, expected "
                 f"{'a tensor' if is_one else 'a list'}, as weight.  Fix: a list exactly where weight is one."
             )
     if scale_weight is not None:
         scales = [scale_weight] if isinstance(scale_weight, torch.Tensor) else list(scale_weight)
     arguments = (input_, weights, scales, group.group_name, scale_input, *rest)
-    if out is None:
-        results = operator(*arguments)
-    else:
-        results = [out] if isinstance(out, torch.Tensor) else list(out)
-        out_operator(*arguments, out=results)
-        if operator is torch.ops.xformers.fused_allgather_and_linear:
-            results = [t.flatten(0, 1) for t in results]
+    with _within(group, timeout_s):
+        if out is None:
+            results = getattr(torch.ops.xformers, name)(*arguments)
+        else:
+            results = [out] if isinstance(out, torch.Tensor) else list(out)
+            getattr(torch.ops.xformers, name + "_out")(*arguments, out=results)
     return results[0] if is_one else results
 
 
@@ -102,12 +104,23 @@ def fused_allgather_and_linear(
     _wait, _memcpy: False leaves out waiting or moving (results undefined), to bound the time from below. _triton: none.
     Not differentiable; compiles with fullgraph=True. AssertionError for arguments that don't fit.
     """
-    ops, rest = torch.ops.xformers, (out_dtype, num_stripes, _wait, _memcpy)
-    operators = ops.fused_allgather_and_linear, ops.fused_allgather_and_linear_out
-    if torch.compiler.is_compiling():
-        return _linear(*operators, scattered_input, weight, group, out, scale_scattered_input, scale_weight, *rest)
-    with _within(group, timeout_s):
-        return _linear(*operators, scattered_input, weight, group, out, scale_scattered_input, scale_weight, *rest)
+    results = _linear(
+        "fused_allgather_and_linear",
+        scattered_input,
+        weight,
+        group,
+        timeout_s,
+        out,
+        scale_scattered_input,
+        scale_weight,
+        out_dtype,
+        num_stripes,
+        _wait,
+        _memcpy,
+    )
+    if out is None:
+        return results
+    return results.flatten(0, 1) if isinstance(results, torch.Tensor) else [t.flatten(0, 1) for t in results]
 
 
 def fused_linear_and_reducescatter(
@@ -131,12 +144,20 @@ def fused_linear_and_reducescatter(
     Summands travel in the result's dtype; the sum is made in fp32, in the order of ranks, and rounded once.
     out: takes the results, contiguous, of the result's shape. The rest as in `fused_allgather_and_linear`.
     """
-    ops, rest = torch.ops.xformers, (out_dtype, num_stripes, _wait, _memcpy)
-    operators = ops.fused_linear_and_reducescatter, ops.fused_linear_and_reducescatter_out
-    if torch.compiler.is_compiling():
-        return _linear(*operators, gathered_input, weight, group, out, scale_gathered_input, scale_weight, *rest)
-    with _within(group, timeout_s):
-        return _linear(*operators, gathered_input, weight, group, out, scale_gathered_input, scale_weight, *rest)
+    return _linear(
+        "fused_linear_and_reducescatter",
+        gathered_input,
+        weight,
+        group,
+        timeout_s,
+        out,
+        scale_gathered_input,
+        scale_weight,
+        out_dtype,
+        num_stripes,
+        _wait,
+        _memcpy,
+    )
 
 
 def _stream_factory(device: torch.device) -> StreamFactory:

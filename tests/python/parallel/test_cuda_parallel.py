@@ -1,5 +1,6 @@
 """The same on two GPUs over NCCL."""
 
+import context_ranks
 import parallel_ranks as ranks
 import pytest
 import torch
@@ -35,3 +36,8 @@ def test_collectives(gpus):
 
 def test_fp8(gpus):
     gpus.run(ranks.fp8, "fused")
+
+
+@pytest.mark.parametrize("method", ["all_gather", "ring", "ulysses"])
+def test_context(gpus, method):
+    gpus.run(context_ranks.attention, "causal", "auto", heads=(2, 3), method=method)

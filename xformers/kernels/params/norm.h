@@ -35,6 +35,13 @@ struct NormFwdParams {
   Rows out;
 };
 
+// A layer norm of a sum: norm.x = update + scale * residual, rounded, is written and then normalised.
+struct NormOfSumParams {
+  NormFwdParams norm;
+  Rows update, residual;
+  double scale = 1;
+};
+
 // Statistics are computed again from x, so that nothing but x has to be kept.
 struct NormBwdParams {
   NormShape shape;

@@ -21,4 +21,9 @@ at::Tensor FusedLayerNormImpl::forward(const at::Tensor& x) {
   return ops::fused_layer_norm(x, to_optional(weight), to_optional(bias), options.eps);
 }
 
+at::Tensor FusedLayerNormImpl::forward_sum(const at::Tensor& update, const at::Tensor& x, double scale) {
+  return std::get<0>(
+      ops::fused_layer_norm_of_sum(update, x, to_optional(weight), to_optional(bias), options.eps, scale));
+}
+
 }  // namespace xformers::nn

@@ -19,6 +19,8 @@ class FusedLayerNormImpl : public torch::nn::Cloneable<FusedLayerNormImpl> {
   void reset() override;  // ones and zeros
 
   at::Tensor forward(const at::Tensor& x);
+  // Of update + scale * x: on the CPU in one pass with the sum.
+  at::Tensor forward_sum(const at::Tensor& update, const at::Tensor& x, double scale);
 
   FusedLayerNormOptions options;
   at::Tensor weight, bias;  // [dim], or undefined

@@ -36,15 +36,19 @@ NormLayer build_norm(int64_t dim, const std::string& name, bool fused) {
     return {norm.ptr(), [norm = norm.ptr()](const at::Tensor& x) { return norm->forward(x); }};
   }
   const FusedLayerNorm norm(dim);
-  return {norm.ptr(), [norm = norm.ptr()](const at::Tensor& x) { return norm->forward(x); }};
+  return {norm.ptr(), [norm = norm.ptr()](const at::Tensor& x) { return norm->forward(x); },
+          [norm = norm.ptr()](const at::Tensor& update, const at::Tensor& x, double scale) {
+            return norm->forward_sum(update, x, scale);
+          }};
 }
 
 WrappedLayer residual(WrappedLayer layer, double scale) {
   auto module = std::make_shared<torch::nn::Module>("Residual");
   module->register_module("layer", layer.module);
-  return {module, [call = std::move(layer.call), scale](const std::vector<at::Tensor>& inputs) {
-            return add_residual(call(inputs), inputs.at(0), scale);
-          }};
+  const auto call = [update = layer.call, scale](const std::vector<at::Tensor>& inputs) {
+    return add_residual(update(inputs), inputs.at(0), scale);
+  };
+  return {module, call, std::move(layer.call), scale};
 }
 
 WrappedLayer pre_norm(NormLayer norm, WrappedLayer layer) {
@@ -61,6 +65,10 @@ WrappedLayer pre_norm(NormLayer norm, WrappedLayer layer) {
 
 WrappedLayer post_norm(NormLayer norm, WrappedLayer layer) {
   auto module = with_norm("PostNorm", norm, layer);
+  if (layer.update && norm.call_on_sum) {
+    return {module, [norm = std::move(norm.call_on_sum), update = std::move(layer.update), scale = layer.scale](
+                        const std::vector<at::Tensor>& inputs) { return norm(update(inputs), inputs.at(0), scale); }};
+  }
   return {module, [norm = std::move(norm.call), call = std::move(layer.call)](const std::vector<at::Tensor>& inputs) {
             return norm(call(inputs));
           }};

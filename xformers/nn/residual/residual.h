@@ -19,8 +19,11 @@ ResidualNormStyle to_residual_norm_style(const std::string& name);  // "pre", "p
 
 // A layer of several inputs, such as query, key and value, or of one. Its parameters are those of `module`.
 struct WrappedLayer {
+  using Call = std::function<at::Tensor(const std::vector<at::Tensor>& inputs)>;
   std::shared_ptr<torch::nn::Module> module;
-  std::function<at::Tensor(const std::vector<at::Tensor>& inputs)> call;
+  Call call;
+  Call update{};  // of a residual path: what is added to inputs[0] scale; else null
+  double scale = 1;
 };
 
 // Norms by name: "layernorm" is FusedLayerNorm (eps 1e-6) with fused, else torch::nn::LayerNorm (eps 1e-5); "skip" is
@@ -28,6 +31,8 @@ struct WrappedLayer {
 struct NormLayer {
   std::shared_ptr<torch::nn::Module> module;  // null: none
   std::function<at::Tensor(const at::Tensor&)> call;
+  // Of update + scale x, in one pass with the sum; null: the sum is made first.
+  std::function<at::Tensor(const at::Tensor& update, const at::Tensor& x, double scale)> call_on_sum{};
 };
 NormLayer build_norm(int64_t dim, const std::string& name, bool fused = true);
 
@@ -36,7 +41,7 @@ NormLayer build_norm(int64_t dim, const std::string& name, bool fused = true);
 WrappedLayer residual(WrappedLayer layer, double scale = 1);
 // layer(norm(inputs)): every input normalised, once where all are one tensor.
 WrappedLayer pre_norm(NormLayer norm, WrappedLayer layer);
-// norm(layer(inputs))
+// norm(layer(inputs)); a residual path and a norm that can take it are one pass.
 WrappedLayer post_norm(NormLayer norm, WrappedLayer layer);
 
 }  // namespace xformers::nn

@@ -1,7 +1,6 @@
 #include <algorithm>
 #include <cstdio>
 #include <iterator>
-#include <optional>
 
 #include "xformers/kernels/base/check.h"
 #include "xformers/ops/context_parallel/predict.h"
@@ -10,27 +9,35 @@ namespace xformers::parallel {
 namespace {
 
 constexpr char kPlan[] = "plan_context_parallel";
-constexpr double kMissed = 0.02;  // a gain below this is within what predictions miss
+constexpr double kMissed = 0.02;  // a difference below this is within what predictions miss
 
 const char* const kLayoutNames[] = {"contiguous", "zigzag", "documents", "striped"};
 
-std::string line_of(const ContextProblem& problem, double seconds, bool is_chosen) {
-  char text[120];
+std::string line_of(const ContextProblem& problem, double seconds, double bytes, bool is_chosen) {
+  char text[160];
   std::string name = method_name(problem);
   if (name == "hybrid") {
     name += " of " + std::to_string(problem.team_size) + ", " +
             (problem.method == Method::kRing ? "ring" : "all_gather") + " between";
   }
-  std::snprintf(text, sizeof text, "%s %s, %s: predicted %.3g ms\n", is_chosen ? "*" : " ", name.c_str(),
-                layout_name(problem.layout).c_str(), seconds * 1e3);
+  std::snprintf(text, sizeof text, "%s %s, %s: predicted %.3g ms, keys of others %.3g MiB\n", is_chosen ? "*" : " ",
+                name.c_str(), layout_name(problem.layout).c_str(), seconds * 1e3, bytes / (1 << 20));
   return text;
+}
+
+// Of any layout: documents are balanced by their pieces, one document by stripes, which cut a call per document and
+// step.
+bool is_worth_trying(const ContextProblem& problem) {
+  const Layout other = problem.documents.size() > 2 ? Layout::kStriped : Layout::kDocuments;
+  return problem.layout != other;
 }
 
 // With one team nothing travels between teams: layouts and methods are then the same, and the first is taken.
 bool is_as_wished(const ContextProblem& problem, const Wish& wish) {
   const bool is_alone = problem.teams() == 1, is_ring = problem.method == Method::kRing;
   if (wish.head_ranks > 0 && problem.team_size != wish.head_ranks) return false;
-  if (wish.any_layout ? is_alone && problem.layout != Layout::kContiguous : problem.layout != wish.layout) return false;
+  if (!wish.any_layout && problem.layout != wish.layout) return false;
+  if (wish.any_layout && (is_alone ? problem.layout != Layout::kContiguous : !is_worth_trying(problem))) return false;
   if (wish.any_method) return !(is_alone && is_ring);
   if (problem.ranks == 1) return is_ring == (wish.method == "ring") && wish.method != "hybrid";
   return wish.method == method_name(problem) && !(is_alone && is_ring);
@@ -78,19 +85,22 @@ Chosen choose_context(ContextProblem problem, const Wish& wish, const Workload& 
           "and their number",
           "use ring or all_gather"});
   }
-  Chosen chosen;
-  std::vector<double> seconds;
-  std::optional<size_t> best;
-  for (size_t i = 0; i < candidates.size(); ++i) {
-    const ContextPlan plan(candidates[i]);
-    Workload backward = workload;
-    backward.backward = true;
-    seconds.push_back(predict(plan, workload, machine).seconds + predict(plan, backward, machine).seconds);
-    if (!best || seconds[i] < (1 - kMissed) * seconds[*best]) best = i;
+  std::vector<double> seconds, bytes;
+  for (const ContextProblem& candidate : candidates) {
+    const Predictions both = predict(ContextPlan(candidate), workload, machine);
+    seconds.push_back(both.forward.seconds + both.backward.seconds);
+    bytes.push_back(both.forward.key_bytes);
   }
-  for (size_t i = 0; i < candidates.size(); ++i) chosen.explanation += line_of(candidates[i], seconds[i], i == *best);
-  chosen.problem = candidates[*best];
-  chosen.seconds = seconds[*best];
+  const double least = *std::min_element(seconds.begin(), seconds.end());
+  size_t best = candidates.size();
+  for (size_t i = 0; i < candidates.size(); ++i) {
+    if (seconds[i] > (1 + kMissed) * least) continue;
+    if (best == candidates.size() || bytes[i] < bytes[best]) best = i;
+  }
+  Chosen chosen{candidates[best], seconds[best], ""};
+  for (size_t i = 0; i < candidates.size(); ++i) {
+    chosen.explanation += line_of(candidates[i], seconds[i], bytes[i], i == best);
+  }
   return chosen;
 }
 

@@ -423,10 +423,10 @@ std::tuple<std::vector<int64_t>, std::string> choose_plan(at::IntArrayRef number
   return {chosen.problem.flat(), chosen.explanation};
 }
 
-// (seconds, ideal, computing, bytes received, bytes of keys) of a plan, as predict.h says them; machine as its members.
-std::vector<double> predict_plan(at::IntArrayRef problem, at::IntArrayRef workload, at::ArrayRef<double> machine,
-                                 bool backward) {
-  const parallel::Workload of{workload.at(0), workload.at(1), workload.at(2), workload.at(3), workload.at(4), backward};
+// (seconds, ideal, computing, bytes received, bytes of keys) of a plan, forward and then backward, as predict.h says
+// them; workload and machine as their members.
+std::vector<double> predict_plan(at::IntArrayRef problem, at::IntArrayRef workload, at::ArrayRef<double> machine) {
+  const parallel::Workload of{workload.at(0), workload.at(1), workload.at(2), workload.at(3), workload.at(4)};
   const parallel::Machine on{static_cast<int64_t>(machine.at(0)),
                              machine.at(1),
                              machine.at(2),
@@ -434,8 +434,12 @@ std::vector<double> predict_plan(at::IntArrayRef problem, at::IntArrayRef worklo
                              machine.at(4),
                              machine.at(5),
                              machine.at(6)};
-  const auto p = predict(ContextPlan(ContextProblem::from_flat(problem.vec())), of, on);
-  return {p.seconds, p.ideal_seconds, p.compute_seconds, p.bytes_received, p.key_bytes};
+  const auto [forward, backward] = predict(ContextPlan(ContextProblem::from_flat(problem.vec())), of, on);
+  std::vector<double> numbers;
+  for (const parallel::Prediction& p : {forward, backward}) {
+    numbers.insert(numbers.end(), {p.seconds, p.ideal_seconds, p.compute_seconds, p.bytes_received, p.key_bytes});
+  }
+  return numbers;
 }
 
 std::vector<double> machine_numbers(bool is_cuda) {
@@ -483,7 +487,7 @@ TORCH_LIBRARY_FRAGMENT(xformers, m) {
       "_context_choose(int[] problem, str layout, str method, int head_ranks, int heads, int key_heads, int head_dim, "
       "bool is_cuda) -> (int[], str)",
       choose_plan);
-  m.def("_context_predict(int[] problem, int[] workload, float[] machine, bool backward) -> float[]", predict_plan);
+  m.def("_context_predict(int[] problem, int[] workload, float[] machine) -> float[]", predict_plan);
   m.def("_context_machine(bool is_cuda) -> float[]", machine_numbers);
   m.def("_context_plan_text(int[] problem) -> str", plan_text);
 }

@@ -22,10 +22,10 @@ double seconds_of(const Traffic& traffic, const Machine& machine) {
                   network > 0 ? machine.network_latency + network / machine.network_bytes : 0);
 }
 
-// One step of a team, as its first rank has it; the others' are alike.
+// One step of a team, as the rank with most heads has it; the others' are alike.
 struct StepCost {
-  double compute = 0;
-  Traffic keys;  // those of gradients go the other way
+  double calls = 0, flops = 0;  // forward
+  Traffic keys;                 // those of gradients go the other way
   std::vector<int64_t> partners;
 };
 
@@ -37,52 +37,65 @@ class Simulation {
         machine_(machine),
         share_{workload.heads, workload.key_heads, plan.problem.team_size} {}
 
-  Prediction run() {
-    const int64_t teams = plan_.problem.teams();
-    for (int64_t t = 0; t < teams; ++t) costs_.push_back(costs_of(t));
-    computed_.resize(teams), computed_before_.resize(teams), exchanged_.resize(teams);
-    std::fill(exchanged_.begin(), exchanged_.end(), 0);
-    const size_t steps = costs_.front().size();
+  // Costs are the same for both passes, but for their number of products.
+  Predictions run() {
+    for (int64_t t = 0; t < plan_.problem.teams(); ++t) costs_.push_back(costs_of(t));
+    return {run_pass(false), run_pass(true)};
+  }
+
+ private:
+  Prediction run_pass(bool backward) {
+    const size_t teams = costs_.size(), steps = costs_.front().size();
+    computed_.assign(teams, 0), computed_before_.assign(teams, 0), exchanged_.assign(teams, 0);
+    Prediction result = common_;
     for (size_t s = 0; s < steps; ++s) {
       // The keys of a step set out when those before have come, and what had been queued then is computed.
       exchange(s, /*gradients=*/false, computed_before_);
       computed_before_ = computed_;
-      for (int64_t t = 0; t < teams; ++t) {
-        computed_[t] = std::max(computed_[t], arrived_[t]) + costs_[t][s].compute;
+      for (size_t t = 0; t < teams; ++t)
+        computed_[t] = std::max(computed_[t], arrived_[t]) + computing_seconds(t, s, backward);
+      if (backward) exchange(s, /*gradients=*/true, computed_);
+    }
+    for (size_t t = 0; t < teams; ++t) {
+      double alone = 0;
+      for (size_t s = 0; s < steps; ++s) {
+        alone += computing_seconds(t, s, backward);
+        result.ideal_seconds += costs_[t][s].flops * passes(backward) / machine_.flops;
       }
-      if (workload_.backward) exchange(s, /*gradients=*/true, computed_);
+      result.compute_seconds = std::max(result.compute_seconds, alone);
+      const double inside = seconds_inside(static_cast<int64_t>(t), backward);
+      result.seconds = std::max(result.seconds, std::max(computed_[t], exchanged_[t]) + inside);
     }
-    for (int64_t t = 0; t < teams; ++t) {
-      const double inside = seconds_inside(t);
-      result_.seconds = std::max(result_.seconds, std::max(computed_[t], exchanged_[t]) + inside);
-    }
-    result_.ideal_seconds /= static_cast<double>(plan_.problem.ranks);
-    return result_;
+    // Flops are those of one rank's heads: of all heads, spread over all ranks.
+    result.ideal_seconds *= static_cast<double>(workload_.heads) / static_cast<double>(share_.queries(most_).size()) /
+                            static_cast<double>(plan_.problem.ranks);
+    return result;
   }
 
- private:
+  static double passes(bool backward) { return backward ? kBackwardFlops : 1; }
+  double computing_seconds(size_t team, size_t step, bool backward) const {
+    const StepCost& cost = costs_[team][step];
+    return cost.calls * machine_.call_seconds + cost.flops * passes(backward) / machine_.flops;
+  }
   int64_t host_of(int64_t team) const { return team * plan_.problem.team_size / machine_.ranks_per_host; }
-  double passes() const { return workload_.backward ? kBackwardFlops : 1; }
   double row_bytes() const {
-    return 2.0 *
-           static_cast<double>(share_.keys(0).size() * workload_.head_dim * workload_.batch * workload_.element_size);
+    return 2.0 * static_cast<double>(share_.keys(most_).size() * workload_.head_dim * workload_.batch *
+                                     workload_.element_size);
   }
 
   std::vector<StepCost> costs_of(int64_t team) {
     const TeamPlan plan = plan_.team(team);
-    const double area_flops =
-        4.0 * static_cast<double>(workload_.head_dim * workload_.batch) * passes();  // of a pair and head
-    const double heads = static_cast<double>(share_.queries(0).size());
+    const double flops_of_pair =
+        4.0 * static_cast<double>(workload_.head_dim * workload_.batch * share_.queries(most_).size());
     std::vector<StepCost> costs;
-    double compute = 0, received = 0, held = 0, before = 0;
+    double received = 0, held = 0, before = 0;
+    // Sharing out heads copies the team's keys.
+    const double shared = share_.team_size > 1 ? static_cast<double>(size_of(plan.owned)) * row_bytes() : 0;
     for (const KeyStep& step : plan.steps) {
       StepCost cost;
       double rows = 0;
-      for (const Piece& piece : step.pieces) {
-        const double flops = area_flops * static_cast<double>(piece.area);
-        result_.ideal_seconds += flops * static_cast<double>(workload_.heads) / machine_.flops;
-        cost.compute += machine_.call_seconds + flops * heads / machine_.flops;
-      }
+      cost.calls = static_cast<double>(step.pieces.size());
+      for (const Piece& piece : step.pieces) cost.flops += flops_of_pair * static_cast<double>(piece.area);
       for (const Transfer& transfer : step.arrivals) {
         if (transfer.team == team) continue;
         const double bytes = static_cast<double>(size_of(transfer.rows)) * row_bytes();
@@ -96,15 +109,13 @@ class Simulation {
         (host_of(transfer.team) == host_of(team) ? cost.keys.out_host : cost.keys.out_network) += bytes;
         if (bytes > 0) cost.partners.push_back(transfer.team);
       }
-      compute += cost.compute;
       received += cost.keys.received();
-      held = std::max(held, rows + before);
+      held = std::max(held, shared + rows + before);
       before = rows;
       costs.push_back(std::move(cost));
     }
-    result_.compute_seconds = std::max(result_.compute_seconds, compute);
-    result_.bytes_received = std::max(result_.bytes_received, received);
-    result_.key_bytes = std::max(result_.key_bytes, held);
+    common_.bytes_received = std::max(common_.bytes_received, received);
+    common_.key_bytes = std::max(common_.key_bytes, held);
     return costs;
   }
 
@@ -131,15 +142,15 @@ class Simulation {
   }
 
   // Heads that move inside a team before and after: queries, keys, values and results.
-  double seconds_inside(int64_t team) const {
+  double seconds_inside(int64_t team, bool backward) const {
     const int64_t size = plan_.problem.team_size;
     if (size == 1) return 0;
     const double tokens = static_cast<double>(size_of(plan_.owned[team])) / static_cast<double>(size);
-    const double tensors = workload_.backward ? 4 : 2;  // with the query's heads: q, out; again with their gradients
-    const double keys = workload_.backward ? 4 : 2;
-    const double bytes =
-        tokens * static_cast<double>(workload_.head_dim * workload_.batch * workload_.element_size) *
-        (tensors * static_cast<double>(share_.queries(0).size()) + keys * static_cast<double>(share_.keys(0).size()));
+    const double tensors = backward ? 4 : 2;  // with the query's heads: q, out; again with their gradients
+    const double keys = backward ? 4 : 2;
+    const double bytes = tokens * static_cast<double>(workload_.head_dim * workload_.batch * workload_.element_size) *
+                         (tensors * static_cast<double>(share_.queries(most_).size()) +
+                          keys * static_cast<double>(share_.keys(most_).size()));
     const double near = static_cast<double>(std::min(size, machine_.ranks_per_host) - 1);
     const double far = static_cast<double>(size) - 1 - near;
     return (tensors + keys) * (far > 0 ? machine_.network_latency : machine_.link_latency) +
@@ -150,8 +161,9 @@ class Simulation {
   const Workload& workload_;
   const Machine& machine_;
   const HeadShare share_;
-  Prediction result_;
-  std::vector<std::vector<StepCost>> costs_;  // [team][step]
+  const int64_t most_ = share_.team_size - 1;  // the member of a team that has most heads
+  Prediction common_;                          // of both passes
+  std::vector<std::vector<StepCost>> costs_;   // [team][step]
   std::vector<double> arrived_, computed_, computed_before_, exchanged_;
 };
 
@@ -162,7 +174,7 @@ Machine machine_of(bool is_cuda) {
   return {1 << 20, 4e10, 4e8, 4e8, 250e-6, 250e-6, 20e-6};
 }
 
-Prediction predict(const ContextPlan& plan, const Workload& workload, const Machine& machine) {
+Predictions predict(const ContextPlan& plan, const Workload& workload, const Machine& machine) {
   return Simulation(plan, workload, machine).run();
 }
 

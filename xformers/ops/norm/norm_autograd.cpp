@@ -65,7 +65,33 @@ at::Tensor layer_norm_autograd(const LayerNorm& args) {
   return out;
 }
 
+struct ScaledSumKept {
+  static constexpr const char* kNode = "XformersLayerNormOfSumBackward";
+  double scale = 1;
+  static constexpr auto members() { return std::tuple{&ScaledSumKept::scale}; }
+
+  variable_list gradients(const variable_list& grads, const Wanted& wanted) const {
+    return {grads[0], wanted[1] && scale != 1 ? grads[0] * scale : grads[0]};
+  }
+};
+
+// Two nodes, of the sum and of its norm.
+LayerNormOfSum::Result layer_norm_of_sum_autograd(const LayerNormOfSum& args) {
+  args.check();
+  const auto sum_node = record<ScaledSumKept>(args.x, args.residual);
+  auto [out, sum] = below_autograd(args);
+  sum = with_history(std::move(sum), sum_node);
+  if (sum_node) sum_node->keep({args.scale});
+  const auto node = record<LayerNormKept>(sum, args.weight, args.bias);
+  out = with_history(std::move(out), node);
+  if (node) node->keep({sum, args.weight, args.eps});
+  return {out, sum};
+}
+
 // In fp32, like LibTorch's.
+void layer_norm_of_sum_autocast(LayerNormOfSum& args, const AutocastRegion& region) {
+  for (at::Tensor* t : {&args.x, &args.residual}) *t = region.cast(*t, at::kFloat);
+}
 void layer_norm_autocast(LayerNorm& args, const AutocastRegion& region) { args.x = region.cast(args.x, at::kFloat); }
 
 }  // namespace
@@ -76,7 +102,12 @@ TORCH_LIBRARY_IMPL(xformers, Autograd, m) {
   implement<rms_norm_autograd>(m);
   implement<rms_norm_add_autograd>(m);
   implement<layer_norm_autograd>(m);
+  implement<layer_norm_of_sum_autograd>(m);
   implement_no_gradients<RmsNormBackward, LayerNormBackward>(m);  // refuses double backward
 }
 
-TORCH_LIBRARY_FRAGMENT(xformers, m) { xformers::ops::implement_autocast<xformers::ops::layer_norm_autocast>(m); }
+TORCH_LIBRARY_FRAGMENT(xformers, m) {
+  using namespace xformers::ops;
+  implement_autocast<layer_norm_autocast>(m);
+  implement_autocast<layer_norm_of_sum_autocast>(m);
+}

@@ -1,6 +1,8 @@
 // The normalisations on CUDA tensors: on the current stream of the tensors' device, without waiting for it.
 #include "xformers/kernels/cuda/norm/norm_cuda.h"
 
+#include <ATen/ops/add.h>
+
 #include "xformers/ops/common/cuda_call.h"
 #include "xformers/ops/norm/norm_run.h"
 
@@ -22,7 +24,17 @@ struct CudaNorms {
   }
 };
 
+// In two passes.
+LayerNormOfSum::Result layer_norm_of_sum_cuda(const LayerNormOfSum& args) {
+  args.check();
+  const at::Tensor sum = at::add(args.x, args.residual, args.scale).contiguous();
+  return {run_layer_norm<CudaNorms>({sum, args.weight, args.bias, args.eps}), sum};
+}
+
 }  // namespace
 }  // namespace xformers::ops
 
-TORCH_LIBRARY_IMPL(xformers, CUDA, m) { xformers::ops::implement_norms<xformers::ops::CudaNorms>(m); }
+TORCH_LIBRARY_IMPL(xformers, CUDA, m) {
+  xformers::ops::implement_norms<xformers::ops::CudaNorms>(m);
+  xformers::ops::implement<xformers::ops::layer_norm_of_sum_cuda>(m);
+}

@@ -49,6 +49,24 @@ struct LayerNorm {
   at::Tensor empty() const { return empty_result(x); }
 };
 
+// sum = x + scale * residual, rounded to their dtype, and its layer norm.
+struct LayerNormOfSum {
+  static constexpr const char* kName = "layer_norm_of_sum";
+  static constexpr const char* kResults[] = {"out", "sum"};
+  using Result = std::tuple<at::Tensor, at::Tensor>;
+  at::Tensor x, residual;
+  OptionalTensor weight{}, bias{};
+  double eps = 1e-6, scale = 1;
+
+  static constexpr auto arguments() {
+    using A = LayerNormOfSum;
+    return std::tuple{arg("x", &A::x),       arg("residual", &A::residual), arg("weight", &A::weight),
+                      arg("bias", &A::bias), arg("eps", &A::eps),           arg("scale", &A::scale)};
+  }
+  void check() const;
+  Result empty() const { return {empty_result(x), empty_result(x)}; }
+};
+
 // What both backward operators take. Gradients of weight and bias have the dtype of weight or, without one, of x.
 struct NormBackward {
   at::Tensor grad_out, x;

@@ -22,13 +22,19 @@ inline Rows to_norm_rows(const at::Tensor& contiguous) {
   return {.data = const_cast<void*>(contiguous.const_data_ptr()), .stride = contiguous.size(-1)};
 }
 
+// The dtype in which a device takes weight and bias, one for both.
+template <class Device>
+at::ScalarType affine_dtype(const at::Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias) {
+  const at::ScalarType own = (weight ? *weight : bias ? *bias : x).scalar_type();
+  const bool alike = !weight || !bias || weight->scalar_type() == bias->scalar_type();
+  return alike ? Device::weight_dtype(x, own) : compute_dtype(x);
+}
+
 // Into `out`, of contiguous x; `increment`: undefined, or what is added to x first.
 template <class Device>
 void run_norm(const at::Tensor& out, const at::Tensor& x, const at::Tensor& increment, const OptionalTensor& weight_arg,
               const OptionalTensor& bias_arg, NormKind kind, double eps) {
-  const at::ScalarType own = (weight_arg ? *weight_arg : bias_arg ? *bias_arg : x).scalar_type();
-  const bool alike = !weight_arg || !bias_arg || weight_arg->scalar_type() == bias_arg->scalar_type();
-  const at::ScalarType dtype = alike ? Device::weight_dtype(x, own) : compute_dtype(x);
+  const at::ScalarType dtype = affine_dtype<Device>(x, weight_arg, bias_arg);
   const at::Tensor weight = in_dtype(weight_arg, dtype), bias = in_dtype(bias_arg, dtype);
   Device::forward(x, NormFwdParams{.shape = to_norm_shape(x, kind, eps),
                                    .x = to_norm_rows(x),

@@ -218,6 +218,15 @@ void check_alike(const char* name, at::TensorList tensors) {
 constexpr char kGatherAnything[] = "fused_allgather_and_anything",
                kScatterAnything[] = "fused_anything_and_reducescatter";
 
+// Predicted seconds (a product per rank, one collective and one product); rates as the members of parallel::Rates.
+std::vector<double> predict_products(bool gather, int64_t ranks, int64_t rows, int64_t k, int64_t n,
+                                     int64_t element_size, at::ArrayRef<double> rates) {
+  const parallel::SpreadProduct product{
+      gather ? parallel::Pattern::kGather : parallel::Pattern::kScatter, ranks, rows, k, n, element_size};
+  const parallel::Choice choice = choose(product, {rates.at(0), rates.at(1), rates.at(2), rates.at(3)});
+  return {choice.overlapped_seconds, choice.plain_seconds};
+}
+
 // In which order ranks are served.
 std::vector<int64_t> spread_steps(bool gather, std::string_view name) {
   const Group group(gather ? kGatherAnything : kScatterAnything, name);
@@ -359,6 +368,8 @@ TORCH_LIBRARY_FRAGMENT(xformers, m) {
   m.def(out_schema<GatherLinear>().c_str());
   m.def(out_schema<LinearScatter>().c_str());
   m.def("_spread_steps(bool gather, str process_group_name) -> int[]", spread_steps);
+  m.def("_predict_products(bool gather, int ranks, int rows, int k, int n, int element_size, float[] rates) -> float[]",
+        predict_products);
   m.def("_start_gathering(Tensor[] inputs, int num_stripes, str process_group_name) -> Tensor[]");
   m.def("_arrived(Tensor bytes, Tensor[] like, str process_group_name) -> Tensor[]");
   m.def("_begin_scattering(Tensor[] outputs, int num_stripes, str process_group_name) -> Tensor");

@@ -7,7 +7,7 @@ from .loop import Trainer
 from .order import EpochOrder
 from .progress import Progress
 from .schedules import one_cycle_linear, warmup_cosine
-from .settings import Precision, choose_device, training_parser
+from .settings import Precision, choose_device, saving_of, training_parser
 
 __all__ = [
     "EpochOrder",
@@ -20,6 +20,7 @@ __all__ = [
     "one_cycle_linear",
     "program",
     "save_checkpoint",
+    "saving_of",
     "training_parser",
     "warmup_cosine",
     "write_json",

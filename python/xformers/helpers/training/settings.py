@@ -45,6 +45,11 @@ def training_parser(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def saving_of(options: argparse.Namespace) -> dict[str, Any]:
+    """What the options of files say to `Trainer`, as its keywords."""
+    return {"checkpoint": options.checkpoint, "resume": options.resume, "save_every": options.save_every}
+
+
 def choose_device(name: str) -> torch.device:
     """The device of --device."""
     if name == "cuda" and not torch.cuda.is_available():

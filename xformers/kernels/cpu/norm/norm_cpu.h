@@ -7,6 +7,7 @@
 namespace xformers::cpu {
 
 void norm_forward(const NormFwdParams& params, const Threads& threads);
+void norm_of_sum(const NormOfSumParams& params, const Threads& threads);
 void norm_backward(const NormBwdParams& params, const Threads& threads);
 
 }  // namespace xformers::cpu

@@ -110,11 +110,28 @@ HWY_INLINE Statistics increment_row(T* HWY_RESTRICT x, const T* HWY_RESTRICT inc
   return moments.exact ? Statistics{.scale = moments.scale} : exact_statistics<false>(x, shape);
 }
 
-template <class T, bool kCentred, bool kStream>
-void forward_rows(const NormFwdParams& p, int64_t begin, int64_t end) {
+// out = (x - mean) * scale * weight + bias; fetch(i) asks for what is read next.
+template <bool kCentred, bool kStream, class T, class Fetch>
+HWY_INLINE void normalise_row(const NormFwdParams& p, int64_t row, const T* HWY_RESTRICT x,
+                              const Statistics& statistics, const Fetch& fetch) {
   using C = Compute<T>;
   const C* weight = static_cast<const C*>(p.weight);
   const C* bias = static_cast<const C*>(p.bias);
+  const auto mean = hn::Set(Tag<C>(), static_cast<C>(statistics.mean));
+  const auto scale = hn::Set(Tag<C>(), static_cast<C>(statistics.scale));
+  map_row<kStream>(row_at<T>(p.out, row), p.shape.width, [&](ptrdiff_t i, auto n) {
+    fetch(i);
+    auto value = load_n(x + i, n);
+    if constexpr (kCentred) value = hn::Sub(value, mean);
+    value = hn::Mul(value, scale);
+    if (weight) value = hn::Mul(value, load_n(weight + i, n));
+    if (bias) value = hn::Add(value, load_n(bias + i, n));
+    return value;
+  });
+}
+
+template <class T, bool kCentred, bool kStream>
+void forward_rows(const NormFwdParams& p, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
     T* x = row_at<T>(p.x, row);
     const int64_t next = min_of(row + 1, end - 1);
@@ -128,16 +145,31 @@ void forward_rows(const NormFwdParams& p, int64_t begin, int64_t end) {
     };
     const Statistics statistics = p.increment.data ? increment_row(x, row_at<const T>(p.increment, row), p.shape)
                                                    : statistics_of<kCentred>(x, p.shape);
-    const auto mean = hn::Set(Tag<C>(), static_cast<C>(statistics.mean));
-    const auto scale = hn::Set(Tag<C>(), static_cast<C>(statistics.scale));
-    map_row<kStream>(row_at<T>(p.out, row), p.shape.width, [&](ptrdiff_t i, auto n) {
-      fetch(i);
-      auto value = load_n(x + i, n);
-      if constexpr (kCentred) value = hn::Sub(value, mean);
-      value = hn::Mul(value, scale);
-      if (weight) value = hn::Mul(value, load_n(weight + i, n));
-      if (bias) value = hn::Add(value, load_n(bias + i, n));
-      return value;
+    normalise_row<kCentred, kStream>(p, row, x, statistics, fetch);
+  }
+  finish_streams();
+}
+
+// The sum of a row is written and, while it is in the cache, normalised.
+template <class T, bool kStream>
+void rows_of_sum(const NormOfSumParams& p, int64_t begin, int64_t end) {
+  using C = Compute<T>;
+  const auto scale = hn::Set(Tag<C>(), static_cast<C>(p.scale));
+  for (int64_t row = begin; row < end; ++row) {
+    const T* HWY_RESTRICT update = row_at<const T>(p.update, row);
+    const T* HWY_RESTRICT residual = row_at<const T>(p.residual, row);
+    const int64_t next = min_of(row + 1, end - 1);
+    const T *const next_update = row_at<const T>(p.update, next), *const next_residual =
+                                                                      row_at<const T>(p.residual, next);
+    T* HWY_RESTRICT sum = row_at<T>(p.norm.x, row);
+    map_row<false>(sum, p.norm.shape.width, [&](ptrdiff_t i, auto n) {
+      return hn::MulAdd(load_n(residual + i, n), scale, load_n(update + i, n));
+    });
+    normalise_row<true, kStream>(p.norm, row, sum, statistics_of<true>(sum, p.norm.shape), [&](ptrdiff_t i) {
+      if constexpr (kStream) {
+        prefetch(next_update + i);
+        prefetch(next_residual + i);
+      }
     });
   }
   finish_streams();
@@ -324,6 +356,17 @@ void norm_forward(const NormFwdParams& p, const Threads& threads) {
   specialise(p.shape, [&]<class T, bool kCentred, bool kStream>() {
     for_each_block(threads, p.shape.rows, 2 * p.shape.width * static_cast<int64_t>(sizeof(T)),
                    [&](int64_t begin, int64_t end) { forward_rows<T, kCentred, kStream>(p, begin, end); });
+  });
+}
+
+void norm_of_sum(const NormOfSumParams& p, const Threads& threads) {
+  const NormShape& shape = p.norm.shape;
+  with_element(shape.dtype, [&]<class T>(T) {
+    const int64_t row_bytes = shape.width * static_cast<int64_t>(sizeof(T));
+    const bool stream = shape.rows * row_bytes >= kStreamBytes;
+    for_each_block(threads, shape.rows, 4 * row_bytes, [&](int64_t begin, int64_t end) {
+      stream ? rows_of_sum<T, true>(p, begin, end) : rows_of_sum<T, false>(p, begin, end);
+    });
   });
 }
 
