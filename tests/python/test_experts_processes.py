@@ -4,6 +4,7 @@ import datetime
 import os
 import tempfile
 import time
+import warnings
 
 import pytest
 import torch
@@ -67,6 +68,26 @@ def compare(rank, ranks, folder):
     dist.all_reduce(gate)
     assert torch.allclose(gate, whole.gate.wg.weight.grad, atol=1e-4)
     dist.destroy_process_group()
+
+
+def compile_whole(rank, ranks, folder):
+    """One graph, whose numbers of rows are known when it runs; no operator of it is without a gradient."""
+    start(rank, ranks, folder)
+    layer = build(number_of_local_experts=EXPERTS // ranks)
+    x = inputs(ranks)[rank].requires_grad_()
+    with torch._dynamo.config.patch(capture_scalar_outputs=True), warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*autograd kernel was not registered")
+        results = []
+        for module in (layer, torch.compile(layer, fullgraph=True, backend="aot_eager")):
+            out = module(x)
+            results.append([out, *torch.autograd.grad(out.square().sum(), [x, *layer.parameters()])])
+    assert all(map(torch.equal, *results))
+    dist.destroy_process_group()
+
+
+def test_compile_fullgraph_over_processes():
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(compile_whole, (2, folder), nprocs=2)
 
 
 @pytest.mark.parametrize("ranks", [2, 4])

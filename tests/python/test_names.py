@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.metadata
+import importlib.util
 import inspect
 
 import pytest
@@ -22,6 +23,14 @@ MODULES = "attn_bias ck ck_decoder ck_splitk common cutlass dispatch flash flash
 OPS = "unbind stack_or_none get_stack_strides masked_matmul fmha".split()
 GONE = """small_k decoder triton TritonFlashAttentionOp MemoryEfficientAttentionTritonFwdFlashBwOp AttentionOpDispatch
 attn_operator_flop""".split()
+
+
+def test_sum_strided_is_gone():
+    """0.0.23."""
+    import xformers.triton
+
+    assert not hasattr(xformers.triton, "sum_strided") and not hasattr(torch.ops.xformers, "sum_strided")
+    assert importlib.util.find_spec("xformers.triton.sum_strided") is None
 
 
 def test_version():

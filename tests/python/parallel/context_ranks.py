@@ -1,7 +1,9 @@
 """What ranks do in the tests of context parallelism; references are one attention over the whole sequence, in fp64."""
 
 import math
+import os
 import pickle
+import time
 
 import pytest
 import torch
@@ -111,6 +113,20 @@ def gradient_of_lse(group, **options):
     loss = torch.einsum("bhqk,bkhd->bqhd", scores.softmax(-1), whole[2]).sum() + scores.logsumexp(-1).sin().sum()
     for one, other in zip(got, torch.autograd.grad(loss, whole), strict=True):
         assert torch.allclose(one, other[:, plan.positions], rtol=1e-9, atol=1e-12)
+
+
+def die_in_a_ring(group):
+    """The last rank dies; the others' errors and how long they took."""
+    plan = plan_context_parallel(ab.LowerTriangularMask(), 24, **on(group), method="ring", layout="zigzag")
+    x = shard(randoms((1, 24, 3, 8), torch.float32, 0), plan)
+    context_parallel_attention(x, x, x, plan=plan)
+    if group.rank() == group.size() - 1:
+        os._exit(1)
+    begin = time.monotonic()
+    with pytest.raises(RuntimeError) as error:
+        for _ in range(2):
+            context_parallel_attention(x, x, x, plan=plan)
+    return str(error.value), time.monotonic() - begin
 
 
 def sharding(group):

@@ -17,6 +17,7 @@
 #include "xformers/ops/common/operator_node.h"
 #include "xformers/ops/common/random.h"
 #include "xformers/ops/experts/experts_op.h"
+#include "xformers/ops/sequence_parallel/process_group.h"
 
 namespace xformers::ops {
 namespace {
@@ -301,18 +302,54 @@ at::Tensor experts_mlp(const at::Tensor& x_arg, const at::Tensor& counts, at::Te
   return p > 0 ? fused_dropout(out, p) : out;
 }
 
-at::Tensor exchange_rows(const at::Tensor& x, at::IntArrayRef output_splits, at::IntArrayRef input_splits,
-                         const std::string& group) {
+namespace {
+
+using Splits = std::vector<c10::SymInt>;
+
+at::Tensor exchange(const at::Tensor& x, const Splits& output_splits, const Splits& input_splits,
+                    const std::string& group);
+
+struct ExchangeKept {
+  static constexpr const char* kNode = "XformersExchangeRowsBackward";
+  Splits output_splits, input_splits;
+  int64_t group = 0;
+  static constexpr auto members() {
+    using K = ExchangeKept;
+    return std::tuple{&K::output_splits, &K::input_splits, &K::group};
+  }
+
+  variable_list gradients(const variable_list& grads, const Wanted& /*wanted*/) const {
+    return {exchange(grads[0], input_splits, output_splits, std::string(group_of_number(group)))};
+  }
+};
+
+// The collective knows nothing of autograd: its node is ours.
+at::Tensor exchange(const at::Tensor& x, const Splits& output_splits, const Splits& input_splits,
+                    const std::string& group) {
   // Called with boxed arguments: releases of torch differ in how these operators take the name.
   const auto call_named = [](const char* name, torch::jit::Stack stack) {
     c10::Dispatcher::singleton().findSchemaOrThrow(name, "").callBoxed(stack);
     return stack.at(0).toTensor();
   };
-  const bool differentiable = x.requires_grad() && at::GradMode::is_enabled();
-  const at::Tensor sent = call_named(
-      differentiable ? "_c10d_functional_autograd::all_to_all_single" : "_c10d_functional::all_to_all_single",
-      {x.contiguous(), output_splits.vec(), input_splits.vec(), group});
-  return call_named("_c10d_functional::wait_tensor", {sent});
+  const auto node = record<ExchangeKept>(x);
+  at::Tensor out;
+  {
+    const at::AutoDispatchBelowADInplaceOrView below_autograd;
+    const at::Tensor sent =
+        call_named("_c10d_functional::all_to_all_single",
+                   {x.contiguous(), c10::SymIntArrayRef(output_splits), c10::SymIntArrayRef(input_splits), group});
+    out = call_named("_c10d_functional::wait_tensor", {sent});
+  }
+  out = with_history(std::move(out), node);
+  if (node) node->keep({output_splits, input_splits, number_of_group(group)});
+  return out;
+}
+
+}  // namespace
+
+at::Tensor exchange_rows(const at::Tensor& x, at::IntArrayRef output_splits, at::IntArrayRef input_splits,
+                         const std::string& group) {
+  return exchange(x, {output_splits.begin(), output_splits.end()}, {input_splits.begin(), input_splits.end()}, group);
 }
 
 namespace {
@@ -335,9 +372,9 @@ at::Tensor experts_mlp_by_name(const at::Tensor& x, const at::Tensor& counts, at
   return experts_mlp(x, counts, w1, b1, w2, b2, to_activation("experts_mlp", activation), p);
 }
 
-at::Tensor exchange_rows_of(const at::Tensor& x, at::IntArrayRef output_splits, at::IntArrayRef input_splits,
+at::Tensor exchange_rows_of(const at::Tensor& x, c10::SymIntArrayRef output_splits, c10::SymIntArrayRef input_splits,
                             std::string_view group) {
-  return exchange_rows(x, output_splits, input_splits, std::string(group));
+  return exchange(x, output_splits.vec(), input_splits.vec(), std::string(group));
 }
 
 }  // namespace
@@ -359,7 +396,7 @@ TORCH_LIBRARY_FRAGMENT(xformers, m) {
       "experts_mlp(Tensor x, Tensor counts, Tensor[] w1, Tensor[] b1, Tensor[] w2, Tensor[] b2, "
       "str? activation=None, float p=0.0) -> Tensor",
       tags);
-  m.def("exchange_rows(Tensor x, int[] output_splits, int[] input_splits, str group) -> Tensor");
+  m.def("exchange_rows(Tensor x, SymInt[] output_splits, SymInt[] input_splits, str group) -> Tensor");
 }
 TORCH_LIBRARY_IMPL(xformers, CompositeExplicitAutograd, m) {
   using namespace xformers::ops;
