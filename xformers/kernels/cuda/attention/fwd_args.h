@@ -26,10 +26,10 @@ struct FwdArgs {
   int policy = 0;                              // of sm90: its tile sizes
   int* next_tile = nullptr;                    // of sm90: where tiles of packed sequences are counted
   int num_splits = 1;
-  int part_steps = 0;                  // blocks of keys per split; 0: each row tile's in num_splits equal parts
-  bool parts_meet = false;             // of decode: the parts of a tile are one cluster, which leaves no partial results
-  int64_t total_rows = 0;              // batch * num_heads * seqlen_q: rows of one split's partial results
-  float* out_partial = nullptr;        // [num_splits, total_rows, head_dim_v], each divided by its sum; null: not split
+  int part_steps = 0;            // blocks of keys per split; 0: each row tile's in num_splits equal parts
+  bool parts_meet = false;       // of decode: the parts of a tile are one cluster, which leaves no partial results
+  int64_t total_rows = 0;        // batch * num_heads * seqlen_q: rows of one split's partial results
+  float* out_partial = nullptr;  // [num_splits, total_rows, head_dim_v], each divided by its sum; null: not split
   PartStats* stats_partial = nullptr;  // [num_splits, total_rows]
   float scale_log2 = 0;                // softmax_scale * log2(e)
   double kept = 1;                     // 1 / (1 - p)
