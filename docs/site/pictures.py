@@ -87,28 +87,22 @@ def roofs(ink, strong, weak, warm):
     return figure
 
 
-@picture(
-    "Two consumer warp groups take turns: while one multiplies, the other takes the softmax; a producer loads ahead."
-)
+@picture("Two consumers take turns: while one multiplies, the other takes its softmax; a loader follows.")
 def schedule(ink, strong, weak, warm):
-    figure, axis = plt.subplots(figsize=(9, 2))
-    rows = {
-        "producer": [("K", 0, 1), ("V", 1, 1), ("K", 2, 1), ("V", 3, 1), ("K", 4, 1), ("V", 5, 1)],
-        "consumer 1": [
-            ("Q K", 1, 1),
-            ("softmax", 2, 1),
-            ("P V, Q K", 3, 1),
-            ("softmax", 4, 1),
-            ("P V, Q K", 5, 1),
-            ("softmax", 6, 1),
-        ],
-        "consumer 2": [("Q K", 2, 1), ("softmax", 3, 1), ("P V, Q K", 4, 1), ("softmax", 5, 1), ("P V, Q K", 6, 1)],
-    }
-    for height, steps in enumerate(reversed(rows.values())):
-        for what, start, width in steps:
-            axis.barh(height, width, left=start, color=weak if what == "softmax" else strong, edgecolor=ink, alpha=0.85)
-            axis.text(start + width / 2, height, what, ha="center", va="center", color=ink, fontsize=8)
-    axis.set_yticks(range(3), reversed(rows), color=ink)
+    """A step of Hopper's forward: docs/design/hopper.md."""
+    figure, axis = plt.subplots(figsize=(9, 1.8))
+    boxes = []  # (row, from, to, what, colour)
+    for row, first in ((2, 0), (1, 2)):
+        for turn in range(first, 9, 4):
+            boxes += [(row, turn, turn + 1, "S' = Q K", strong), (row, turn + 1, turn + 2, "O += P V", strong)]
+            boxes.append((row, turn + 2, turn + 4, "softmax of S'", weak))
+    # As soon as both consumers are done with the tile before.
+    boxes += [(0, start, start + 1, what, warm) for start, what in ((3, "K'"), (4, "V'"), (7, "K''"), (8, "V''"))]
+    for row, start, end, what, colour in boxes:
+        axis.barh(row, end - start, left=start, color=colour, edgecolor=ink, alpha=0.8)
+        axis.text((start + end) / 2, row, what, ha="center", va="center", color=ink, fontsize=8, clip_on=True)
+    axis.set_yticks(range(3), ["loader", "consumer 1", "consumer 0"], color=ink)
+    axis.set_xlim(0, 10)
     axis.set_xlabel("time, not to scale", color=ink)
     axis.set_xticks([])
     return figure

@@ -1,6 +1,7 @@
 """public_headers.py <folder> <list of headers> <folder of Doxygen's XML>   a page of reference per folder of public
 headers, and how many headers have an entry: a comment at their head, and what they declare."""
 
+import re
 import sys
 from pathlib import Path
 from xml.etree import ElementTree
@@ -28,17 +29,20 @@ def documented(xml):
     return found
 
 
-def name_by_path(xml):
-    """Doxygen's index calls a file by its last part; Breathe looks for the whole address."""
+def prepare(xml):
+    """Doxygen's index calls a file by its last part, and Breathe looks for the whole address; entries of classes refer
+    to their files, of which Breathe makes no labels."""
     tree = ElementTree.parse(xml / "index.xml")
     for entry in tree.findall("compound[@kind='file']"):
         compound = ElementTree.parse(xml / f"{entry.get('refid')}.xml").find("compounddef")
         entry.find("name").text = compound.find("location").get("file").removeprefix(f"{ROOT}/")
     tree.write(xml / "index.xml")
+    for entry in [*xml.glob("class*.xml"), *xml.glob("struct*.xml")]:
+        entry.write_text(re.sub(r"<includes .*?</includes>\n", "", entry.read_text()))
 
 
 def write_pages(stage, headers, xml):
-    name_by_path(xml)
+    prepare(xml)
     folder = stage / "reference/cpp"
     folder.mkdir(parents=True, exist_ok=True)
     by_folder = {}

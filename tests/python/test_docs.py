@@ -12,6 +12,7 @@ import torch
 from xformers.components import attention, feedforward, positional_embedding
 
 from xformers.ops import fmha, memory_efficient_attention
+from xformers.profiler import device_limits
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -37,17 +38,20 @@ def registries_as_before():
     """What a page registers is forgotten: other pages list what there is."""
     kept = [attention._registry, feedforward._registry, positional_embedding._registry]
     kept = [value for module in kept for value in vars(module).values() if isinstance(value, dict | set)]
+    limits = device_limits._added.copy()
     before = [value.copy() for value in kept]
     yield
     for value, old in zip(kept, before, strict=True):
         value.clear()
         value.update(old)
+    device_limits._added[:] = limits
 
 
 @pytest.mark.parametrize("page", RUN, ids=name_of)
-def test_python_examples_run(page, capsys, registries_as_before):
+def test_python_examples_run(page, capsys, registries_as_before, tmp_path, monkeypatch):
     """All examples of a page, in order, in one namespace; a block of text behind one is what it prints."""
     torch.manual_seed(0)
+    monkeypatch.chdir(tmp_path)
     names = {"__name__": page.stem}
     sys.modules[page.stem] = types.ModuleType(page.stem)  # dataclasses look their module up
     try:
@@ -64,7 +68,7 @@ def test_python_examples_run(page, capsys, registries_as_before):
 
 def test_blocks_of_text_are_outputs():
     """Nothing that looks like what a program printed is left uncompared; other languages are known ones."""
-    known = {"", "bash", "cmake", "cpp", "py", "python", "sh", "text"}
+    known = {"", "bash", "cmake", "cpp", "python", "sh", "text"}
     for page in PAGES:
         before = ""
         for kind, text in fences(page):
