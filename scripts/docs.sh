@@ -17,7 +17,9 @@ if [[ ! -d $packages ]]; then
   step "Sphinx" bash -c ".venv/bin/python -m pip install --disable-pip-version-check --target '$packages.new' \
     -r requirements-docs.txt && mv '$packages.new' '$packages'"
 fi
-scripts/build.sh release ON xformers python_package
+options=()
+[[ -f build/release/CMakeCache.txt ]] || options+=(-DXFORMERS_CPU_ISAS=host)
+scripts/build.sh release ON xformers python_package "${options[@]}"
 export PYTHONPATH="$packages:$PWD/build/release/python" XFORMERS_DOXYGEN_XML=$PWD/$site/xml
 
 start=$SECONDS

@@ -49,7 +49,7 @@ def write_pages(stage, headers, xml):
     for header in sorted(headers):
         by_folder.setdefault(str(Path(header).parent), []).append(header)
     for where, entries in by_folder.items():
-        lines = [where, "=" * len(where), ""]
+        lines = [":orphan:", "", where, "=" * len(where), ""]
         for header in entries:
             title = f"``{header}``"
             lines += [
@@ -63,8 +63,12 @@ def write_pages(stage, headers, xml):
         (folder / f"{where.replace('/', '-')}.rst").write_text("\n".join(lines))
     lines = ["C++", "===", "", "Every public header, by folder.", ""]
     for part, heading in PARTS.items():
-        lines += [heading, "-" * len(heading), "", ".. toctree::", "   :maxdepth: 1", ""]
-        lines += [f"   {where.replace('/', '-')}" for where in by_folder if where.startswith(part)] + [""]
+        lines += [heading, "-" * len(heading), ""]
+        for where, entries in by_folder.items():
+            if where.startswith(part):
+                names = ", ".join(Path(header).name for header in entries)
+                lines.append(f"- :doc:`{where} <{where.replace('/', '-')}>`: {names}")
+        lines.append("")
     (folder / "index.rst").write_text("\n".join(lines))
     missing = sorted(set(headers) - documented(xml))
     print(f"C++: {len(headers) - len(missing)} of {len(headers)} public headers have an entry")

@@ -140,7 +140,9 @@ def page(module, entries, shadowed):
     from prose import to_rst
 
     title = f"{module}"
-    lines = [title, "=" * len(title), "", f".. py:module:: {module}", "   :no-index:" if shadowed else "", ""]
+    # No page of the reference is in the contents tree: that would be on every page.
+    lines = [":orphan:", "", title, "=" * len(title), "", f".. py:module:: {module}"]
+    lines += ["   :no-index:", ""] if shadowed else [""]
     lines += [*to_rst(sys.modules[module].__doc__ or ""), ""]
     elsewhere = [name for name in entries if name.home != module or name.kind == "module"]
     if elsewhere:
@@ -176,10 +178,8 @@ def write_pages(stage):
     objects = {name.address for entries in found.values() for name in entries if name.kind != "module"}
     for module, entries in found.items():
         (folder / f"{module}.rst").write_text(page(module, entries, module in objects))
-    listed = "\n".join(f"   {module}" for module in sorted(found))
-    (folder / "index.rst").write_text(
-        f"Python\n======\n\nEvery public name, by module.\n\n.. toctree::\n   :maxdepth: 1\n\n{listed}\n"
-    )
+    listed = "\n".join(f"- :doc:`{module}`" for module in sorted(found))
+    (folder / "index.rst").write_text(f"Python\n======\n\nEvery public name, by module.\n\n{listed}\n")
     missing, count = described(found)
     print(f"Python: {count - len(missing)} of {count} public names in {len(found)} modules have an entry")
     if missing:
