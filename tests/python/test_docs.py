@@ -52,18 +52,15 @@ def test_python_examples_run(page, capsys, registries_as_before, tmp_path, monke
     """All examples of a page, in order, in one namespace; a block of text behind one is what it prints."""
     torch.manual_seed(0)
     monkeypatch.chdir(tmp_path)
-    names = {"__name__": page.stem}
-    sys.modules[page.stem] = types.ModuleType(page.stem)  # dataclasses look their module up
-    try:
-        examples = fences(page)
-        for (kind, example), (follows, output) in zip(examples, [*examples[1:], ("", "")], strict=True):
-            if kind == "python":
-                capsys.readouterr()
-                exec(compile(example, name_of(page), "exec"), names)
-                printed = capsys.readouterr().out
-                assert follows != "text" or printed == output
-    finally:
-        del sys.modules[page.stem]
+    module = types.ModuleType(f"page_{page.stem}")
+    monkeypatch.setitem(sys.modules, module.__name__, module)  # dataclasses and compilers look it up
+    examples = fences(page)
+    for (kind, example), (follows, output) in zip(examples, [*examples[1:], ("", "")], strict=True):
+        if kind == "python":
+            capsys.readouterr()
+            exec(compile(example, name_of(page), "exec"), vars(module))
+            printed = capsys.readouterr().out
+            assert follows != "text" or printed == output
 
 
 def test_blocks_of_text_are_outputs():
