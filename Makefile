@@ -1,6 +1,6 @@
 # Every command sets itself up: system packages (as root), .venv, build. The logic is in scripts/.
 .DEFAULT_GOAL := help
-.PHONY: help demo generate vision test bench report asan wheel format lint clean
+.PHONY: help demo generate vision test bench report docs links asan wheel format lint clean
 
 help:    ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,6 +16,10 @@ bench:   ## attention and the operators around it against PyTorch's, JSON in bui
 	@scripts/bench.sh $(ARGS)
 report:  ## all benchmarks, also the Python ones, as one page beside stored results (ARGS="--names mlp swiglu")
 	@scripts/report.sh $(ARGS)
+docs:    ## the documentation as a site in build/docs/html; warnings are errors
+	@scripts/docs.sh
+links:   ## list the links of the documentation that lead outside, and ask whether they are there
+	@scripts/docs.sh --links
 asan:    ## the C++ tests under AddressSanitizer and UBSan
 	@scripts/asan.sh
 wheel:   ## build the Python wheel into build/dist (CUDA=1: with the CUDA kernels)

@@ -23,18 +23,23 @@ file(GLOB headers RELATIVE "${PROJECT_SOURCE_DIR}" CONFIGURE_DEPENDS xformers/ke
      xformers/kernels/cpu/*/*_cpu.h)
 list(APPEND headers xformers/kernels/cpu/base/cpu_features.h xformers/kernels/cpu/base/isa_choice.h
      xformers/kernels/cpu/base/parallel_for.h)
-if(XFORMERS_CUDA)
-  file(GLOB entries RELATIVE "${PROJECT_SOURCE_DIR}" CONFIGURE_DEPENDS xformers/kernels/cuda/*/*_cuda.h)
-  set(attention xformers/kernels/cuda/attention)
-  list(APPEND headers ${entries} xformers/kernels/cuda/base/device.h xformers/kernels/cuda/base/stream.h
-       # What a choice of an attention kernel holds by value:
-       ${attention}/bwd_args.h ${attention}/facts.h ${attention}/features.h ${attention}/plans.h
-       ${attention}/sm80/bwd_plan.h ${attention}/sm80/fwd_plan.h)
-endif()
+file(GLOB cuda_headers RELATIVE "${PROJECT_SOURCE_DIR}" CONFIGURE_DEPENDS xformers/kernels/cuda/*/*_cuda.h)
+set(attention xformers/kernels/cuda/attention)
+list(APPEND cuda_headers xformers/kernels/cuda/base/device.h xformers/kernels/cuda/base/stream.h
+     # What a choice of an attention kernel holds by value:
+     ${attention}/bwd_args.h ${attention}/facts.h ${attention}/features.h ${attention}/plans.h
+     ${attention}/sm80/bwd_plan.h ${attention}/sm80/fwd_plan.h)
 if(XFORMERS_OPS)
   get_property(operators GLOBAL PROPERTY XFORMERS_PUBLIC_HEADERS)
   file(GLOB_RECURSE modules RELATIVE "${PROJECT_SOURCE_DIR}" CONFIGURE_DEPENDS xformers/nn/*.h)
   list(APPEND headers ${operators} ${modules})
+endif()
+# What the reference of `make docs` has an entry for, in every build.
+list(JOIN headers "\n" lines)
+list(JOIN cuda_headers "\n" cuda_lines)
+file(CONFIGURE OUTPUT "${PROJECT_BINARY_DIR}/public_headers.txt" CONTENT "${lines}\n${cuda_lines}\n")
+if(XFORMERS_CUDA)
+  list(APPEND headers ${cuda_headers})
 endif()
 foreach(header IN LISTS headers)
   get_filename_component(folder "${header}" DIRECTORY)

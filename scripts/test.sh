@@ -49,5 +49,12 @@ say "Installation tests, one after the other: each builds with all processors, m
 python -m pytest -q --durations=5 --junitxml="$reports/install.xml" tests/install || status=1
 say "Python tests that measure time, alone on the machine, with threads that wait as they do for users"
 OMP_WAIT_POLICY=active python -m pytest -q -m wall_clock --junitxml="$reports/wall_clock.xml" tests || status=1
+if [[ $preset != release ]]; then
+  say "Documentation: left out, of build/release alone"
+elif ! command -v doxygen >/dev/null && [[ ${XFORMERS_APT:-1} == 0 || $(id -u) != 0 ]]; then
+  say "Documentation: left out, because there is no Doxygen"
+else
+  scripts/docs.sh || status=1
+fi
 python scripts/junit.py "$reports"/*.xml --ratios "$XFORMERS_TEST_RATIOS" || status=1
 exit $status

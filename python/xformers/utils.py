@@ -55,6 +55,11 @@ def get_registry_decorator(
 
         return add
 
+    register.__doc__ = (
+        f"Decorates a subclass of `{reference_class.__name__}`, which is built by this name from then on, from a "
+        "config whose keys are the fields of the dataclass `config`. ValueError: the name, or that of the class, is "
+        "taken; the class is no such subclass."
+    )
     return register
 
 

@@ -3,45 +3,91 @@ somewhere, and the tests that docs/better.md names exist."""
 
 import re
 import runpy
+import sys
+import types
 from pathlib import Path
 
 import pytest
 import torch
+from xformers.components import attention, feedforward, positional_embedding
 
 from xformers.ops import fmha, memory_efficient_attention
+from xformers.profiler import device_limits
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(path for path in DOCS.rglob("*.md"))
-OPS = [path for path in PAGES if path.parent.name == "ops"] + [DOCS / "checkpoint.md", DOCS / "training.md"]
+RUN = [page for page in [*PAGES, ROOT / "CONTRIBUTING.md"] if "```python\n" in page.read_text()]
 
 
 def name_of(path):
     return str(path.relative_to(ROOT))
 
 
+def fences(page):
+    """(language, text) of the fenced blocks of a page, in order."""
+    return re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
 def blocks(page, language):
-    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
-    return [text for kind, text in fenced if kind == language]
+    return [text for kind, text in fences(page) if kind == language]
 
 
-@pytest.mark.parametrize("page", OPS, ids=name_of)
-def test_python_examples_run(page, capsys):
-    """All examples of a page, in order, in one namespace."""
-    names = {}
-    examples = blocks(page, "python")
-    assert examples
-    for example in examples:
-        exec(compile(example, name_of(page), "exec"), names)
+@pytest.fixture
+def registries_as_before():
+    """What a page registers is forgotten: other pages list what there is."""
+    kept = [attention._registry, feedforward._registry, positional_embedding._registry]
+    kept = [value for module in kept for value in vars(module).values() if isinstance(value, dict | set)]
+    limits = device_limits._added.copy()
+    before = [value.copy() for value in kept]
+    yield
+    for value, old in zip(kept, before, strict=True):
+        value.clear()
+        value.update(old)
+    device_limits._added[:] = limits
+
+
+@pytest.mark.parametrize("page", RUN, ids=name_of)
+def test_python_examples_run(page, capsys, registries_as_before, tmp_path, monkeypatch):
+    """All examples of a page, in order, in one namespace; a block of text behind one is what it prints."""
+    torch.manual_seed(0)
+    monkeypatch.chdir(tmp_path)
+    module = types.ModuleType(f"page_{page.stem}")
+    monkeypatch.setitem(sys.modules, module.__name__, module)  # dataclasses and compilers look it up
+    examples = fences(page)
+    for (kind, example), (follows, output) in zip(examples, [*examples[1:], ("", "")], strict=True):
+        if kind == "python":
+            capsys.readouterr()
+            exec(compile(example, name_of(page), "exec"), vars(module))
+            printed = capsys.readouterr().out
+            assert follows != "text" or printed == output
+
+
+def test_blocks_of_text_are_outputs():
+    """Nothing that looks like what a program printed is left uncompared; other languages are known ones."""
+    known = {"", "bash", "cmake", "cpp", "python", "sh", "text"}
+    for page in PAGES:
+        before = ""
+        for kind, text in fences(page):
+            assert kind in known, f"{name_of(page)}: {kind}"
+            assert kind != "text" or before == "python", f"{name_of(page)}: {text}"
+            before = kind
 
 
 def test_cpp_examples_are_compiled():
+    """Each is a piece of a test, or one of the README's programs, which tests/install compiles and runs."""
     sources = [
         path.read_text().split("// [example]")[1::2] for path in (ROOT / "tests" / "ops").glob("*example_test.cpp")
     ]
     compiled = [example.strip() for examples in sources for example in examples]
-    shown = [example.strip() for page in OPS for example in blocks(page, "cpp")]
-    assert sorted(shown) == sorted(compiled)
+    programs = [example.strip() for example in blocks(ROOT / "README.md", "cpp")]
+    shown = [example.strip() for page in PAGES for example in blocks(page, "cpp")]
+    assert sorted(shown) == sorted(compiled + programs)
+
+
+def test_start_shows_the_programs_of_the_readme():
+    for language in ("python", "cpp"):
+        assert blocks(DOCS / "start.md", language) == blocks(ROOT / "README.md", language)
 
 
 def test_message_is_the_real_one():

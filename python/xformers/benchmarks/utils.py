@@ -30,6 +30,7 @@ from xformers.helpers.training.files import write_atomically
 from ._sides import Seconds, in_turns, slower_rows
 
 BASELINES = ("eager", "vanilla", "pytorch")  # descriptions that --omit-baselines leaves out
+# How rows of benchmarks write dtypes.
 DTYPE2STR = {torch.bfloat16: "b16", torch.half: "f16", torch.float32: "f32", torch.float64: "f64"}
 Results = Mapping[str, Mapping[str, float]]  # of pretty_*: results[along][series]
 

@@ -109,6 +109,7 @@ def _fused_supports(op: SwiGLUOpDispatch) -> bool:
     return torch.ops.xformers.swiglu_fused_takes(device, op.dtype, op.dtype_autocast_gpu)
 
 
+# Ways to compute the layer, for `op`: from weights stacked in one tensor, from separate ones, by PyTorch's operators.
 SwiGLUPackedFusedOp = SwiGLUOp(torch.ops.xformers.swiglu_packedw, True, "fused.p.cpp", _fused_supports)
 SwiGLUFusedOp = SwiGLUOp(torch.ops.xformers.swiglu_fused, False, "fused", _fused_supports)
 SwiGLUEagerOp = SwiGLUOp(torch.ops.xformers.swiglu_eager, False, "eager", lambda _: True)

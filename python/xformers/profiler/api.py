@@ -26,6 +26,7 @@ __all__ = [
     "step",
 ]
 
+# What runs when: (profiler, first step, step after the last).
 DEFAULT_SCHEDULE: tuple[tuple[Any, int, int], ...] = (
     (MemSnapshotsProfiler, 0, 2),
     (NsightProfiler, 4, 6),

@@ -7,6 +7,7 @@ from xformers.utils import Item, build_from_registry, get_registry_decorator
 
 from .base import Attention, AttentionConfig
 
+# What `register_attention` has been given, by name: class and config class.
 ATTENTION_REGISTRY: dict[str, Item] = {}
 ATTENTION_CLASS_NAMES: set[str] = set()
 

@@ -17,6 +17,8 @@ _logger = logging.getLogger("xformers")
 
 @dataclass
 class BlockSparseAttentionConfig(AttentionConfig):
+    """Options of `BlockSparseAttention`, by name; what they mean is said there. None: its default."""
+
     layout: torch.Tensor  # [heads, rows, columns] or [rows, columns], not 0: visible
     block_size: int
     num_heads: int

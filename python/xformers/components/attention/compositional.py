@@ -16,6 +16,8 @@ from .base import Attention, AttentionConfig
 
 @dataclass
 class CompositionalAttentionConfig(AttentionConfig):
+    """Options of `CompositionalAttention`, by name; what they mean is said there. None: its default."""
+
     dim_model: int
     num_heads: int
     dim_attn: int | None

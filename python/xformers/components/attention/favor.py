@@ -22,6 +22,8 @@ _MAPS: dict[FeatureMapType, type[SoftMaxMap]] = {
 
 @dataclass
 class FavorAttentionConfig(AttentionConfig):
+    """Options of `FavorAttention`, by name; what they mean is said there. None: its default."""
+
     causal: bool | None
     dim_features: int | None
     dim_head: int | None

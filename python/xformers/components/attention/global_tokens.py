@@ -12,6 +12,8 @@ from .base import Attention, AttentionConfig
 
 @dataclass
 class GlobalAttentionConfig(AttentionConfig):
+    """Options of `GlobalAttention`, by name; what they mean is said there. None: its default."""
+
     attention_query_mask: torch.Tensor  # which tokens are global, bool [seqlen] or [seqlen, 1]
     causal: bool | None
     force_sparsity: bool | None

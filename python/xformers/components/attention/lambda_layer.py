@@ -11,6 +11,8 @@ from .base import Attention, AttentionConfig
 
 @dataclass
 class LambdaLayerConfig(AttentionConfig):
+    """Options of `LambdaLayer`, by name; what they mean is said there. None: its default."""
+
     seq_len: int  # the longest
     dim_head: int
     paper_position: bool | None

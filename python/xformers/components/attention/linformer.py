@@ -11,6 +11,8 @@ from .base import Attention, AttentionConfig
 
 @dataclass
 class LinformerSelfAttentionConfig(AttentionConfig):
+    """Options of `LinformerAttention`, by name; what they mean is said there. None: its default."""
+
     seq_len: int
     k: int | None  # rows that keys and values are projected to: seq_len // 4
 

@@ -12,6 +12,8 @@ from .base import Attention, AttentionConfig
 
 @dataclass
 class LocalAttentionConfig(AttentionConfig):
+    """Options of `LocalAttention`, by name; what they mean is said there. None: its default."""
+
     causal: bool | None
     window_size: int | None
     force_sparsity: bool | None

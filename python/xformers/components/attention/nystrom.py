@@ -11,6 +11,8 @@ from .base import Attention, AttentionConfig
 
 @dataclass
 class NystromSelfAttentionConfig(AttentionConfig):
+    """Options of `NystromAttention`, by name; what they mean is said there. None: its default."""
+
     num_heads: int
     num_landmarks: int | None
     landmark_pooling: nn.Module | None

@@ -22,6 +22,8 @@ class LandmarkSelection(str, Enum):
 
 @dataclass
 class OrthoformerAttentionConfig(AttentionConfig):
+    """Options of `OrthoFormerAttention`, by name; what they mean is said there. None: its default."""
+
     num_landmarks: int | None
     subsample_fraction: float | None
     landmark_selection: LandmarkSelection | None

@@ -10,6 +10,8 @@ from .base import Attention, AttentionConfig
 
 @dataclass
 class PoolingAttentionConfig(AttentionConfig):
+    """Options of `Pooling`, by name; what they mean is said there. None: its default."""
+
     pool_size: int | None
     stride: int | None
     padding: int | None

@@ -13,6 +13,8 @@ from .base import Attention, AttentionConfig
 
 @dataclass
 class RandomAttentionConfig(AttentionConfig):
+    """Options of `RandomAttention`, by name; what they mean is said there. None: its default."""
+
     r: float | None  # the share of keys that a query sees
     constant_masking: bool | None
     force_sparsity: bool | None

@@ -12,6 +12,8 @@ from .base import Attention, AttentionConfig
 
 @dataclass
 class ScaledDotProductConfig(AttentionConfig):
+    """Options of `ScaledDotProduct`, by name; what they mean is said there. None: its default."""
+
     causal: bool | None
     seq_len: int | None
     to_seq_len: int | None

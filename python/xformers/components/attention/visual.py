@@ -12,6 +12,8 @@ from .base import Attention, AttentionConfig
 
 @dataclass
 class VisualAttentionConfig(AttentionConfig):
+    """Options of `Visual`, by name; what they mean is said there. None: its default."""
+
     dim_model: int
 
 

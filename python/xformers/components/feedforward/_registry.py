@@ -7,6 +7,7 @@ from xformers.utils import Item, build_from_registry, get_registry_decorator
 
 from .base import Feedforward, FeedforwardConfig
 
+# What `register_feedforward` has been given, by name: class and config class.
 FEEDFORWARD_REGISTRY: dict[str, Item] = {}
 FEEDFORWARD_CLASS_NAMES: set[str] = set()
 

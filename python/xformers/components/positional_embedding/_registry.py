@@ -7,6 +7,7 @@ from xformers.utils import Item, build_from_registry, get_registry_decorator
 
 from .base import PositionEmbedding, PositionEmbeddingConfig
 
+# What `register_positional_embedding` has been given, by name: class and config class.
 POSITION_EMBEDDING_REGISTRY: dict[str, Item] = {}
 POSITION_EMBEDDING_CLASS_NAMES: set[str] = set()
 

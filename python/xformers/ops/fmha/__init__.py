@@ -29,6 +29,7 @@ from .dispatch import _dispatch_fw as _dispatch_fw
 from .dispatch import _get_use_fa3 as _get_use_fa3
 from .dispatch import _set_use_fa3 as _set_use_fa3
 
+# Pairs of operator classes, forward and backward, for `op`; those with Ck are not built here, and say so.
 MemoryEfficientAttentionCutlassOp = (cutlass.FwOp, cutlass.BwOp)
 MemoryEfficientAttentionCutlassFwdFlashBwOp = (cutlass.FwOp, flash.BwOp)
 MemoryEfficientAttentionFlashAttentionOp = (flash.FwOp, flash.BwOp)

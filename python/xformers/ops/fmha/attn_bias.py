@@ -17,6 +17,7 @@ from ._bias.seqinfo import *  # noqa: F403
 from ._bias.subtensor import *  # noqa: F403
 from ._bias.whole import *  # noqa: F403
 
+# The families of biases for sequences that lie one after the other.
 VARLEN_BIASES = (
     block_diagonal.BlockDiagonalMask,
     gappy.BlockDiagonalGappyKeysMask,

@@ -6,4 +6,6 @@ from ._engine import NotBuiltForward
 
 @register_operator
 class FwOp(NotBuiltForward, contract="ck_decoderF"):
+    """Not built: `apply` raises, and `not_supported_reasons` says so."""
+
     OPERATOR = get_xformers_operator("efficient_attention_forward_decoder_ck")

@@ -6,12 +6,15 @@ from ._engine import NotBuiltForward
 
 @register_operator
 class FwOp(NotBuiltForward, contract="ck_splitKF"):
+    """Not built: `apply` raises, and `not_supported_reasons` says so."""
+
     OPERATOR = get_xformers_operator("efficient_attention_forward_decoder_splitk_ck")
     SPLIT_K: int | None = None
 
 
 def _of_splits(splits: int) -> type[FwOp]:
-    attributes = {"SPLIT_K": splits, "NAME": f"ck_splitK{splits}", "__module__": __name__}
+    doc = f"`FwOp` with {splits} parts of the keys. Not built either."
+    attributes = {"SPLIT_K": splits, "NAME": f"ck_splitK{splits}", "__module__": __name__, "__doc__": doc}
     return type(f"FwOp_S{splits}", (FwOp,), attributes)
 
 

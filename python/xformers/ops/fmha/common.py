@@ -133,6 +133,7 @@ class AttentionBwOpBase(AttentionOpBase):
         raise NotImplementedError(f"{cls.NAME} has no backward")
 
 
+# What `op` of attention is: a forward and a backward operator class; None: chosen by the inputs.
 AttentionOp = tuple[type[AttentionFwOpBase] | None, type[AttentionBwOpBase] | None]
 
 

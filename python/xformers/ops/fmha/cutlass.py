@@ -10,11 +10,15 @@ from .common import Context, Inputs
 
 @register_operator
 class BwOp(Backward, contract="cutlassB"):
+    """The backward of the contract "cutlass": docs/ops/attention-operators.md, `not_supported_reasons`."""
+
     OPERATOR = get_xformers_operator("efficient_attention_backward_cutlass")
 
 
 @register_operator
 class FwOp(Forward, contract="cutlassF"):
+    """The forward of the contract "cutlass": docs/ops/attention-operators.md, `not_supported_reasons`."""
+
     OPERATOR = get_xformers_operator("efficient_attention_forward_cutlass")
     _BACKWARD = BwOp
 

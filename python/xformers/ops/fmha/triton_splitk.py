@@ -99,7 +99,9 @@ class FwOp(Forward, contract="triton_splitKF"):
         options = {name: value for name, value in given.items() if value is not None}
         key = (cls, splitk, *options.items())
         if key not in _operators:
-            attributes = {"NAME": f"triton_splitK{splitk}", "SPLIT_K": splitk, **options, "__module__": __name__}
+            doc = f"`FwOp` with the keys in {splitk} parts that are worked on at once."
+            named = {"NAME": f"triton_splitK{splitk}", "__module__": __name__, "__doc__": doc}
+            attributes = {"SPLIT_K": splitk, **options, **named}
             made: Any = _Made(f"FwOp_S{splitk}", (cls,), attributes)
             made._made_by = (cls, splitk, {name.lower(): value for name, value in options.items()})
             _operators[key] = made

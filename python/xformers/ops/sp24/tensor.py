@@ -399,6 +399,7 @@ _COMMON: dict[Any, Callable[..., Any]] = {
     _aten._to_copy: _sparse24_copy,
 }
 
+# What `Sparse24Tensor` of either layout does in place of PyTorch's operators: functions by operator.
 SPARSE24_DISPATCH_CUTLASS: dict[Any, Callable[..., Any]] = {
     **_COMMON,
     _aten.mm: _sparse24_mm,
@@ -415,6 +416,7 @@ SPARSE24_DISPATCH_CUTLASS: dict[Any, Callable[..., Any]] = {
     _aten.threshold_backward: _pointwise_of(dense_allowed=(0,)),
 }
 
+# The same for the other layout.
 SPARSE24_DISPATCH_CUSPARSELT: dict[Any, Callable[..., Any]] = {
     **_COMMON,
     _aten.mm: _aligned_mm,

@@ -1,3 +1,4 @@
+// What attention takes as attn_bias: nothing, a tensor, or any class that lowers to layout, band and scores.
 #pragma once
 
 #include <concepts>

@@ -1,3 +1,4 @@
+// How a bias says what is wrong with it.
 #pragma once
 
 #include <string>

@@ -13,6 +13,8 @@ from xformers.utils import options_of
 
 @dataclass
 class FeatureMapConfig:
+    """Options of a `FeatureMap`, and under which name `build_feature_map` finds it."""
+
     name: str
     dim_features: int
     iter_before_redraw: int | None
