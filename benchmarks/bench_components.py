@@ -154,7 +154,7 @@ def mechanism_rows(args):
     def favor():
         module = build("favor", causal=True, dim_features=256)
         module(*folded)
-        omega = module.feature_map.features
+        omega = module.feature_map.features.to(args.dtype)
         return module, lambda q, k, v: chunked_favor(q, k, v, omega, True), folded
 
     def masked(module, keep):
