@@ -9,6 +9,7 @@ By features: weights by columns and rows, tokens by shards. By sequence: tokens 
 import argparse
 import os
 import tempfile
+import time
 
 import torch
 import torch.distributed as dist
@@ -131,6 +132,7 @@ def main():
             both = f"{losses[step]:.5f} on {group.size()} ranks  {expected[step]:.5f} on one"
             print(f"by {spread}, step {step:3}  loss {both}")
     dist.destroy_process_group()
+    time.sleep(0.1)  # Gloo's threads free the last tensors, which they may not do once the interpreter has begun to end
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import os
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from gloo_process import leave
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -65,42 +66,40 @@ WAYS = {
 def compare(rank, world_size, port):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
     dist.init_process_group("gloo", rank=rank, world_size=world_size)
-    try:
-        torch.manual_seed(10 + rank)
-        x = torch.randn(4, 16)
-        mesh = torch.distributed.init_device_mesh("cpu", (world_size,))
+    torch.manual_seed(10 + rank)
+    x = torch.randn(4, 16)
+    mesh = torch.distributed.init_device_mesh("cpu", (world_size,))
 
-        def sharded(module):
-            for block in module:
-                fully_shard(block, mesh=mesh)
-            return fully_shard(module, mesh=mesh)
+    def sharded(module):
+        for block in module:
+            fully_shard(block, mesh=mesh)
+        return fully_shard(module, mesh=mesh)
 
-        for parallel in (DistributedDataParallel, sharded):
-            expected = gradients(parallel(model()), x)
-            for name, how in WAYS.items():
-                got = gradients(parallel(wrapped(model(), how)), x)
-                assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True)), (parallel, name)
-        for policy in (None, [], lambda *args, **kwargs: True):
-            module = sharded(model())
-            got = gradients(nn.Sequential(*(Inside(block, policy) for block in module)), x)
-            assert all(torch.equal(a, b) for a, b in zip(got, gradients(sharded(model()), x), strict=True)), policy
+    for parallel in (DistributedDataParallel, sharded):
+        expected = gradients(parallel(model()), x)
+        for name, how in WAYS.items():
+            got = gradients(parallel(wrapped(model(), how)), x)
+            assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True)), (parallel, name)
+    for policy in (None, [], lambda *args, **kwargs: True):
+        module = sharded(model())
+        got = gradients(nn.Sequential(*(Inside(block, policy) for block in module)), x)
+        assert all(torch.equal(a, b) for a, b in zip(got, gradients(sharded(model()), x), strict=True)), policy
 
-        # What ranks measure differs; the policies do not.
-        module = wrapped(model(), {"memory_budget": 0.4})
-        module(x).sum().backward()
-        kept = [None] * world_size
-        dist.all_gather_object(kept, [block.policy_fn.kept for block in module])
-        assert all(one == kept[0] for one in kept)
+    # What ranks measure differs; the policies do not.
+    module = wrapped(model(), {"memory_budget": 0.4})
+    module(x).sum().backward()
+    kept = [None] * world_size
+    dist.all_gather_object(kept, [block.policy_fn.kept for block in module])
+    assert all(one == kept[0] for one in kept)
 
-        module, x = model(), torch.randn(256, 16)
-        everything = fit_to_memory(copy.deepcopy(module), ["0", "1"], x, peak_bytes=1 << 30)
-        peak = (everything.least_bytes + everything.most_bytes) // 2
-        report = fit_to_memory(module, ["0", "1"], x, peak_bytes=peak)
-        peaks = [None] * world_size
-        dist.all_gather_object(peaks, (report.measured_bytes, [str(r) for r in report.blocks.values()]))
-        assert report.measured_bytes <= peak and all(one == peaks[0] for one in peaks)
-    finally:
-        dist.destroy_process_group()
+    module, x = model(), torch.randn(256, 16)
+    everything = fit_to_memory(copy.deepcopy(module), ["0", "1"], x, peak_bytes=1 << 30)
+    peak = (everything.least_bytes + everything.most_bytes) // 2
+    report = fit_to_memory(module, ["0", "1"], x, peak_bytes=peak)
+    peaks = [None] * world_size
+    dist.all_gather_object(peaks, (report.measured_bytes, [str(r) for r in report.blocks.values()]))
+    assert report.measured_bytes <= peak and all(one == peaks[0] for one in peaks)
+    leave()
 
 
 def free_port():

@@ -391,9 +391,11 @@ def test_trigger(tmp_path):
 
 
 WORKER = """
-import sys, time, torch
+import sys, torch
 import torch.distributed as dist
 import xformers.profiler as xp
+sys.path.append(sys.argv[3])
+from gloo_process import leave
 out, rank = sys.argv[1], int(sys.argv[2])
 dist.init_process_group("gloo", init_method=f"file://{out}/rendezvous", rank=rank, world_size=2)
 x = torch.randn(8, 8)
@@ -405,15 +407,15 @@ with xp.profile(out + "/profile", schedule=[(xp.MemSnapshotsProfiler, 0, 1), (xp
         xp.step()
     dist.barrier()
 print(profiler.format_summary())
-dist.destroy_process_group()
+leave()
 """
 
 
 def test_two_processes(tmp_path):
     """Names hold host and process; the trigger starts both at the same step; one report of both ranks."""
     workers = [
-        subprocess.Popen([sys.executable, "-c", WORKER, str(tmp_path), str(rank)], stdout=subprocess.PIPE,
-                         stderr=subprocess.PIPE, text=True)
+        subprocess.Popen([sys.executable, "-c", WORKER, str(tmp_path), str(rank), str(Path(__file__).parent)],
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for rank in range(2)
     ]  # fmt: skip
     for worker in workers:
