@@ -42,16 +42,19 @@ struct NaNs {
   }
 };
 
+// result[j] += sum of factors[k] * b(k, j), term by term in the order of k.
+void add_row(const float* factors, const Matrix<float>& b, float* result);
+void add_row(const double* factors, const Matrix<double>& b, double* result);
+void add_row(const long double* factors, const Matrix<long double>& b, long double* result);
+
 // A sum that holds a NaN is one, and is not added up: with NaN, long double is a hundred times as slow as with numbers.
 template <class Real>
 Matrix<Real> product(Matrix<Real> a, Matrix<Real> b) {
   const NaNs<Real> left(a), right(b);
   Matrix<Real> result(a.rows, b.cols);
+  if (result.data.empty()) return result;
   for (int64_t i = 0; i < a.rows; ++i) {
-    for (int64_t k = 0; k < a.cols; ++k) {
-      const Real factor = a(i, k);
-      for (int64_t j = 0; j < b.cols; ++j) result(i, j) += factor * b(k, j);
-    }
+    add_row(a.data.data() + i * a.cols, b, &result(i, 0));
     for (int64_t j = 0; j < b.cols; ++j) {
       if (left.in_row[i] || right.in_column[j]) result(i, j) = std::numeric_limits<Real>::quiet_NaN();
     }
