@@ -1,0 +1,10 @@
+# What a program links holds the series that may not break it: the minor version while the major one is 0 (docs/versioning.md).
+set(abi "${PROJECT_VERSION_MAJOR}")
+if(abi EQUAL 0)
+  set(abi "${PROJECT_VERSION_MAJOR}.${PROJECT_VERSION_MINOR}")
+endif()
+foreach(library IN ITEMS xformers_attention_kernels xformers_kernels xformers_profiler xformers_attention xformers_ops xformers)
+  if(TARGET ${library})
+    set_target_properties(${library} PROPERTIES VERSION "${PROJECT_VERSION}" SOVERSION "${abi}")
+  endif()
+endforeach()
