@@ -228,15 +228,18 @@ TEST(LinearAttention, NothingToDo) {
   for (const bool causal : {false, true}) {
     const LinearAttentionShape none{
         .causal = causal, .num_sequences = 2, .num_heads = 0, .head_dim = 1, .num_features = 1};
-    cpu::linear_attention_forward({.shape = none}, kThreads);
-    cpu::linear_attention_backward({.shape = none}, kThreads);
+    LinearAttentionFwdParams forward;
+    LinearAttentionBwdParams backward;
+    forward.shape = backward.shape = none;
+    cpu::linear_attention_forward(forward, kThreads);
+    cpu::linear_attention_backward(backward, kThreads);
   }
 }
 
 TEST(LinearAttention, RefusesWhatDoesNotFit) {
   const auto refusal = [](LinearAttentionShape shape, const LinearAttentionInputs& in = {}) -> std::string {
     try {
-      cpu::linear_attention_forward({.shape = shape, .in = in}, kThreads);
+      cpu::linear_attention_forward({.shape = shape, .in = in, .out = {}}, kThreads);
     } catch (const Error& error) {
       return error.what();
     }
@@ -253,7 +256,9 @@ TEST(LinearAttention, RefusesWhatDoesNotFit) {
   shape = {.causal = true, .seqlen_q = 3, .head_dim = 4, .num_features = 4};
   EXPECT_NE(refusal(shape).find("seqlen_k is 0, expected 3"), std::string::npos);
   shape = {.head_dim = 4, .num_features = 4};
-  EXPECT_NE(refusal(shape, {.log_decay = offsets}).find("log_decay"), std::string::npos);
+  LinearAttentionInputs decayed;
+  decayed.log_decay = offsets;
+  EXPECT_NE(refusal(shape, decayed).find("log_decay"), std::string::npos);
   shape = {.num_sequences = 1, .seqlen_q = 4, .seqlen_k = 4, .cu_seqlens = offsets, .head_dim = 4, .num_features = 4};
   EXPECT_NE(refusal(shape).find("cu_seqlens[1] is 3"), std::string::npos);
   EXPECT_NE(refusal(good).find("head_dim is 0"), std::string::npos);

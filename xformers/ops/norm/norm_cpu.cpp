@@ -25,6 +25,7 @@ LayerNormOfSum::Result layer_norm_of_sum_cpu(const LayerNormOfSum& args) {
   const at::Tensor weight = in_dtype(args.weight, dtype), bias = in_dtype(args.bias, dtype);
   cpu::norm_of_sum({.norm = {.shape = to_norm_shape(x, NormKind::kLayer, args.eps),
                              .x = to_norm_rows(sum),
+                             .increment = {},
                              .weight = data_or_null(weight),
                              .bias = data_or_null(bias),
                              .weight_dtype = to_dtype(dtype),

@@ -88,7 +88,8 @@ struct SunkRows {
 template <class C>
 HWY_INLINE SunkRows<C> add_sink(const LogSum<C>& sum, Vec<C> sink) {
   const Tag<C> d;
-  const auto one = hn::Set(d, C(1)), none = hn::Eq(sink, hn::Set(d, -kInfinity<C>));
+  const auto one = hn::Set(d, C(1));
+  const auto none = hn::Eq(sink, hn::Set(d, -kInfinity<C>));
   const auto higher = hn::Gt(sink, sum.lse);
   const auto below =
       hn::IfThenElse(higher, hn::Add(hn::Sub(sum.lse, sink), sum.low), hn::Sub(hn::Sub(sink, sum.lse), sum.low));
