@@ -1,9 +1,9 @@
 # Every command sets itself up: system packages (as root), .venv, build. The logic is in scripts/.
 .DEFAULT_GOAL := help
-.PHONY: help demo generate vision test bench report docs links asan wheel format lint clean
+.PHONY: help demo generate vision test bench report docs links asan wheel release-check format lint clean
 
 help:    ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 demo:    ## train a small GPT on real text for about two minutes
 	@scripts/demo.sh $(ARGS)
 generate: ## write text with the model that demo left, from a cache of keys and values
@@ -24,6 +24,8 @@ asan:    ## the C++ tests under AddressSanitizer and UBSan
 	@scripts/asan.sh
 wheel:   ## build the Python wheel into build/dist (CUDA=1: with the CUDA kernels)
 	@CUDA=$(CUDA) scripts/wheel.sh
+release-check: ## all that a release must pass without a GPU, with a table (ARGS="lint dist": parts of it)
+	@scripts/release/check.sh $(ARGS)
 format:  ## rewrite the sources in the house format
 	@scripts/format.sh
 lint:    ## check format, style, types and scripts, change nothing

@@ -44,7 +44,8 @@ with_packages() {
   fi
 }
 with_packages models "with the modules of real models" tests/python/test_transformers.py tests/python/test_llama_of_transformers.py
-with_packages examples "with Hydra" tests/examples/test_build_model.py tests/python/test_hydra.py
+with_packages examples "with Hydra and YAML" tests/examples/test_build_model.py tests/python/test_hydra.py \
+  tests/release/test_workflows.py
 say "Installation tests, one after the other: each builds with all processors, most in the same build/wheel"
 python -m pytest -q --durations=5 --junitxml="$reports/install.xml" tests/install || status=1
 say "Python tests that measure time, alone on the machine, with threads that wait as they do for users"
