@@ -19,8 +19,13 @@ inline uint16_t to_bfloat16_bits(float x) {
 
 inline float from_bfloat16_bits(uint16_t bits) { return std::bit_cast<float>(uint32_t{bits} << 16); }
 
-inline uint16_t to_float16_bits(float x) { return std::bit_cast<uint16_t>(static_cast<_Float16>(x)); }
-inline float from_float16_bits(uint16_t bits) { return static_cast<float>(std::bit_cast<_Float16>(bits)); }
+#if defined(__aarch64__) && !defined(__clang__) && __GNUC__ < 13
+using Float16 = __fp16;  // g++ 12 has no other name for it on Arm
+#else
+using Float16 = _Float16;
+#endif
+inline uint16_t to_float16_bits(float x) { return std::bit_cast<uint16_t>(static_cast<Float16>(x)); }
+inline float from_float16_bits(uint16_t bits) { return static_cast<float>(std::bit_cast<Float16>(bits)); }
 
 // Half the distance between 1 and the next number: the largest relative error of one rounding.
 inline double unit_roundoff(DType dtype) {
