@@ -198,6 +198,10 @@ def check(problem, dtype, seed=0, device="cpu", **choice):
     grads = torch.autograd.grad([out, lse], list(there.values()), incoming)
     got = {name: x.cpu() for name, x in {"out": out, "lse": lse, **dict(zip(leaves, grads, strict=True))}.items()}
     (exact, sizes), (plain, _) = formula(problem, leaves, FP64), formula(problem, leaves, dtype)
+    # In fp64 the formula is no more exact than the kernel: in both, rounding an lse of size x, or the scores that it is
+    # of, moves every weight by x roundings. (Of the other dtypes the plain formula's error says so.)
+    lses = exact["lse"][exact["lse"].isfinite()].abs()
+    roundings = 8 * max(1.0, lses.max().item() if dtype == FP64 and lses.numel() else 1.0)
     for name, x in got.items():
         truth, finite = exact[name], exact[name].isfinite()
         if name in leaves:
@@ -209,7 +213,7 @@ def check(problem, dtype, seed=0, device="cpu", **choice):
         error = (x.double() - truth)[finite].abs().max()
         plain_error = (plain[name].double() - truth)[finite].abs().max()
         unit = ULP[torch.float32 if name == "lse" and dtype != FP64 else dtype]
-        budget = 2 * plain_error + 8 * unit * max(truth[finite].abs().max(), sizes.get(name, 0.0))
+        budget = 2 * plain_error + roundings * unit * max(truth[finite].abs().max(), sizes.get(name, 0.0))
         assert error <= budget, f"{name}: error {error:.3g}, budget {budget:.3g}"
 
 
