@@ -39,6 +39,7 @@ constexpr unsigned kAmxDTypes = kAllDTypes & ~bit(DType::kFloat64), kBf16 = bit(
 // ... 1.13) and x1.07 (1.03 ... 1.10).
 constexpr Kernel<ForwardFn> kForward[] = {
     {"decode_amx", Isa::kAmx, kBf16, 16, nullptr, XFORMERS_ISA_FN(amx, decode)},
+    {"decode_avx512_bf16", Isa::kAvx512Bf16, kBf16, 8, slow_bf16_dot, XFORMERS_ISA_FN(avx512_bf16, decode)},
     {"decode_avx512", Isa::kAvx512, kAllDTypes, 8, nullptr, XFORMERS_ISA_FN(avx512, decode)},
     {"fwd_amx", Isa::kAmx, kAmxDTypes, 0, nullptr, XFORMERS_ISA_FN(amx, forward)},
     {"fwd_avx512_fp16", Isa::kAvx512Fp16, kFp16, 0, nullptr, XFORMERS_ISA_FN(avx512_fp16, forward)},

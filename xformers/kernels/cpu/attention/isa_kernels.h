@@ -18,7 +18,7 @@ using BackwardFn = void (*)(const AttentionBwdParams& params, const BackwardPlan
   void backward(const AttentionBwdParams& params, const BackwardPlan& plan, const Threads& threads); \
   void decode(const AttentionFwdParams& params, const ForwardPlan& plan, const Threads& threads);    \
   }
-XFORMERS_FOR_EACH_ISA(XFORMERS_DECLARE_ISA)  // avx512_bf16 and avx512_fp16 have no decode: that of avx512 serves
+XFORMERS_FOR_EACH_ISA(XFORMERS_DECLARE_ISA)  // avx512_fp16 has no decode: that of avx512 serves
 #undef XFORMERS_DECLARE_ISA
 
 }  // namespace xformers::cpu

@@ -36,6 +36,14 @@ class KeyRows {
     return rows(p_.v, p_.quantization.v_scale_shift, p_.shape.head_dim_v, copy, sequence, keys, group, head);
   }
 
+  // Asks memory for the rows of these keys, as they are stored.
+  HWY_INLINE void fetch_keys(const Sequence& sequence, Range keys, int64_t group, int64_t head) const {
+    fetch(p_.k, p_.shape.head_dim, sequence, keys, group, head);
+  }
+  HWY_INLINE void fetch_values(const Sequence& sequence, Range keys, int64_t group, int64_t head) const {
+    fetch(p_.v, p_.shape.head_dim_v, sequence, keys, group, head);
+  }
+
   // Keys from `key` on whose rows of a plain format lie in memory one stride apart, at most up to `end`.
   HWY_INLINE RowRun in_place(const Sequence& sequence, int64_t key, int64_t end) const {
     const RowRun run = rows_from(p_.shape, p_.seq, sequence, key, end);
@@ -67,6 +75,23 @@ class KeyRows {
       }
     }
     return copy;
+  }
+
+  HWY_INLINE void fetch(const HeadsTensor& tensor, ptrdiff_t dim, const Sequence& sequence, Range keys, int64_t group,
+                        int64_t head) const {
+    const KvQuantization& quantization = p_.quantization;
+    const bool plain = quantization.format == KvFormat::kPlain, int4 = quantization.format == KvFormat::kInt4;
+    const ptrdiff_t size = plain ? sizeof(T) : sizeof(uint32_t);
+    const ptrdiff_t bytes = plain ? dim * size : int4 ? (quantization.num_groups + dim / 8) * size : dim;
+    RowRun run;
+    for (int64_t key = keys.begin; key < keys.end; key += run.count) {
+      run = rows_from(p_.shape, p_.seq, sequence, key, keys.end);
+      const char* row =
+          static_cast<const char*>(tensor.data) + tensor.offset(sequence.batch, run.row, group, head) * size;
+      for (int64_t i = 0; i < run.count; ++i, row += tensor.seq_stride * size) {
+        for (ptrdiff_t b = 0; b < bytes; b += 64) __builtin_prefetch(row + b, 0, 2);
+      }
+    }
   }
 
   const AttentionFwdParams& p_;
