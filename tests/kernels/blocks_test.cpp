@@ -215,7 +215,11 @@ TEST(MemoryBoundKernels, Rotary) {
       for (const bool fp64 : {true, false}) {
         RowBuffer x(dtype, kRows, head_dim), out(dtype, kRows, head_dim);
         x.randomise(1);
-        RotaryParams params{.dtype = dtype, .outer = 1, .seqlen = kRows, .head_dim = head_dim};
+        RotaryParams params;
+        params.dtype = dtype;
+        params.outer = 1;
+        params.seqlen = kRows;
+        params.head_dim = head_dim;
         params.x = x.data();
         params.out = out.data();
         params.x_seq_stride = params.out_seq_stride = head_dim;
@@ -251,7 +255,10 @@ TEST(MemoryBoundKernels, SequencesThatDoNotFitTheCacheAreRefused) {
   tokens.randomise(1);
   const RopeTensor packed{tokens.data(), 8, 8, 8}, cached{cache.data(), 8, 8, 8};
   const std::array<int32_t, 2> q_starts = {0, 3}, k_starts = {0, 6};
-  RopePaddedParams params{.dtype = DType::kFloat32, .num_queries = 3, .num_keys = 6, .head_dim = 8};
+  RopePaddedParams params;
+  params.num_queries = 3;
+  params.num_keys = 6;
+  params.head_dim = 8;
   params.q = params.k = params.v = packed;
   params.out_q = {out.data(), 8, 8, 8};
   params.cache_k = params.cache_v = cached;
