@@ -1,7 +1,7 @@
 # cmake --install: libraries, public headers, find_package(xformers) and pkg-config files, in two components:
 #   kernels    the torch-free kernels; complete by itself
 #   operators  the operators and modules over them
-# Component `python` holds what a wheel carries.
+# Components `python`, `torch_library` and `sources` hold what a wheel carries.
 include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
 set(config_dir "${CMAKE_INSTALL_LIBDIR}/cmake/xformers")
@@ -82,10 +82,5 @@ xformers_pkg_config(kernels xformers-kernels "Memory-efficient transformer kerne
 if(XFORMERS_OPS)  # LibTorch has no pkg-config file: its folders and libraries are the caller's, of this series
   xformers_pkg_config(operators xformers "Operators and modules on LibTorch ${XFORMERS_TORCH_SERIES}" xformers-kernels
                       "-lxformers -lxformers_ops -lxformers_attention")
-endif()
-
-if(XFORMERS_OPS)
-  install(TARGETS ${XFORMERS_PYTHON_LIBRARIES} LIBRARY DESTINATION xformers COMPONENT python EXCLUDE_FROM_ALL)
-  install(FILES "${PROJECT_BINARY_DIR}/_build_info.json" DESTINATION xformers COMPONENT python EXCLUDE_FROM_ALL)
 endif()
 include(cmake/Archives.cmake)

@@ -14,22 +14,6 @@ function(_xformers_in_json result text)
   endif()
 endfunction()
 
-# A library runs under the torch that it was built for and, where that is among the accepted ones, under older ones of them.
-set(XFORMERS_TORCH_RUNS_UNDER_JSON "\"${XFORMERS_TORCH_SERIES}\"")
-list(GET XFORMERS_TORCH_ACCEPTED 0 oldest)
-list(GET XFORMERS_TORCH_ACCEPTED 1 below)
-if(XFORMERS_TORCH_SERIES VERSION_LESS below)
-  string(REGEX MATCH "^([0-9]+)\\.([0-9]+)$" _ "${oldest}")
-  set(major ${CMAKE_MATCH_1})
-  set(minor ${CMAKE_MATCH_2})
-  set(runs_under)
-  while("${major}.${minor}" VERSION_LESS_EQUAL XFORMERS_TORCH_SERIES)
-    list(APPEND runs_under "\"${major}.${minor}\"")
-    math(EXPR minor "${minor} + 1")
-  endwhile()
-  list(JOIN runs_under ", " XFORMERS_TORCH_RUNS_UNDER_JSON)
-endif()
-
 get_property(nvcc GLOBAL PROPERTY XFORMERS_NVCC_VERSION)
 get_property(archs GLOBAL PROPERTY XFORMERS_CUDA_ARCHS)
 string(REGEX MATCH "^[0-9]+\\.[0-9]+" cuda "${nvcc}")
@@ -46,15 +30,22 @@ endforeach()
 list(JOIN env ", " XFORMERS_ENV_JSON)
 configure_file(cmake/build_info.json.in "${PROJECT_BINARY_DIR}/_build_info.json" @ONLY)
 
-set(XFORMERS_PYTHON_LIBRARIES xformers xformers_ops xformers_attention xformers_kernels xformers_attention_kernels xformers_profiler)
-list(TRANSFORM XFORMERS_PYTHON_LIBRARIES REPLACE "(.+)" "$<TARGET_FILE:\\1>" OUTPUT_VARIABLE files)
-list(JOIN files "," files)
+set(XFORMERS_PYTHON_LIBRARIES xformers_kernels xformers_attention_kernels xformers_profiler)
+set(package "${PROJECT_BINARY_DIR}/python/xformers")
+foreach(kind IN ITEMS PYTHON OPERATOR)
+  list(TRANSFORM XFORMERS_${kind}_LIBRARIES REPLACE "(.+)" "$<TARGET_FILE:\\1>" OUTPUT_VARIABLE ${kind}_files)
+  list(JOIN ${kind}_files "," ${kind}_files)
+endforeach()
 add_custom_target(
   python_package ALL
-  COMMAND "${CMAKE_COMMAND}" "-DSOURCE=${PROJECT_SOURCE_DIR}/python/xformers"
-          "-DPACKAGE=${PROJECT_BINARY_DIR}/python/xformers" "-DBUILD_INFO=${PROJECT_BINARY_DIR}/_build_info.json"
-          "-DLIBRARIES=${files}"
+  COMMAND "${CMAKE_COMMAND}" "-DSOURCE=${PROJECT_SOURCE_DIR}/python/xformers" "-DFOLDER=${package}"
+          "-DFILES=${PYTHON_files},${PROJECT_BINARY_DIR}/_build_info.json"
           -P "${PROJECT_SOURCE_DIR}/cmake/link_python_package.cmake"
-  DEPENDS ${XFORMERS_PYTHON_LIBRARIES}
+  COMMAND "${CMAKE_COMMAND}" "-DSOURCE=${PROJECT_BINARY_DIR}/torch_library" "-DFOLDER=${package}/${XFORMERS_TORCH_FOLDER}"
+          "-DFILES=${OPERATOR_files}" -P "${PROJECT_SOURCE_DIR}/cmake/link_python_package.cmake"
+  DEPENDS ${XFORMERS_PYTHON_LIBRARIES} ${XFORMERS_OPERATOR_LIBRARIES}
   COMMENT "Linking the Python package into ${PROJECT_BINARY_DIR}/python"
   VERBATIM)
+
+install(TARGETS ${XFORMERS_PYTHON_LIBRARIES} LIBRARY DESTINATION xformers COMPONENT python EXCLUDE_FROM_ALL)
+install(FILES "${PROJECT_BINARY_DIR}/_build_info.json" DESTINATION xformers COMPONENT python EXCLUDE_FROM_ALL)

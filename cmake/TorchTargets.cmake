@@ -12,9 +12,8 @@
 #   CMAKE_PREFIX_PATH     LibTorch's folder, or torch.utils.cmake_prefix_path
 #   Python_EXECUTABLE     the torch that this interpreter would import; else ${CMAKE_SOURCE_DIR}/.venv, else python3
 #
-# xformers_find_torch(MINIMUM <major.minor> BELOW <major.minor> [WARN_BEYOND]) takes torch from MINIMUM up to, but not
-# including, BELOW; WARN_BEYOND: later ones too, with a warning. It sets XFORMERS_TORCH_DIR and XFORMERS_TORCH_VERSION, or
-# explains itself in XFORMERS_TORCH_PROBLEM.
+# xformers_find_torch(MINIMUM <major.minor> [BELOW <major.minor>]) takes torch from MINIMUM on, up to, but not including,
+# BELOW. It sets XFORMERS_TORCH_DIR and XFORMERS_TORCH_VERSION, or explains itself in XFORMERS_TORCH_PROBLEM.
 include_guard(GLOBAL)
 
 # The folder of the torch package that `python` would import, without importing it.
@@ -94,13 +93,18 @@ macro(_xformers_torch_problem)
 endmacro()
 
 function(xformers_find_torch)
-  cmake_parse_arguments(PARSE_ARGV 0 accept "WARN_BEYOND" "MINIMUM;BELOW" "")
+  cmake_parse_arguments(PARSE_ARGV 0 accept "" "MINIMUM;BELOW" "")
   set(folder "${XFORMERS_TORCH_DIR}")
   if(NOT folder)
     _xformers_locate_torch(folder asked)
   endif()
-  set(expected "torch >= ${accept_MINIMUM}, < ${accept_BELOW}")
-  set(fix "Fix: pip install 'torch>=${accept_MINIMUM},<${accept_BELOW}' into that Python, or pass -DPython_EXECUTABLE=<python \
+  set(expected "torch >= ${accept_MINIMUM}")
+  set(requirement "torch>=${accept_MINIMUM}")
+  if(accept_BELOW)
+    string(APPEND expected ", < ${accept_BELOW}")
+    string(APPEND requirement ",<${accept_BELOW}")
+  endif()
+  set(fix "Fix: pip install '${requirement}' into that Python, or pass -DPython_EXECUTABLE=<python \
 that has it>, -DCMAKE_PREFIX_PATH=<LibTorch> or -DXFORMERS_TORCH_DIR=<folder of the torch package>")
   if(NOT folder)
     list(JOIN asked ", " asked)
@@ -113,11 +117,8 @@ that has it>, -DCMAKE_PREFIX_PATH=<LibTorch> or -DXFORMERS_TORCH_DIR=<folder of 
   endforeach()
   _xformers_torch_version("${folder}" version)
   string(REGEX MATCH "^[0-9]+\\.[0-9]+" series "${version}")
-  if(series VERSION_LESS accept_MINIMUM OR (series VERSION_GREATER_EQUAL accept_BELOW AND NOT accept_WARN_BEYOND))
+  if(series VERSION_LESS accept_MINIMUM OR (accept_BELOW AND series VERSION_GREATER_EQUAL accept_BELOW))
     _xformers_torch_problem("torch in ${folder} is ${version}, expected ${expected}.  ${fix}")
-  endif()
-  if(series VERSION_GREATER_EQUAL accept_BELOW)
-    message(WARNING "torch ${version} is newer than what xformers was tested with (${expected}); it may not compile")
   endif()
 
   if(NOT TARGET xformers_torch::cpu)

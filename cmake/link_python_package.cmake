@@ -1,16 +1,16 @@
-# cmake -DSOURCE=... -DPACKAGE=... -DLIBRARIES=a,b -DBUILD_INFO=... -P link_python_package.cmake
-# Fills PACKAGE with one link per entry of SOURCE, the libraries and the build record; drops links that lead nowhere now.
-file(MAKE_DIRECTORY "${PACKAGE}")
-file(GLOB stale "${PACKAGE}/*")
+# cmake -DSOURCE=<folder> -DFOLDER=<folder> -DFILES=a,b -P link_python_package.cmake
+# Fills FOLDER with one link per entry of SOURCE and per file; drops links that lead nowhere now.
+file(MAKE_DIRECTORY "${FOLDER}")
+file(GLOB stale "${FOLDER}/*")
 foreach(entry IN LISTS stale)
   if(IS_SYMLINK "${entry}" AND NOT EXISTS "${entry}")
     file(REMOVE "${entry}")
   endif()
 endforeach()
-string(REPLACE "," ";" libraries "${LIBRARIES}")
+string(REPLACE "," ";" files "${FILES}")
 file(GLOB sources "${SOURCE}/*")
 list(FILTER sources EXCLUDE REGEX "__pycache__$")
-foreach(entry IN LISTS sources libraries BUILD_INFO)
+foreach(entry IN LISTS sources files)
   get_filename_component(name "${entry}" NAME)
-  file(CREATE_LINK "${entry}" "${PACKAGE}/${name}" SYMBOLIC)
+  file(CREATE_LINK "${entry}" "${FOLDER}/${name}" SYMBOLIC)
 endforeach()

@@ -2,15 +2,20 @@
 
 They are built where `pip install . -C cmake.define.XFORMERS_CUDA=ON` or the environment variable XFORMERS_CUDA asks for
 them, or where nvcc 13 and a GPU are visible; then CUTLASS's headers are a requirement of the build.
+
+Torch is no requirement of the build: what is compiled against is the torch of the environment that is installed into,
+which pip's isolation hides from imports, but not from sysconfig.
 """
 
 import functools
+import importlib.util
 import os
 import pathlib
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 
 from scikit_build_core.build import build_editable as _build_editable
 from scikit_build_core.build import (
@@ -69,11 +74,22 @@ def cuda(config_settings):
     return True, None
 
 
+def find_torch():
+    """The folder of the package torch of this environment, or None."""
+    folders = [pathlib.Path(sysconfig.get_path(name)) / "torch" for name in ("purelib", "platlib")]
+    found = next((folder for folder in folders if (folder / "lib/libtorch_cpu.so").exists()), None)
+    spec = None if found else importlib.util.find_spec("torch")
+    return found or (spec and pathlib.Path(spec.submodule_search_locations[0]))
+
+
 def _settings(config_settings):
     wanted, why_not = cuda(config_settings)
     if why_not:
         print(f"xformers: without CUDA kernels, because {why_not}", file=sys.stderr)
     settings = {**(config_settings or {}), SETTING: "ON" if wanted else "OFF"}
+    torch = find_torch()
+    if torch:
+        settings.setdefault("cmake.define.XFORMERS_TORCH_DIR", str(torch))
     nvcc = find_nvcc() if wanted else None
     if nvcc:
         settings.setdefault("cmake.define.CMAKE_CUDA_COMPILER", nvcc)

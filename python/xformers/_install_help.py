@@ -41,6 +41,11 @@ def _sources(package: Path) -> list[str]:
     return []
 
 
+def build_command() -> str:
+    """Compiles the operators for the torch that was imported, into the user's cache."""
+    return shlex.join([sys.executable, "-m", "xformers.build"])
+
+
 def take_torch(version: str) -> str:
     """Installs torch of a series, such as "2.11", in place of the one that was imported."""
     return _pip(*_target(Path(torch.__file__).parents[1]), f"torch=={version}.*")

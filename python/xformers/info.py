@@ -7,7 +7,7 @@ import platform
 
 import torch
 
-from . import __version__
+from . import __version__, _cpp_lib, _torch_library
 from ._cpp_lib import _build_info
 from .ops.common import OPERATORS_REGISTRY
 from .version import __compat_version__
@@ -92,6 +92,29 @@ def _software() -> dict[str, str]:
     }
 
 
+def _wheel_tag() -> str:
+    """Of the installed distribution; a build tree has none."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        distribution = importlib.metadata.distribution("xformers")
+        if distribution.locate_file("xformers") == _cpp_lib._PACKAGE:
+            lines = (distribution.read_text("WHEEL") or "").splitlines()
+            return ", ".join(line.split(": ")[1] for line in lines if line.startswith("Tag: "))
+    return "none"
+
+
+def _operators() -> dict[str, str]:
+    """The library of operators that goes with this torch, and the others that are there."""
+    library = _cpp_lib._loaded
+    assert library  # or the import would have failed
+    return {
+        "operators.torch_series": ", ".join(_torch_library.in_package(_cpp_lib._PACKAGE)),
+        "operators.loaded": str(library.folder),
+        "operators.source": library.source,
+        "operators.why": library.why,
+        "wheel.tag": _wheel_tag(),
+    }
+
+
 def _build() -> dict[str, str]:
     build = _build_info()
     env = build.pop("env", {})
@@ -110,7 +133,7 @@ def _build() -> dict[str, str]:
 
 def print_info() -> None:
     """What `python -m xformers.info` says: a line for every operator, kernel, device and setting of the build."""
-    rows = get_features_status() | _kernels() | _machine() | _software() | _build()
+    rows = get_features_status() | _kernels() | _machine() | _software() | _operators() | _build()
     print(f"xFormers {__version__}")
     for name, status in rows.items():
         print(f"{name + ':':<50} {status}")

@@ -22,6 +22,7 @@ OURS = {
     "libxformers_kernels.so": {"libxformers_attention_kernels.so"},
 }
 LIBRARIES = ("libxformers_attention_kernels.so", "libxformers_profiler.so", *OURS)
+OF_TORCH = {"libxformers.so", "libxformers_ops.so", "libxformers_attention.so"}  # in the folder of their torch series
 
 USE = """
 import importlib.metadata as metadata, pathlib, torch, xformers, xformers.ops
@@ -73,23 +74,32 @@ def test_content(wheel, tmp_path):
         archive.extractall(tmp_path)
     package = tmp_path / "xformers"
     sources = {p.relative_to(ROOT / "python/xformers") for p in (ROOT / "python/xformers").rglob("*.py")}
-    assert {p.relative_to(package) for p in package.rglob("*.py")} == sources
+    assert {p.relative_to(package) for p in package.rglob("*.py") if "_sources" not in p.parts} == sources
     assert (package / "py.typed").exists() and (package / "operators.pyi").exists()
     folders = {p.name for p in tmp_path.iterdir()}
     assert folders == {"xformers", f"xformers-{version}.dist-info"}
 
     info = json.loads((package / "_build_info.json").read_text())
-    assert info["version"] == version and info["torch_version"].startswith("2.11.") and info["cpu_isa"]
+    assert info["version"] == version and info["cpu_isa"] and len(info["sources"]) == 64
+    record = json.loads((package / "torch211/_torch_library.json").read_text())
+    assert record["torch_version"].startswith("2.11.") and record["torch_runs_under"] == ["2.10", "2.11"]
+    assert {p.relative_to(package).as_posix() for p in package.rglob("*.so")} == {
+        f"torch211/{name}" if name in OF_TORCH else name for name in LIBRARIES
+    }
+    carried = {p.relative_to(ROOT) for top in ("ops", "nn") for p in (ROOT / "xformers" / top).rglob("*.cpp")}
+    assert all((package / "_sources" / source).exists() for source in carried)
+    assert (package / "_sources/third_party/nlohmann_json/nlohmann/json.hpp").exists()
 
     for library in LIBRARIES:
-        dynamic = run("readelf", "-d", package / library)
+        folder = package / "torch211" if library in OF_TORCH else package
+        dynamic = run("readelf", "-d", folder / library)
         assert re.findall(r"\(RU?N?PATH\).*\[(.*)\]", dynamic) == ["$ORIGIN"]
         needed = {name for name in re.findall(r"\(NEEDED\).*\[(.*)\]", dynamic) if not SYSTEM.match(name)}
         if library in OURS:
             assert OURS[library] <= needed
             needed = {name for name in needed if not TORCH.match(name)} - set(LIBRARIES)
         assert not needed, f"{library} needs {needed}, which the wheel doesn't carry"
-        inside = run("nm", "-D", "--defined-only", package / library)
+        inside = run("nm", "-D", "--defined-only", folder / library)
         assert "inflate" not in inside, f"{library} shows symbols of the zlib inside of it"
 
 

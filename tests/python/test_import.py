@@ -101,12 +101,19 @@ def assert_import_error(folder, *fragments):
         assert fragment in last
 
 
-def of_other_torch(folder):
-    """A package that was built for torch 2.7."""
-    package = copy_of_package(folder, leave_out=["_build_info.json"])
-    build = json.loads((PACKAGE / "_build_info.json").read_text())
-    other = {"torch_version": "2.7.1+cu126", "torch_runs_under": ["2.7"]}
-    (package / "_build_info.json").write_text(json.dumps({**build, **other}))
+LIBRARY = xformers._cpp_lib._loaded.folder
+RECORD = LIBRARY / "_torch_library.json"
+
+
+def of_other_torch(folder, library="torch27", version="2.7.1+cu126", runs_under=("2.7",)):
+    """A package that was built for another torch alone."""
+    package = copy_of_package(folder, leave_out=[entry.name for entry in PACKAGE.glob("torch2*")])
+    (package / library).mkdir()
+    for entry in LIBRARY.glob("*.so"):
+        (package / library / entry.name).symlink_to(entry)
+    record = {**json.loads(RECORD.read_text()), "torch_version": version, "torch_runs_under": runs_under}
+    (package / library / RECORD.name).write_text(json.dumps(record))
+    return package
 
 
 PIP = f"{sys.executable} -m pip install"
@@ -117,9 +124,10 @@ def test_other_torch(tmp_path):
     of_other_torch(tmp_path)
     assert_import_error(
         tmp_path,
-        "was built for torch 2.7 and runs under torch 2.7;",
-        f"this is torch {torch.__version__} in {Path(torch.__file__).parent}.  Fix: {PIP} 'torch==2.7.*'; or ",
-        f"in a clone of its repository: {REBUILD} --upgrade --target {tmp_path} .",
+        "has operators for torch 2.7;",
+        f"this is torch {torch.__version__} in {Path(torch.__file__).parent}.  ",
+        f"Fix: {sys.executable} -m xformers.build ",
+        f"; or {PIP} 'torch==2.7.*'",
     )
 
 
@@ -130,35 +138,46 @@ def test_other_torch_in_a_folder_of_its_own(tmp_path):
     of_other_torch(ours)
     (torchs / "torch").symlink_to(Path(torch.__file__).parent)
     command = shlex.join([*PIP.split(), "--upgrade", "--target", str(torchs), "torch==2.7.*"])
-    assert_import_error(f"{ours}{os.pathsep}{torchs}", f"Fix: {command}; or ")
+    assert_import_error(f"{ours}{os.pathsep}{torchs}", f"; or {command}")
 
 
-def test_other_torch_beside_a_package_whose_sources_are_here(tmp_path):
+def test_library_that_does_not_load(tmp_path):
+    package = of_other_torch(tmp_path, LIBRARY.name, torch.__version__)
+    (package / LIBRARY.name / "libxformers.so").unlink()
+    (package / LIBRARY.name / "libxformers.so").write_text("not a library")
+    assert_import_error(tmp_path, "could not load", "Fix: build it for this torch, ")
+
+
+def test_library_that_does_not_load_beside_the_sources_of_the_package(tmp_path):
+    """As `pip install <clone>` leaves it, without sources of its own: the command names that clone."""
     folder, sources = tmp_path / "site", tmp_path / "the clone"
     for made in (folder, sources, folder / "xformers-0.1.0.dist-info"):
         made.mkdir()
-    of_other_torch(folder)
+    package = of_other_torch(folder, LIBRARY.name, torch.__version__)
+    (package / "libxformers_kernels.so").unlink()
+    (package / "_sources").unlink(missing_ok=True)
     (sources / "pyproject.toml").touch()
     (folder / "xformers-0.1.0.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: xformers\nVersion: 0.1.0\n")
     url = {"url": sources.as_uri(), "dir_info": {}}
     (folder / "xformers-0.1.0.dist-info/direct_url.json").write_text(json.dumps(url))
     assert_import_error(
-        folder, f"build xformers for this torch, {REBUILD} --upgrade --target {folder} {shlex.quote(str(sources))}"
+        folder, f"build it for this torch, {REBUILD} --upgrade --target {folder} {shlex.quote(str(sources))}"
     )
 
 
-def test_library_that_does_not_load(tmp_path):
-    package = copy_of_package(tmp_path, leave_out=["libxformers.so"])
-    (package / "libxformers.so").write_text("not a library")
-    assert_import_error(
-        tmp_path, "could not load", f"Fix: build it for this torch, in a clone of its repository: {PIP}"
-    )
+def test_loader_error_in_full(tmp_path):
+    """XFORMERS_MORE_DETAILS=1: all that the loader said, and where."""
+    package = of_other_torch(tmp_path, LIBRARY.name, torch.__version__)
+    (package / "libxformers_kernels.so").unlink()
+    result = run("import xformers", path=tmp_path, XFORMERS_MORE_DETAILS="1")
+    assert "OSError: " in result.stderr and "XFORMERS_MORE_DETAILS=1 shows all" not in result.stderr
+    assert "OSError: " not in run("import xformers", path=tmp_path, XFORMERS_MORE_DETAILS=None).stderr
 
 
 def test_source_tree_without_libraries(tmp_path):
     package = tmp_path / "python"
     package.mkdir()
-    copy_of_package(package, leave_out=["libxformers.so", "_build_info.json"])
+    copy_of_package(package, leave_out=["_build_info.json"])
     (tmp_path / "pyproject.toml").touch()
     (tmp_path / "xformers").mkdir()
     assert_import_error(package, "has no libraries", f"{REBUILD} -e {tmp_path}")

@@ -8,6 +8,7 @@
 #include <torch/csrc/autograd/saved_variable.h>
 
 #include "xformers/nn/recompute/as_before.h"
+#include "xformers/ops/common/node_pointer.h"
 
 namespace xformers::nn {
 namespace {
@@ -80,8 +81,7 @@ class CheckpointBackward final : public autograd::Node {
 std::vector<at::Tensor> checkpoint(CheckpointedFunction function, std::vector<at::Tensor> inputs) {
   if (!at::GradMode::is_enabled()) return function(inputs);
   RandomState random = RandomState::of(inputs);
-  const std::shared_ptr<CheckpointBackward> node(new CheckpointBackward(function, inputs, std::move(random)),
-                                                 autograd::deleteNode);
+  const auto node = ops::make_node<CheckpointBackward>(function, inputs, std::move(random));
   variable_list outputs;
   {
     const at::NoGradGuard no_grad;

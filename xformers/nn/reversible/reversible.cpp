@@ -10,6 +10,7 @@
 
 #include "xformers/nn/recompute/as_before.h"
 #include "xformers/ops/common/check.h"
+#include "xformers/ops/common/node_pointer.h"
 
 namespace xformers::nn {
 namespace {
@@ -54,7 +55,7 @@ class ReversibleNode : public torch::autograd::Node {
   }
 
   variable_list apply(variable_list&& grads) override {
-    at::Tensor y = output_.unpack(shared_from_this()).detach(), dy = grads[0];
+    at::Tensor y = output_.unpack(getptr()).detach(), dy = grads[0];
     std::map<c10::TensorImpl*, at::Tensor> found;
     std::vector<at::Tensor> arguments;  // leaves of their own, whose gradients go on to whatever made them
     for (const torch::autograd::SavedVariable& saved : arguments_) {
@@ -146,8 +147,7 @@ at::Tensor ReversibleSequenceImpl::forward(const at::Tensor& x, const std::vecto
   for (const at::Tensor& parameter : parameters()) {
     if (parameter.requires_grad() && seen.insert(parameter.unsafeGetTensorImpl()).second) leaves.push_back(parameter);
   }
-  const std::shared_ptr<ReversibleNode> node(new ReversibleNode(pairs_, split_dim_, leaves, route, x.device()),
-                                             torch::autograd::deleteNode);
+  const auto node = ops::make_node<ReversibleNode>(pairs_, split_dim_, leaves, route, x.device());
   at::Tensor out = node->run(x, arguments);
   leaves.insert(leaves.end(), arguments.begin(), arguments.end());
   if (pairs_.empty() || !torch::autograd::compute_requires_grad(x, at::TensorList(leaves))) return out;

@@ -70,7 +70,7 @@ variable_list GradientNode::apply(variable_list&& grads) {
   auto next = tensors_.begin();
   const auto fill = [&](Field field) {
     for_each_tensor(field, [&](at::Tensor& tensor) {
-      tensor = next->unpack(shared_from_this());
+      tensor = next->unpack(getptr());
       if (last_use_) next->reset_data();
       ++next;
     });
@@ -125,7 +125,7 @@ variable_list GradientNode::apply_with_saved(const variable_list& grads,
     std::visit(
         [&](const auto* kept) {
           auto value = *kept;
-          for_each_tensor(&value, [&](at::Tensor& tensor) { tensor = (next++)->unpack(shared_from_this()); });
+          for_each_tensor(&value, [&](at::Tensor& tensor) { tensor = (next++)->unpack(getptr()); });
           pack(value);
         },
         field);
@@ -179,7 +179,7 @@ void InputEdges::add(at::TensorList inputs) {
   for (const at::Tensor& input : inputs) add(input);
 }
 
-at::Tensor with_history(at::Tensor result, const std::shared_ptr<torch::autograd::Node>& node) {
+at::Tensor with_history(at::Tensor result, const AnyNode& node) {
   if (node) torch::autograd::set_history(result, node);
   return result;
 }
@@ -188,7 +188,7 @@ void check_inplace(const at::Tensor& input, bool requires_grad) {
   torch::autograd::check_inplace(input, requires_grad);
 }
 
-void written_inplace(const at::Tensor& input, const std::shared_ptr<torch::autograd::Node>& node) {
+void written_inplace(const at::Tensor& input, const AnyNode& node) {
   torch::autograd::impl::bump_version(input);
   if (node) torch::autograd::rebase_history(input, node);
 }

@@ -21,11 +21,11 @@
 #include <torch/csrc/autograd/saved_variable.h>
 #include <torch/csrc/autograd/variable.h>
 
-#include <memory>
 #include <string>
 #include <variant>
 #include <vector>
 
+#include "xformers/ops/common/node_pointer.h"
 #include "xformers/ops/common/operator.h"
 
 namespace xformers::ops {
@@ -137,12 +137,12 @@ class InputEdges {
 
 // Null where none of the inputs requires a gradient now.
 template <class Kept, class... Inputs>
-std::shared_ptr<OperatorNode<Kept>> record(const Inputs&... inputs) {
+NodePointer<OperatorNode<Kept>> record(const Inputs&... inputs) {
   InputEdges edges(Kept::kNode);
   (edges.look_at(inputs), ...);
   if (!edges.gradient_needed()) return nullptr;
   (edges.add(inputs), ...);
-  std::shared_ptr<OperatorNode<Kept>> node(new OperatorNode<Kept>(), torch::autograd::deleteNode);
+  auto node = make_node<OperatorNode<Kept>>();
   node->set_next_edges(edges.take());
   return node;
 }
@@ -154,11 +154,11 @@ typename Op::Result below_autograd(const Op& args) {
 }
 
 // The result as one of node's (which may be null).
-at::Tensor with_history(at::Tensor result, const std::shared_ptr<torch::autograd::Node>& node);
+at::Tensor with_history(at::Tensor result, const AnyNode& node);
 
 // For an input that the call is going to write into / has written into: as PyTorch's own in-place operators do.
 void check_inplace(const at::Tensor& input, bool requires_grad);
-void written_inplace(const at::Tensor& input, const std::shared_ptr<torch::autograd::Node>& node);
+void written_inplace(const at::Tensor& input, const AnyNode& node);
 
 // Whether nobody else can read the memory of a tensor that the caller holds once: no other tensor of it, and no view.
 bool is_sole_owner(const at::Tensor& tensor);
