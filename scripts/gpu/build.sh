@@ -32,7 +32,9 @@ xargs -P "$(nproc)" -I{} bash -c 'compile {}' <<<"$units"
 "$nvcc" -shared -Xcompiler -fPIC -o "$out/lib/libxformers_attention_kernels.so" "$folder"/objects/*.o "$out"/objects/*.o \
   -cudart static -lpthread -ldl -lrt || echo "FAILED: link"
 cp "$folder"/lib/*.so "$out/lib/"
-cp -r "$folder/python/." "$out/python/" && cp "$out"/lib/*.so "$out/python/xformers/"
+# In the package the kernels lie by themselves, the operators over them in the folder of their torch.
+cp -r "$folder/python/." "$out/python/" && cp "$out"/lib/*_kernels.so "$out/python/xformers/" &&
+  cp "$out"/lib/libxformers{,_ops,_attention}.so "$(dirname "$out"/python/xformers/torch*/_torch_library.json)/"
 "$nvcc" -o "$out/kernels_cuda_test" "$folder"/tests/*.o "$folder"/tests/libxformers_test_support.a "$folder"/tests/libgtest.a \
   -L"$out/lib" -lxformers_kernels -lxformers_attention_kernels -Xlinker -rpath="$out/lib" -cudart static -lpthread -ldl -lrt ||
   echo "FAILED: link of the tests"
